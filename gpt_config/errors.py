@@ -1,0 +1,45 @@
+"""Every error a user can cause, in one tree. It does not know who raises them.
+
+    GPT2Error
+    ├── ConfigError          a field of a config is not a value GPT-2 can have        (a ValueError)
+    ├── InputError           ids, prompts or options that do not fit the model        (a ValueError)
+    ├── InputTypeError       an argument of the wrong type                            (a TypeError)
+    ├── VocabularyError      tokenizer files that are missing, broken or not GPT-2's  (a ValueError)
+    ├── DeviceError          a device or dtype this machine does not have             (a ValueError)
+    └── CheckpointError      weights that are missing, broken or not GPT-2's
+        └── ModelNotFoundError   no folder, shipped model, cached or reachable hub model of that name
+
+Each message is one line that names the value, the limit and the remedy. The command line prints exactly that line.
+"""
+
+
+class GPT2Error(Exception):
+    """Base of every error that a user of this package can cause."""
+
+
+class ConfigError(GPT2Error, ValueError):
+    """A configuration field has a value that GPT-2 cannot have, or that this package does not compute."""
+
+
+class InputError(GPT2Error, ValueError):
+    """Token ids, prompts or generation options that do not fit the model or tokenizer at hand."""
+
+
+class InputTypeError(GPT2Error, TypeError):
+    """An argument is of a type that has no meaning there."""
+
+
+class VocabularyError(GPT2Error, ValueError):
+    """Tokenizer files are missing, broken, or describe a tokenizer that is not GPT-2's."""
+
+
+class DeviceError(GPT2Error, ValueError):
+    """A device or dtype is unknown, or this machine does not have it."""
+
+
+class CheckpointError(GPT2Error):
+    """Weights are missing, broken, or do not fit GPT-2."""
+
+
+class ModelNotFoundError(CheckpointError):
+    """No folder, shipped model, cached download or reachable hub repository goes by the name."""

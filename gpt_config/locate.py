@@ -1,0 +1,135 @@
+"""From a name to a folder: a folder of the user's, a model that ships, or a repository of the Hugging Face hub.
+
+It knows where files can be, not what is in them. `huggingface_hub` is imported only when a hub name is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpt_config.errors import InputTypeError, ModelNotFoundError
+from gpt_config.model_config import PRESETS
+
+SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "gpt2" / "assets"
+
+# The published models' owners on the hub, and OpenAI's names for the sizes: all of them are one model under several names.
+_OWNERS = {"gpt2": "openai-community", "distilgpt2": "distilbert"}
+_SIZES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
+
+# Without a network the hub client retries for half a minute; this many seconds are enough to see that nothing answers.
+_PROBE_SECONDS = 2.0
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "char_vocab.json",
+)
+
+
+def published_name(name: str) -> str | None:
+    """`gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl` or `distilgpt2` if `name` is one of the names of that model."""
+    short = _SIZES.get(name, name.rpartition("/")[2])
+    return short if short in PRESETS and name in (*_names_of(short), *_SIZES) else None
+
+
+def locate(name_or_folder: str | os.PathLike[str], *, files: Sequence[str], complete: Callable[[Path], bool]) -> Path:
+    """The folder that holds the model or tokenizer of that name.
+
+    Looked for in this order: a folder, a model that ships with the package, the hub's cache, the hub. `files` are the
+    patterns to download; a cached repository, and a folder that goes by a published model's name, count only if they are
+    `complete`. ModelNotFoundError says what to do.
+    """
+    if not isinstance(name_or_folder, (str, os.PathLike)):
+        raise InputTypeError(f"a model is named by a str or path, not {type(name_or_folder).__name__}")
+    name = str(name_or_folder)
+    folder = Path(name_or_folder).expanduser()
+    known_by_name = name in shipped_models() or published_name(name) is not None
+    # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
+    if folder.is_dir() and (complete(folder) or not known_by_name):
+        return folder
+    if name in shipped_models():
+        return SHIPPED_MODELS / name
+    if folder.is_file():
+        raise ModelNotFoundError(f"{name} is a file: name the folder that holds config.json and the weights")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
+        raise ModelNotFoundError(f"there is no folder {name!r}, and it is not a hub name: check the path")
+    return _locate_on_hub(name, files, complete)
+
+
+def shipped_models() -> list[str]:
+    """The names of the models that ship inside this package."""
+    return sorted(path.parent.name for path in SHIPPED_MODELS.glob("*/config.json"))
+
+
+def _names_of(short: str) -> list[str]:
+    return [short, f"{_OWNERS.get(short, _OWNERS['gpt2'])}/{short}"]
+
+
+def _locate_on_hub(name: str, files: Sequence[str], complete: Callable[[Path], bool]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    short = published_name(name)
+    names = _names_of(short) if short else [name]
+    for repository in names:
+        try:
+            folder = Path(snapshot_download(repository, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+        if complete(folder):
+            return folder
+    wanted = f"{name!r} is neither a folder, nor a shipped model{_listed(shipped_models())}, nor in the hub's cache"
+    if not _hub_answers():
+        raise ModelNotFoundError(
+            f"{wanted}, and the hub cannot be reached: connect to the network, or copy the model's folder here and name it"
+        )
+    try:
+        folder = Path(snapshot_download(names[-1], allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelNotFoundError(
+            f"{wanted}, and the hub did not give it ({reason}): check the name and the network"
+        ) from None
+    if not complete(folder):
+        raise ModelNotFoundError(f"the hub's repository {names[-1]!r} lacks the files that are needed: name another one")
+    return folder
+
+
+def _listed(names: list[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _hub_answers() -> bool:
+    """Whether any HTTP answer comes from the hub in time; a look-up of its address that hangs counts as none."""
+    import urllib.error  # here, for it takes longer to import than the rest of this floor together
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers: queue.Queue[bool] = queue.Queue()
+
+    def probe() -> None:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
+            answers.put(True)
+        except urllib.error.HTTPError:  # an error page is an answer too
+            answers.put(True)
+        except (OSError, ValueError):
+            answers.put(False)
+
+    threading.Thread(target=probe, daemon=True).start()
+    try:
+        return answers.get(timeout=_PROBE_SECONDS)
+    except queue.Empty:
+        return False

@@ -1,0 +1,170 @@
+"""GPT2Config: the shape of a GPT-2, in the words of a Hugging Face `config.json`. It knows nothing of torch or weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_config.errors import ConfigError
+from gpt_config.validation import check_real, check_whole
+
+# OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
+_ALIASES = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "n_positions",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+
+# Keys that change what is computed, with the only value of theirs that is GPT-2 as this package computes it.
+_REQUIRED_VALUES: dict[str, tuple[Any, str]] = {
+    "add_cross_attention": (False, "cross-attention is not part of GPT-2; use a decoder-only checkpoint"),
+    "tie_word_embeddings": (True, "GPT-2's output head is its token embedding; use a checkpoint with a tied head"),
+    "pruned_heads": ({}, "pruned heads change the shapes; use the unpruned checkpoint"),
+    "quantization_config": (None, "these are weights quantized by another library; use the unquantized checkpoint"),
+}
+
+# OpenAI's and Hugging Face's "gelu_new" are the tanh approximation, under three names; "gelu" is the exact one.
+ACTIVATION_FUNCTIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config:
+    """The configuration of one GPT-2; defaults are the 124M model. Equal fields mean equal architectures.
+
+    Field names, defaults and meanings are those of a Hugging Face GPT-2 `config.json`.
+
+    >>> GPT2Config(n_layer=2, n_head=2, n_embd=64).head_dim
+    32
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024  # the context: the most tokens the model can see at once
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # width of the MLP; None is 4 * n_embd
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True  # divide attention scores by sqrt(head_dim)
+    scale_attn_by_inverse_layer_idx: bool = False  # ... and by the layer's number, counted from 1
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            check_whole(name, getattr(self, name), 1)
+        if self.n_inner is not None:
+            check_whole("n_inner", self.n_inner, 1)
+        for name in ("bos_token_id", "eos_token_id"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 0)
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
+                "every head gets n_embd / n_head channels, so choose sizes that divide"
+            )
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            check_real(name, getattr(self, name), lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
+        check_real("layer_norm_epsilon", self.layer_norm_epsilon, lambda e: e > 0, "a small positive number, such as 1e-5")
+        check_real("initializer_range", self.initializer_range, lambda r: r >= 0, "0 or a positive number, such as 0.02")
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be true or false")
+        if self.activation_function not in ACTIVATION_FUNCTIONS:
+            raise ConfigError(
+                f"activation_function={self.activation_function!r} is not supported: "
+                f"use one of {', '.join(ACTIVATION_FUNCTIONS)}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels inside the MLP."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @classmethod
+    def preset(cls, name: str) -> GPT2Config:
+        """The configuration of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, 124M, ... 1558M."""
+        try:
+            return PRESETS[name]
+        except (KeyError, TypeError):
+            raise ConfigError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}") from None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GPT2Config:
+        """Read the mapping of a `config.json` or OpenAI `hparams.json`.
+
+        Keys that do not change the computation are ignored. A key that asks for something this package does not
+        compute raises ConfigError: nothing is ever silently computed differently.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"a config must be a JSON object of fields, not {type(values).__name__}")
+        if values.get("model_type", "gpt2") != "gpt2":
+            raise ConfigError(
+                f"model_type={values['model_type']!r} is not 'gpt2': this package loads GPT-2 checkpoints only"
+            )
+        for key, (required, remedy) in _REQUIRED_VALUES.items():
+            if values.get(key, required) not in (required, None):
+                raise ConfigError(f"{key}={values[key]!r} is not supported: {remedy}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        known = {_ALIASES[key]: value for key, value in values.items() if key in _ALIASES}
+        known |= {key: value for key, value in values.items() if key in fields}  # the fields' own names win
+        return cls(**known)
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike[str]) -> GPT2Config:
+        """Read a `config.json` or `hparams.json`; ConfigError names the file if it is missing, garbled or not GPT-2's."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise ConfigError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping of a `config.json` that transformers reads as the same model."""
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            **dataclasses.asdict(self),
+            "n_ctx": self.n_positions,  # the older name, which some readers still ask for
+            "tie_word_embeddings": True,
+        }
+
+
+_GPT2 = GPT2Config()
+_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+_LARGE = GPT2Config(n_embd=1280, n_layer=36, n_head=20)
+_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
+
+PRESETS: dict[str, GPT2Config] = {
+    "gpt2": _GPT2,
+    "gpt2-medium": _MEDIUM,
+    "gpt2-large": _LARGE,
+    "gpt2-xl": _XL,
+    "distilgpt2": GPT2Config(n_layer=6),
+    # OpenAI's names for the same four sizes
+    "124M": _GPT2,
+    "355M": _MEDIUM,
+    "774M": _LARGE,
+    "1558M": _XL,
+}

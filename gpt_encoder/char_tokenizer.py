@@ -1,0 +1,84 @@
+"""CharTokenizer: one token a character, for small models and teaching. The interface is GPT2Tokenizer's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from gpt_config.atomic_write import atomic_write_json
+from gpt_config.errors import InputError, VocabularyError
+from gpt_encoder.interface import EOT_TOKEN, Tokenizer
+
+_FILE_NAME = "char_vocab.json"
+
+
+class CharTokenizer(Tokenizer):
+    """Ids are the places of characters in sorted order; `<|endoftext|>` comes after the last of them.
+
+    >>> tokenizer = CharTokenizer.from_texts(["hello"])
+    >>> tokenizer.encode("hole")
+    [1, 3, 2, 0]
+    >>> tokenizer.decode([1, 3, 2, 0])
+    'hole'
+    """
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        self.characters = sorted(set(characters))
+        if not self.characters:
+            raise VocabularyError("the vocabulary is empty: a CharTokenizer needs a text of at least one character")
+        wrong = [c for c in self.characters if not isinstance(c, str) or len(c) != 1 or "\ud800" <= c <= "\udfff"]
+        if wrong:
+            raise VocabularyError(f"{wrong[0]!r} is not a character: each token is one Unicode character, no surrogate")
+        super().__init__({EOT_TOKEN: len(self.characters)})
+        self._ids = {character: token_id for token_id, character in enumerate(self.characters)}
+
+    @cached_property
+    def token_bytes(self) -> dict[int, bytes]:
+        """The bytes that each id stands for."""
+        return {token_id: token.encode("utf-8") for token_id, token in enumerate([*self.characters, EOT_TOKEN])}
+
+    @property
+    def vocab_size(self) -> int:
+        """The characters and `<|endoftext|>`."""
+        return len(self.characters) + 1
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
+        """A tokenizer of all characters in `texts` (an iterable of str, or one str)."""
+        return cls(set().union(*([texts] if isinstance(texts, str) else texts)))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> CharTokenizer:
+        """Read the `char_vocab.json` of a folder; VocabularyError if it is missing or broken."""
+        path = Path(folder) / _FILE_NAME
+        try:
+            characters = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise VocabularyError(f"{path} is not valid JSON ({error})") from None
+        if not isinstance(characters, list) or not all(isinstance(character, str) for character in characters):
+            raise VocabularyError(f"{path} must hold a list of characters")
+        return cls(characters)
+
+    @staticmethod
+    def is_saved_in(folder: str | os.PathLike[str]) -> bool:
+        """Whether `folder` holds a CharTokenizer."""
+        return (Path(folder) / _FILE_NAME).is_file()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `char_vocab.json`: the list of characters."""
+        atomic_write_json(Path(folder) / _FILE_NAME, self.characters, indent=None)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        try:
+            return [self._ids[character] for character in text]
+        except KeyError as error:
+            character = error.args[0]
+        raise InputError(
+            f"the character {character!r} (U+{ord(character):04X}) is not among the {len(self.characters)} that this "
+            "vocabulary has: leave it out, or use a byte-level tokenizer, which takes any text"
+        )

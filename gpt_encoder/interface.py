@@ -1,0 +1,161 @@
+"""Tokenizer: what every tokenizer here can do. It knows special tokens and bytes, not how text is cut into tokens."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import regex
+
+from gpt_config.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    import torch
+
+EOT_TOKEN = "<|endoftext|>"
+
+
+class Tokenizer(ABC):
+    """Turns text into token ids and ids back into text.
+
+    `special_tokens` maps the text of each special token to its id. A special token is never made from text unless
+    `allowed_special` names it.
+    """
+
+    def __init__(self, special_tokens: Mapping[str, int]) -> None:
+        self.special_tokens = dict(special_tokens)
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> Mapping[int, bytes]:
+        """The bytes that each id stands for."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """One more than the largest id: the rows a model's embedding needs."""
+
+    @abstractmethod
+    def _encode_ordinary(self, text: str) -> list[int]:
+        """The ids of text in which nothing is special."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the files from which `load_tokenizer(folder)` makes an equal tokenizer."""
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The id of `<|endoftext|>`, or None where the vocabulary has none."""
+        return self.special_tokens.get(EOT_TOKEN)
+
+    @overload
+    def encode(
+        self, text: str, *, allowed_special: Literal["all"] | Collection[str] = (), return_tensors: None = None
+    ) -> list[int]: ...
+
+    @overload
+    def encode(
+        self, text: str, *, allowed_special: Literal["all"] | Collection[str] = (), return_tensors: Literal["pt"]
+    ) -> torch.Tensor: ...
+
+    def encode(
+        self,
+        text: str,
+        *,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        return_tensors: Literal["pt"] | None = None,
+    ) -> list[int] | torch.Tensor:
+        """The token ids of `text`; no token is added at either end.
+
+        Text that spells a special token is ordinary text, except for those that `allowed_special` names ("all", or a
+        collection of their texts). `return_tensors="pt"` gives an int64 tensor of shape (1, T) instead of a list.
+
+        >>> from gpt_encoder import GPT2Tokenizer
+        >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
+        >>> tokenizer.encode("Hello world<|endoftext|>", allowed_special="all")
+        [15496, 995, 50256]
+        """
+        if not isinstance(text, str):
+            raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
+        allowed = self._allowed_ids(allowed_special)
+        if allowed and any(token in text for token in allowed):
+            ids = self._encode_with_special(text, allowed)
+        else:
+            ids = self._encode_ordinary(text)
+        if return_tensors is None:
+            return ids
+        if return_tensors != "pt":
+            raise InputError(f"return_tensors={return_tensors!r} is not supported: use 'pt', or leave it out for a list")
+        import torch  # the one place in this package that needs it, and only when a tensor is asked for
+
+        return torch.tensor([ids], dtype=torch.int64)
+
+    def _allowed_ids(self, allowed_special: Literal["all"] | Collection[str]) -> dict[str, int]:
+        if allowed_special == "all":
+            return self.special_tokens
+        if isinstance(allowed_special, str):
+            raise InputTypeError(f"allowed_special={allowed_special!r} must be 'all' or a collection of special tokens")
+        for token in allowed_special:
+            if token not in self.special_tokens:
+                known = ", ".join(self.special_tokens) or "no special tokens"
+                raise InputError(f"allowed_special names {token!r}, but this vocabulary has {known}")
+        return {token: self.special_tokens[token] for token in allowed_special}
+
+    def _encode_with_special(self, text: str, allowed: Mapping[str, int]) -> list[int]:
+        longest_first = sorted(allowed, key=len, reverse=True)
+        ids: list[int] = []
+        for part in regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text):
+            if part in allowed:
+                ids.append(allowed[part])
+            else:
+                ids += self._encode_ordinary(part)
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""
+        ids = _as_list(ids)
+        try:
+            return "".join(map(self._latin_1_of_token.__getitem__, ids)).encode("latin-1")
+        except (KeyError, TypeError):
+            wrong = next(token for token in ids if not _is_key(token, self.token_bytes))
+        raise InputError(
+            f"token id {wrong!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"
+        )
+
+    @cached_property
+    def _latin_1_of_token(self) -> dict[int, str]:
+        """`token_bytes` with a character for each byte, because str.join is twice as fast as bytes.join."""
+        return {token_id: token.decode("latin-1") for token_id, token in self.token_bytes.items()}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that `ids` (a list, a 1-D tensor, or any iterable) stand for; bytes that are not UTF-8 become U+FFFD.
+
+        InputError names an id that is not in the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def _as_list(ids: Any) -> list[int]:
+    """A flat list of `ids`; one row of a 2-D tensor or array is a sequence too."""
+    if isinstance(ids, int):
+        return [ids]
+    if isinstance(ids, (str, bytes)) or not (hasattr(ids, "tolist") or isinstance(ids, Iterable)):
+        raise InputTypeError(f"ids to decode must be a list or tensor of ints, not {type(ids).__name__}")
+    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if not isinstance(values, list):
+        return [values]
+    if len(values) == 1 and isinstance(values[0], list):
+        return values[0]
+    if values and isinstance(values[0], list):
+        raise InputError(f"ids to decode are a batch of {len(values)} rows: decode them one row at a time")
+    return values
+
+
+def _is_key(token: object, table: Mapping[int, bytes]) -> bool:
+    try:
+        return token in table
+    except TypeError:  # unhashable
+        return False

@@ -1,0 +1,107 @@
+"""GPT2Tokenizer: byte-level BPE as GPT-2 does it. It knows the split pattern and the cache, not files or the merge loop."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import regex
+
+from gpt_config.locate import TOKENIZER_FILES, locate, published_name
+from gpt_encoder.byte_pair import BytePairMerger
+from gpt_encoder.char_tokenizer import CharTokenizer
+from gpt_encoder.chunk_cache import ChunkCache
+from gpt_encoder.interface import Tokenizer
+from gpt_encoder.vocab_files import (
+    Vocabulary,
+    byte_token_ids,
+    bytes_by_id,
+    read_vocabulary,
+    write_vocabulary,
+)
+
+# The pieces inside which bytes may merge; GPT-2's pattern, from OpenAI's `encoder.py`. Contractions are matched in lower
+# case only, as there: to mend that would change the ids.
+SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
+
+_SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
+
+
+def mend_surrogates(text: str) -> str:
+    """`text` without surrogates: a pair becomes the character it spells, a lone one U+FFFD, as in tiktoken."""
+    return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
+
+
+class GPT2Tokenizer(Tokenizer):
+    """The tokenizer of GPT-2 and of every model with the same rule and other merges.
+
+    >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
+    >>> tokenizer.encode("Hello world")
+    [15496, 995]
+    >>> tokenizer.decode([15496, 995])
+    'Hello world'
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        token_ids = vocabulary.token_ids
+        super().__init__(vocabulary.special_tokens)
+        self._vocabulary = vocabulary
+        self._byte_ids = byte_token_ids(token_ids)
+        ranks = {(token_ids[left], token_ids[right]): rank for rank, (left, right) in enumerate(vocabulary.merges)}
+        self._merger = BytePairMerger(ranks, [token_ids[left + right] for left, right in vocabulary.merges])
+        self._chunks = ChunkCache(self.split, self._merge_piece)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike[str] = "gpt2") -> GPT2Tokenizer:
+        """The tokenizer of a published GPT-2 (its files ship with this package), of a folder, or of a hub repository.
+
+        Raises VocabularyError if the files are missing, broken or not GPT-2's; ModelNotFoundError if nothing has the name.
+        """
+        return cls(read_vocabulary(_locate_tokenizer(name_or_folder)))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; transformers reads the same tokenizer."""
+        write_vocabulary(Path(folder), self._vocabulary)
+
+    @cached_property
+    def token_bytes(self) -> dict[int, bytes]:
+        """The bytes that each id stands for."""
+        return bytes_by_id(self._vocabulary.token_ids, self.special_tokens)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id: the rows a model's embedding needs."""
+        return 1 + max(*self._vocabulary.token_ids.values(), *self.special_tokens.values())
+
+    def split(self, text: str) -> list[str]:
+        """The pieces of `text` inside which bytes may merge; they join to `text`."""
+        return SPLIT_PATTERN.findall(text)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        try:
+            return self._chunks.encode(text)
+        except UnicodeEncodeError:
+            return self._encode_ordinary(mend_surrogates(text))
+
+    def _merge_piece(self, piece: str) -> tuple[int, ...]:
+        return tuple(self._merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
+
+
+def load_tokenizer(name_or_folder: str | os.PathLike[str] = "gpt2") -> Tokenizer:
+    """The tokenizer of whichever kind `name_or_folder` holds: a CharTokenizer or a GPT2Tokenizer."""
+    folder = _locate_tokenizer(name_or_folder)
+    kind = CharTokenizer if CharTokenizer.is_saved_in(folder) else GPT2Tokenizer
+    return kind.from_pretrained(folder)
+
+
+def _locate_tokenizer(name_or_folder: str | os.PathLike[str]) -> Path:
+    if isinstance(name_or_folder, str) and published_name(name_or_folder) and not has_tokenizer(Path(name_or_folder)):
+        return _SHIPPED_FOLDER
+    return locate(name_or_folder, files=TOKENIZER_FILES, complete=has_tokenizer)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` holds tokenizer files of a kind that `load_tokenizer` reads."""
+    sets = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+    return CharTokenizer.is_saved_in(folder) or any(all((folder / name).is_file() for name in names) for names in sets)

@@ -1,0 +1,255 @@
+"""Vocabulary files: OpenAI's `encoder.json` + `vocab.bpe`, the same as `vocab.json` + `merges.txt`, and `tokenizer.json`.
+
+Files hold tokens in a printable alphabet, one character a byte (`bytes_to_unicode` in OpenAI's `encoder.py`): bytes that
+are printable in Latin-1 stand for themselves, the other 68 for U+0100 and on. This module knows the formats and what
+makes a vocabulary GPT-2's; it does not know how text is encoded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from gpt_config.atomic_write import atomic_write_json, atomic_write_text
+from gpt_config.errors import VocabularyError
+from gpt_encoder.interface import EOT_TOKEN
+
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+
+CHARACTER_OF_BYTE: dict[int, str] = {
+    **{byte: chr(byte) for byte in _PRINTABLE},
+    **{byte: chr(0x100 + n) for n, byte in enumerate(_OTHERS)},
+}
+# For str.translate: from a printable character to the Latin-1 character with the number of the byte.
+_LATIN_1_OF_CHARACTER = {ord(character): byte for byte, character in CHARACTER_OF_BYTE.items()}
+
+
+def token_to_bytes(token: str) -> bytes:
+    """The bytes of a token written in the printable alphabet; UnicodeEncodeError if a character is not of it."""
+    return token.translate(_LATIN_1_OF_CHARACTER).encode("latin-1")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A byte-level BPE vocabulary as its files hold it, checked to be complete.
+
+    `token_ids` maps tokens in the printable alphabet to ids, special tokens included; `merges` are pairs of such tokens
+    in order of rank; `special_tokens` maps the plain text of each special token to its id.
+    """
+
+    token_ids: Mapping[str, int]
+    merges: list[tuple[str, str]]
+    special_tokens: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise VocabularyError("the vocabulary is empty: it needs at least the 256 byte tokens")
+        for token, token_id in chain(self.token_ids.items(), self.special_tokens.items()):
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+                raise VocabularyError(f"token {token!r} has the id {token_id!r}: ids are whole numbers of 0 or more")
+        missing = [byte for byte, character in CHARACTER_OF_BYTE.items() if character not in self.token_ids]
+        if missing:
+            raise VocabularyError(
+                f"the vocabulary lacks {len(missing)} of the 256 byte tokens (first: byte {missing[0]:#04x}): "
+                "without them some text has no tokens; use a byte-level BPE vocabulary"
+            )
+        lacking = {*chain.from_iterable(self.merges), *map("".join, self.merges)} - self.token_ids.keys()
+        if lacking:
+            raise VocabularyError(
+                f"the merges need the token {min(lacking)!r}, which the vocabulary lacks: the files do not belong together"
+            )
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Read whichever vocabulary files `folder` has; `tokenizer.json` first, as transformers does.
+
+    VocabularyError names the file and what is wrong with it.
+    """
+    _refuse_other_behaviour(folder)
+    if (folder / "tokenizer.json").is_file():
+        return _read_tokenizer_json(folder / "tokenizer.json")
+    for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (folder / vocab_name).is_file() and (folder / merges_name).is_file():
+            return read_vocab_and_merges(folder / vocab_name, folder / merges_name, _read_added_tokens(folder))
+    raise VocabularyError(
+        f"{folder} has no tokenizer files: it needs tokenizer.json, or vocab.json with merges.txt, "
+        "or encoder.json with vocab.bpe"
+    )
+
+
+def read_vocab_and_merges(vocab: Path, merges: Path, added_tokens: Mapping[str, int] | None = None) -> Vocabulary:
+    """Read `vocab.json` and `merges.txt`, under these or OpenAI's names. `<|endoftext|>`, if there, is special."""
+    token_ids = _read_json_object(vocab)
+    special_tokens = dict(added_tokens or {})
+    if EOT_TOKEN in token_ids:
+        special_tokens.setdefault(EOT_TOKEN, token_ids[EOT_TOKEN])
+    try:
+        # Not splitlines(): it would also cut at characters that only Unicode takes for the end of a line.
+        lines = merges.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocabularyError(f"cannot read {merges}: {error}") from None
+    first = 1 if lines[0].startswith("#version") else 0
+    # The file may or may not end in a line end; every line that holds a merge counts, the last one too.
+    pairs = _pairs(merges, [line.split(" ") for line in lines[first:] if line])
+    return _checked(vocab, token_ids, pairs, special_tokens)
+
+
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Write `vocab.json`, `merges.txt`, `tokenizer.json` and `tokenizer_config.json`, for this package and transformers."""
+    eot = EOT_TOKEN if EOT_TOKEN in vocabulary.special_tokens else None
+    atomic_write_json(folder / "vocab.json", dict(vocabulary.token_ids), indent=None)
+    atomic_write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, vocabulary.merges), ""]))
+    atomic_write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "GPT2Tokenizer",
+            "add_prefix_space": False,
+            "bos_token": eot,
+            "eos_token": eot,
+            "unk_token": eot,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    atomic_write_json(folder / "tokenizer.json", _tokenizer_json(vocabulary))
+
+
+def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    by_id = sorted(vocabulary.special_tokens.items(), key=lambda item: item[1])
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, "content": token, **flags} for token, token_id in by_id],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": dict(vocabulary.token_ids),
+            "merges": [list(pair) for pair in vocabulary.merges],
+        },
+    }
+
+
+def _read_tokenizer_json(path: Path) -> Vocabulary:
+    content = _read_json_object(path)
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise VocabularyError(f"{path} does not hold a BPE model: only GPT-2's byte-level BPE is read")
+    _refuse_other_pipeline(path, content, model)
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise VocabularyError(f"{path} has no list of merges")
+    # Files of before 2024 have "left right", later ones ["left", "right"].
+    pairs = _pairs(path, [merge.split(" ") if isinstance(merge, str) else merge for merge in merges])
+    special_tokens = _added_tokens_of(path, content.get("added_tokens") or [])
+    if EOT_TOKEN in model["vocab"]:
+        special_tokens.setdefault(EOT_TOKEN, model["vocab"][EOT_TOKEN])
+    return _checked(path, model["vocab"], pairs, special_tokens)
+
+
+def _refuse_other_pipeline(path: Path, content: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise VocabularyError for settings under which the ids would differ from GPT-2's rule."""
+    pre_tokenizer = content.get("pre_tokenizer")
+    if not isinstance(pre_tokenizer, dict) or pre_tokenizer.get("type") != "ByteLevel":
+        raise VocabularyError(f"{path}: the pre_tokenizer is not GPT-2's ByteLevel: its ids would differ")
+    for owner, settings, key, required in (
+        ("pre_tokenizer", pre_tokenizer, "add_prefix_space", False),
+        ("pre_tokenizer", pre_tokenizer, "use_regex", True),
+        ("model", model, "dropout", None),
+        ("model", model, "continuing_subword_prefix", None),
+        ("model", model, "end_of_word_suffix", None),
+        ("model", model, "byte_fallback", False),
+        ("model", model, "ignore_merges", False),
+        ("tokenizer", content, "normalizer", None),
+    ):
+        value = settings.get(key, required)
+        if value != required and not (required is None and value in ("", 0)):
+            raise VocabularyError(f"{path}: {owner} has {key}={value!r}, which is not GPT-2's rule: its ids would differ")
+
+
+def _refuse_other_behaviour(folder: Path) -> None:
+    """The one setting of `tokenizer_config.json` that changes the ids of plain text."""
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and _read_json_object(path).get("add_prefix_space"):
+        raise VocabularyError(f"{path}: add_prefix_space is true, which is not GPT-2's rule: its ids would differ")
+
+
+def _read_added_tokens(folder: Path) -> dict[str, int]:
+    """Special tokens that stand beside `vocab.json`: `added_tokens.json`, and `tokenizer_config.json`."""
+    tokens: dict[str, int] = {}
+    if (folder / "added_tokens.json").is_file():
+        tokens |= _read_json_object(folder / "added_tokens.json")
+    if (path := folder / "tokenizer_config.json").is_file():
+        by_id = _read_json_object(path).get("added_tokens_decoder") or {}
+        try:
+            entries = [{"id": int(token_id), **entry} for token_id, entry in by_id.items()]
+        except (AttributeError, TypeError, ValueError):
+            raise VocabularyError(f"{path}: added_tokens_decoder must map ids to tokens") from None
+        tokens |= _added_tokens_of(path, entries)
+    return tokens
+
+
+def _added_tokens_of(path: Path, entries: list[Any]) -> dict[str, int]:
+    try:
+        return {entry["content"]: entry["id"] for entry in entries}
+    except (KeyError, TypeError):
+        raise VocabularyError(f"{path}: every added token needs an id and its content") from None
+
+
+def _pairs(path: Path, merges: list[Any]) -> list[tuple[str, str]]:
+    for number, merge in enumerate(merges, start=1):
+        if not (isinstance(merge, list) and len(merge) == 2 and isinstance(merge[0], str) and isinstance(merge[1], str)):
+            raise VocabularyError(f"{path}: merge {number} is {merge!r}: it must be two tokens with one blank between them")
+    return [(left, right) for left, right in merges]
+
+
+def _checked(path: Path, token_ids: Mapping[str, int], merges: list[tuple[str, str]], special: dict[str, int]) -> Vocabulary:
+    try:
+        return Vocabulary(token_ids, merges, special)
+    except VocabularyError as error:
+        raise VocabularyError(f"{path}: {error}") from None
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
+    if not isinstance(content, dict):
+        raise VocabularyError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def byte_token_ids(token_ids: Mapping[str, int]) -> list[int]:
+    """The id of each of the 256 bytes, by byte."""
+    return [token_ids[CHARACTER_OF_BYTE[byte]] for byte in range(256)]
+
+
+def bytes_by_id(token_ids: Mapping[str, int], special_tokens: Mapping[str, int]) -> dict[int, bytes]:
+    """The bytes of every id. A token outside the printable alphabet is a special one and stands for its UTF-8 text."""
+    table: dict[int, bytes] = {}
+    for token, token_id in token_ids.items():
+        try:
+            table[token_id] = token_to_bytes(token)
+        except UnicodeEncodeError:
+            table[token_id] = token.encode("utf-8", errors="replace")
+    table.update((token_id, token.encode("utf-8", errors="replace")) for token, token_id in special_tokens.items())
+    return table

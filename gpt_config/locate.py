@@ -40,12 +40,14 @@ def published_name(name: str) -> str | None:
     return short if short in PRESETS and name in (*_names_of(short), *_SIZES) else None
 
 
-def locate(name_or_folder: str | os.PathLike[str], *, files: Sequence[str], complete: Callable[[Path], bool]) -> Path:
+def locate(
+    name_or_folder: str | os.PathLike[str], *, files: Sequence[Sequence[str]], complete: Callable[[Path], bool]
+) -> Path:
     """The folder that holds the model or tokenizer of that name.
 
-    Looked for in this order: a folder, a model that ships with the package, the hub's cache, the hub. `files` are the
-    patterns to download; a cached repository, and a folder that goes by a published model's name, count only if they are
-    `complete`. ModelNotFoundError says what to do.
+    Looked for in this order: a folder, a model that ships with the package, the hub's cache, the hub. `files` are sets of
+    patterns to download, the next one only if the folder is not `complete` with those before. A cached repository counts
+    only if it is complete, and so does a folder that goes by a published model's name. ModelNotFoundError says what to do.
     """
     if not isinstance(name_or_folder, (str, os.PathLike)):
         raise InputTypeError(f"a model is named by a str or path, not {type(name_or_folder).__name__}")
@@ -73,7 +75,7 @@ def _names_of(short: str) -> list[str]:
     return [short, f"{_OWNERS.get(short, _OWNERS['gpt2'])}/{short}"]
 
 
-def _locate_on_hub(name: str, files: Sequence[str], complete: Callable[[Path], bool]) -> Path:
+def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable[[Path], bool]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -92,15 +94,16 @@ def _locate_on_hub(name: str, files: Sequence[str], complete: Callable[[Path], b
             f"{wanted}, and the hub cannot be reached: connect to the network, or copy the model's folder here and name it"
         )
     try:
-        folder = Path(snapshot_download(names[-1], allow_patterns=list(files)))
+        for patterns in files:
+            folder = Path(snapshot_download(names[-1], allow_patterns=list(patterns)))
+            if complete(folder):
+                return folder
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelNotFoundError(
             f"{wanted}, and the hub did not give it ({reason}): check the name and the network"
         ) from None
-    if not complete(folder):
-        raise ModelNotFoundError(f"the hub's repository {names[-1]!r} lacks the files that are needed: name another one")
-    return folder
+    raise ModelNotFoundError(f"the hub's repository {names[-1]!r} lacks the files that are needed: name another one")
 
 
 def _listed(names: list[str]) -> str:

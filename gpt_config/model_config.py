@@ -69,6 +69,8 @@ class GPT2Config:
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 0)
+                if getattr(self, name) >= self.vocab_size:  # no token has this id: GPT-2's default in a smaller vocabulary
+                    object.__setattr__(self, name, None)
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "

@@ -98,7 +98,7 @@ def load_tokenizer(name_or_folder: str | os.PathLike[str] = "gpt2") -> Tokenizer
 def _locate_tokenizer(name_or_folder: str | os.PathLike[str]) -> Path:
     if isinstance(name_or_folder, str) and published_name(name_or_folder) and not has_tokenizer(Path(name_or_folder)):
         return _SHIPPED_FOLDER
-    return locate(name_or_folder, files=TOKENIZER_FILES, complete=has_tokenizer)
+    return locate(name_or_folder, files=[TOKENIZER_FILES], complete=has_tokenizer)
 
 
 def has_tokenizer(folder: Path) -> bool:

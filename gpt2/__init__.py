@@ -1,0 +1,33 @@
+"""Floor 2: the GPT-2 model, its weights, generation and the command line. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2.completion import Completion, complete, stream
+    from gpt2.kv_cache import KVCache
+    from gpt2.model import GPT2
+
+_HOME = {
+    "GPT2": "gpt2.model",
+    "KVCache": "gpt2.kv_cache",
+    "Completion": "gpt2.completion",
+    "complete": "gpt2.completion",
+    "stream": "gpt2.completion",
+}
+
+__all__ = ["GPT2", "Completion", "KVCache", "complete", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: a public name is imported when it is first used, so that `gpt2 --help` need not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gpt2' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

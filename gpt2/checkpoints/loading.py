@@ -1,0 +1,102 @@
+"""From a name or folder to a GPT2: locate it, read its config, build it without memory, and give it the file's tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2.checkpoints.naming import published_names
+from gpt2.checkpoints.weight_files import PYTORCH_PATTERNS, SAFETENSORS_PATTERNS, read_tensors, weight_files
+from gpt2.device import resolve_device, resolve_dtype
+from gpt2.model import GPT2
+from gpt_config.errors import CheckpointError
+from gpt_config.locate import TOKENIZER_FILES, locate
+from gpt_config.model_config import GPT2Config
+
+_CONFIG_FILES = ("config.json", "hparams.json")
+
+# So many names fit into a message that is still a line.
+_MAX_NAMED = 4
+
+
+def load_model(
+    name_or_folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+) -> GPT2:
+    """Load a GPT-2, in eval mode.
+
+    `name_or_folder` is a folder, the name of a model that ships, or a hub name such as gpt2 or openai-community/gpt2-xl.
+    On the CPU, weights that have the wanted dtype stay views of the mapped file: they are read when they are first
+    used, and take no memory beside the page cache. Others are converted one by one.
+
+    Raises ModelNotFoundError, CheckpointError, ConfigError or DeviceError; each says what to do.
+    """
+    target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
+    folder = locate_model(name_or_folder)
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = GPT2(config)
+    tensors = published_names(read_tensors(folder), folder)
+    _check_fit(folder, tensors, {name: parameter.shape for name, parameter in model.named_parameters()})
+    for name in list(tensors):
+        tensors[name] = tensors[name].to(device=target_device, dtype=target_dtype)
+    model.load_state_dict(tensors, assign=True)
+    model.pretrained_from = folder
+    return model.eval()
+
+
+def locate_model(name_or_folder: str | os.PathLike[str]) -> Path:
+    """The folder of a model: one of the user's, one that ships, or one in the hub's cache, downloaded if need be."""
+    small_files = (*_CONFIG_FILES, *TOKENIZER_FILES)
+    return locate(
+        name_or_folder,
+        files=[(*small_files, *SAFETENSORS_PATTERNS), PYTORCH_PATTERNS],
+        complete=is_model_folder,
+    )
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether `folder` has a config and weights. A broken index of shards counts as weights: loading says what is wrong."""
+    if not any((folder / name).is_file() for name in _CONFIG_FILES):
+        return False
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return True
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The config of a model folder, from `config.json` or OpenAI's `hparams.json`."""
+    for name in _CONFIG_FILES:
+        if (folder / name).is_file():
+            return GPT2Config.from_json_file(folder / name)
+    raise CheckpointError(f"{folder} has no config.json: name a folder that holds config.json and the weights")
+
+
+def _check_fit(folder: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """One CheckpointError for all that is missing, extra, of another shape, or not of floating point."""
+    wrong = []
+    if missing := shapes.keys() - tensors.keys():
+        wrong.append(f"missing {_listed(missing)}")
+    if extra := tensors.keys() - shapes.keys():
+        wrong.append(f"unknown {_listed(extra)}")
+    for name in sorted(shapes.keys() & tensors.keys()):
+        tensor = tensors[name]
+        if tensor.shape != shapes[name]:
+            wrong.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(shapes[name])}")
+        elif not tensor.is_floating_point():
+            wrong.append(f"{name} is {tensor.dtype} instead of a floating-point type")
+    if wrong:
+        more = f"; and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config: {'; '.join(wrong[:_MAX_NAMED])}{more}: "
+            "use weights and config of the same model"
+        )
+
+
+def _listed(names: set[str]) -> str:
+    first = sorted(names)[:_MAX_NAMED]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

@@ -1,0 +1,173 @@
+"""Completions of text: tokenizer, decode loop and stop strings put together. This is what the command line calls."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpt2.generation import Continuation, FinishReason, decode, start
+from gpt2.model import GPT2
+from gpt_config.errors import InputTypeError
+from gpt_config.generation_config import GenerationConfig
+from gpt_encoder.interface import Tokenizer
+from gpt_encoder.stream_decoder import StreamDecoder
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation of one prompt.
+
+    `text` ends before the stop string or end-of-text token that ended it; `ids` and `logprobs` (natural logarithms, the
+    model's own, before temperature and cut-offs) hold every token that was generated, that one too. Times are in seconds
+    from the start of the batch.
+    """
+
+    prompt: str
+    text: str
+    prompt_ids: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    index: int
+    seed: int
+    seconds_to_first_token: float
+    seconds: float
+
+
+def complete(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[str],
+    config: GenerationConfig | None = None,
+    **options: Any,
+) -> list[Completion]:
+    """Continue one prompt or a batch of them: `num_return_sequences` completions of each, in the order of the prompts.
+
+    `options` are fields of GenerationConfig and win over `config`.
+
+    >>> complete(model, tokenizer, "Once upon a time", max_new_tokens=20)[0].text  # doctest: +SKIP
+    """
+    completions: dict[int, Completion] = {}
+    for row, _, completion in stream_batch(model, tokenizer, prompts, config, logprobs=True, **options):
+        if completion is not None:
+            completions[row] = completion
+    return [completions[row] for row in sorted(completions)]
+
+
+def stream(
+    model: GPT2, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
+) -> Iterator[str]:
+    """The text that continues `prompt`, piece by piece as it is made; whole characters only.
+
+    Text that may be the beginning of a stop string is held back until it is clear that it is not.
+
+    >>> for piece in stream(model, tokenizer, "Once upon a time"):  # doctest: +SKIP
+    ...     print(piece, end="", flush=True)
+    """
+    options["num_return_sequences"] = 1
+    for _, piece, _ in stream_batch(model, tokenizer, [prompt], config, **options):
+        if piece:
+            yield piece
+
+
+def stream_batch(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[str],
+    config: GenerationConfig | None = None,
+    *,
+    logprobs: bool = False,
+    **options: Any,
+) -> Iterator[tuple[int, str, Completion | None]]:
+    """What both are made of: (row, new text, and the Completion once the row has ended), for all rows as they advance.
+
+    Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "".
+    """
+    config = replace(config or GenerationConfig(), **options)
+    if config.seed is None:
+        config = replace(config, seed=secrets.randbits(31))  # drawn here, so that the Completion can tell it
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputTypeError(f"a prompt must be a str, not {type(text).__name__}: decode bytes first")
+    rows = start(model, [tokenizer.encode(text) for text in texts], config)
+    streams = [_TextStream(tokenizer, config.stop) for _ in rows]
+    place_of = {id(row): place for place, row in enumerate(rows)}
+    began = time.perf_counter()
+    first_token_at: float | None = None
+
+    def ended(place: int) -> Completion:
+        row, now = rows[place], time.perf_counter() - began
+        return Completion(
+            prompt=texts[place // config.num_return_sequences],
+            text=streams[place].text,
+            prompt_ids=row.prompt_ids,
+            ids=row.ids,
+            logprobs=row.logprobs,
+            finish_reason=row.finish_reason or "length",
+            index=row.index,
+            seed=config.seed or 0,
+            seconds_to_first_token=now if first_token_at is None else first_token_at,
+            seconds=now,
+        )
+
+    for advanced in decode(model, rows, config, logprobs=logprobs):
+        first_token_at = time.perf_counter() - began if first_token_at is None else first_token_at
+        for row in advanced:
+            place = place_of[id(row)]
+            piece = streams[place].read(row)
+            yield place, piece, ended(place) if row.finish_reason else None
+    if config.max_new_tokens == 0:
+        for place in range(len(rows)):
+            yield place, "", ended(place)
+
+
+class _TextStream:
+    """The text of one continuation, up to the first stop string. `text` is all that was given out."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stop = stop
+        self._held = ""  # not given out yet, because a stop string may have begun in it
+        self._pieces: list[str] = []
+        self._n_read = 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def read(self, row: Continuation) -> str:
+        """The text that the row's tokens since the last call complete. A stop string in it ends the row."""
+        new_ids = row.ids[self._n_read :]
+        self._n_read = len(row.ids)
+        if row.finish_reason == "eot":
+            new_ids = new_ids[:-1]
+        piece = "".join(self._give(self._decoder.push(token)) for token in new_ids)
+        if row.finish_reason:
+            piece += self._give(self._decoder.flush(), at_end=True)
+        if self.stopped:
+            row.finish_reason = "stop"
+        return piece
+
+    def _give(self, new: str, *, at_end: bool = False) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + new
+        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            keep = min(found)
+        else:
+            keep = len(text) if at_end else len(text) - self._length_of_begun_stop(text)
+        piece, self._held = text[:keep], text[keep:]
+        self._pieces.append(piece)
+        return piece
+
+    def _length_of_begun_stop(self, text: str) -> int:
+        """The longest end of `text` with which a stop string begins."""
+        begun = (n for stop in self._stop for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n]))
+        return max(begun, default=0)

@@ -1,0 +1,127 @@
+"""Decoder: the logits of the next token for growing sequences, by prefill and then one token at a time.
+
+It knows the model, its cache and its context, and nothing of how a token is chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpt2.kv_cache import KVCache
+from gpt2.model import GPT2
+from gpt_config.errors import CheckpointError
+
+
+class Window:
+    """The token ids of one sequence, and where in them the model's view begins.
+
+    The view holds at most `limit` ids. A text that begins longer is seen from its end; one that grows longer loses the
+    older half of the view at once, so that the rest need not be computed anew for every token. All this depends on the
+    sequence alone, never on what stands beside it in a batch.
+    """
+
+    def __init__(self, ids: list[int], limit: int) -> None:
+        self.ids = ids
+        self._limit = limit
+        self._start = max(0, len(ids) - limit)
+
+    @property
+    def view(self) -> list[int]:
+        """The ids that the model sees."""
+        return self.ids[self._start :]
+
+    def extended(self, token: int) -> Window:
+        """A copy with one more token: beams that part share their past, not their lists."""
+        copy = Window(self.ids, self._limit)
+        copy.ids, copy._start = [*self.ids, token], self._start
+        return copy
+
+    def slide(self) -> bool:
+        """Drop the older half of the view if it has outgrown the context; whether it had."""
+        if len(self.ids) - self._start <= self._limit:
+            return False
+        self._start = len(self.ids) - max(1, self._limit // 2)
+        return True
+
+
+class Decoder:
+    """Next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
+
+    With `use_cache=False` every call computes all views anew: slow, plain, and what the cached path is tested against.
+    """
+
+    def __init__(self, model: GPT2, windows: list[Window], max_new_tokens: int, *, use_cache: bool = True) -> None:
+        self.windows = windows
+        self._model = model
+        self._use_cache = use_cache
+        self._tokens_left = max_new_tokens
+        self._device = model.wte.weight.device
+        self._cache: KVCache | None = None
+        self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
+
+    @torch.inference_mode()
+    def next_logits(self) -> Tensor:
+        """Logits (B, V) of the token after each window, in the model's dtype. CheckpointError if the model computes NaN."""
+        slid = [window.slide() for window in self.windows]
+        cache = self._cache
+        if cache is None or any(slid) or cache.length == cache.max_length:
+            hidden = self._prefill()
+        else:
+            hidden = self._decode_one_token(cache)
+        self._tokens_left -= 1
+        logits = self._model.logits(hidden[:, -1])
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            raise CheckpointError(
+                "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
+            )
+        return logits
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with the windows at these places, in this order; a place may come several times, as beams do."""
+        self.windows = [self.windows[row] for row in rows]
+        self._select_computed(torch.tensor(rows, device=self._device))
+
+    def _select_computed(self, rows: Tensor) -> None:
+        if self._cache is not None:
+            self._cache.select(rows)
+        if self._mask is not None:
+            self._mask = self._mask.index_select(0, rows)
+
+    def _prefill(self) -> Tensor:
+        """Compute all views from nothing, padded on the left; equal views are computed once."""
+        views = [tuple(window.view) for window in self.windows]
+        distinct = {view: row for row, view in enumerate(dict.fromkeys(views))}
+        longest = max(map(len, distinct))
+        input_ids = torch.zeros(len(distinct), longest, dtype=torch.int64)
+        # Slots for the tokens to come: padding counts as a slot, so a batch may fill up before its longest row slides.
+        n_slots = min(self._model.config.n_positions, longest + max(self._tokens_left - 1, 0))
+        mask = torch.ones(len(distinct), n_slots, dtype=torch.int64)
+        for view, row in distinct.items():
+            input_ids[row, longest - len(view) :] = torch.tensor(view)
+            mask[row, : longest - len(view)] = 0
+        self._mask = None if bool(mask.all()) else mask.to(self._device)
+        self._cache = self._new_cache(len(distinct), n_slots)
+        hidden = self._model.hidden_states(
+            input_ids.to(self._device),
+            attention_mask=None if self._mask is None else self._mask[:, :longest],
+            kv_cache=self._cache,
+        )
+        if len(distinct) == len(views):
+            return hidden
+        rows = torch.tensor([distinct[view] for view in views], device=self._device)
+        self._select_computed(rows)
+        return hidden.index_select(0, rows)
+
+    def _decode_one_token(self, cache: KVCache) -> Tensor:
+        last = torch.tensor([[window.ids[-1]] for window in self.windows], device=self._device)
+        mask = None if self._mask is None else self._mask[:, : cache.length + 1]
+        return self._model.hidden_states(last, attention_mask=mask, kv_cache=cache)
+
+    def _new_cache(self, batch_size: int, n_slots: int) -> KVCache | None:
+        if not self._use_cache:
+            return None
+        weight = self._model.wte.weight
+        return KVCache(
+            self._model.config, batch_size=batch_size, max_length=n_slots, device=weight.device, dtype=weight.dtype
+        )

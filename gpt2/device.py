@@ -1,0 +1,50 @@
+"""Which device and dtype: from the names that users write to torch's own, or an error that says what there is."""
+
+from __future__ import annotations
+
+import torch
+
+from gpt_config.errors import DeviceError
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+    "fp64": torch.float64,
+}
+
+
+def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The floating-point dtype of that name; DeviceError lists those there are."""
+    if isinstance(name, torch.dtype) and name in DTYPES.values():
+        return name
+    if not isinstance(name, str) or name not in DTYPES:
+        raise DeviceError(f"dtype {name!r} is unknown: use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """The device of that name ("auto" is an accelerator if there is one, else the CPU); DeviceError if it is not there."""
+    if isinstance(name, torch.device):
+        name = str(name)
+    available = _available_devices()
+    if name == "auto":
+        return torch.device(available[-1])
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise DeviceError(f"device {name!r} is unknown: this machine has {', '.join(available)} (or say auto)") from None
+    n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in available or (device.index or 0) >= n_devices:
+        raise DeviceError(f"device {name!r} is not available: this machine has {', '.join(available)} (or say auto)")
+    return device
+
+
+def _available_devices() -> list[str]:
+    """Device types, the preferred one last."""
+    mps = getattr(torch.backends, "mps", None)
+    return ["cpu"] + ["mps"] * bool(mps and mps.is_available()) + ["cuda"] * torch.cuda.is_available()

@@ -1,0 +1,245 @@
+"""GPT-2 as an `nn.Module`: the architecture, to be read in one sitting. It knows nothing of files, text or sampling.
+
+"Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3, and `src/model.py` of OpenAI's
+gpt-2 repository. Parameters have the names and shapes of the published files. B is the batch, T the tokens of this call,
+S those tokens and the cached ones, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.kv_cache import KVCache
+from gpt_config.errors import InputError
+from gpt_config.model_config import GPT2Config
+
+if TYPE_CHECKING:
+    from gpt_config.generation_config import GenerationConfig
+    from gpt_encoder.interface import Tokenizer
+
+_tanh_gelu = partial(F.gelu, approximate="tanh")
+_ACTIVATIONS = {
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+class Conv1D(nn.Module):
+    """y = x W + b with W of shape (inputs, outputs): a linear layer, stored as the published files store it.
+
+    OpenAI wrote it as a convolution of width one, hence the name; `nn.Linear` would hold the transpose of W.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and what stands before it."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.layer = layer
+        self.scale = 1 / math.sqrt(config.head_dim) if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
+
+    def forward(self, x: Tensor, mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        heads = self.c_attn(x).view(B, T, 3, self.n_head, self.head_dim)
+        heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        q, kv = heads[0], heads[1:]
+        if kv_cache is not None:
+            kv = kv_cache.append(self.layer, kv)  # (2, B, H, S, D)
+        y = F.scaled_dot_product_attention(
+            q,
+            kv[0],
+            kv[1],
+            attn_mask=mask,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+            is_causal=mask is None and T > 1,  # a single token sees everything; all else comes with a mask
+            scale=self.scale,
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.resid_pdrop, self.training)
+
+
+class MLP(nn.Module):
+    """The position-wise network: widen, activate, narrow."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, config.inner_dim)
+        self.c_proj = Conv1D(config.inner_dim, config.n_embd)
+        self.activation = _ACTIVATIONS[config.activation_function]
+        self.resid_pdrop = config.resid_pdrop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.c_proj(self.activation(self.c_fc(x))), self.resid_pdrop, self.training)
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each behind a layer norm and added to the stream (pre-norm, section 2.3)."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, kv_cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """GPT-2: embeddings, blocks, a final norm, and the token embedding once more as the head.
+
+    >>> model = GPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)).eval()
+    >>> model(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 11])
+    """
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.pretrained_from: Path | None = None  # the folder it was loaded from, which has its tokenizer
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """OpenAI's: normal weights, half as wide for positions, zero biases; what each layer adds to the stream is scaled
+        by 1/sqrt(2 n_layer), the number of additions (section 2.3)."""
+        std = self.config.initializer_range
+        nn.init.normal_(self.wte.weight, std=std)
+        nn.init.normal_(self.wpe.weight, std=std / 2)
+        for name, parameter in self.h.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layer))
+            elif name.endswith(("c_attn.weight", "c_fc.weight")):
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) for the token after each of `input_ids` (B, T) int64.
+
+        `attention_mask` (B, S) is 1 for a token and 0 for padding, over the cached tokens too; without it all are tokens.
+        Padding is never attended to, and positions count tokens only, so a padded row gets the logits it has alone; the
+        logits at padding itself mean nothing. With a `kv_cache` the tokens are appended to it. InputError for ids outside
+        the vocabulary, more than n_positions tokens, or a mask of another shape.
+        """
+        return self.logits(self.hidden_states(input_ids, attention_mask=attention_mask, kv_cache=kv_cache))
+
+    def hidden_states(
+        self, input_ids: Tensor, *, attention_mask: Tensor | None = None, kv_cache: KVCache | None = None
+    ) -> Tensor:
+        """What the head reads: (B, T, C) after the final norm. Arguments as for `forward`."""
+        past = kv_cache.length if kv_cache is not None else 0
+        self._check_shapes(input_ids, past, attention_mask)
+        T = input_ids.shape[1]
+        positions = _positions(past, T, attention_mask, input_ids.device)
+        mask = _visible(past, T, attention_mask, input_ids.device)
+        try:
+            x = self.wte(input_ids) + self.wpe(positions)
+        except IndexError:  # raised on the CPU only; elsewhere to look at the ids first would stall the device
+            raise self._out_of_range(input_ids, positions) from None
+        if kv_cache is not None:
+            kv_cache.reserve(*input_ids.shape)
+        x = F.dropout(x, self.config.embd_pdrop, self.training)
+        for block in self.h:
+            x = block(x, mask, kv_cache)
+        return self.ln_f(x)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """The head: (..., C) to (..., V), by the token embedding."""
+        return F.linear(hidden_states, self.wte.weight)
+
+    def _check_shapes(self, input_ids: Tensor, past: int, attention_mask: Tensor | None) -> None:
+        shape, limit = tuple(input_ids.shape), self.config.n_positions
+        if len(shape) != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"input_ids has shape {shape} and dtype {input_ids.dtype}: it must be (batch, tokens) of int64")
+        seen = past + shape[1]
+        if attention_mask is None and seen > limit:
+            raise InputError(
+                f"{seen} tokens are more than the {limit} positions of this model: "
+                "cut the input, or use generate(), which slides its window over longer texts"
+            )
+        if attention_mask is not None and attention_mask.shape != (shape[0], seen):
+            raise InputError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}: it must be {(shape[0], seen)}, with cached tokens"
+            )
+
+    def _out_of_range(self, input_ids: Tensor, positions: Tensor) -> InputError:
+        vocab_size, limit = self.config.vocab_size, self.config.n_positions
+        wrong = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
+        if wrong.numel():
+            return InputError(
+                f"token id {wrong[0].item()} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
+                "use the tokenizer that belongs to it"
+            )
+        return InputError(
+            f"{positions.max().item() + 1} tokens are more than the {limit} positions of this model: cut the input"
+        )
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> GPT2:
+        """Load a model, in eval mode, from a folder, the models that ship, or the hub: see `gpt2.checkpoints`."""
+        from gpt2.checkpoints import load_model
+
+        return load_model(name_or_folder, device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
+        """Write a folder that this package and transformers load: see `gpt2.checkpoints`."""
+        from gpt2.checkpoints import save_model
+
+        save_model(self, folder, tokenizer=tokenizer)
+
+    def generate(self, input_ids: Tensor, config: GenerationConfig | None = None, **options: Any) -> Tensor:
+        """Continue each row of `input_ids`: see `gpt2.generation.generate`."""
+        from gpt2.generation import generate
+
+        return generate(self, input_ids, config, **options)
+
+
+def _positions(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
+    """The position of each token: (T,), or (B, T) where a mask says which slots count."""
+    if attention_mask is None:
+        return torch.arange(past, past + T, device=device)
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+
+
+def _visible(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which slots each token sees: bool (B or 1, 1, T, S), or None where plain causal attention says the same."""
+    if attention_mask is None and (past == 0 or T == 1):
+        return None
+    slots = torch.arange(past + T, device=device)
+    visible = slots <= slots[past:, None]  # (T, S): itself and what stands before
+    if attention_mask is None:
+        return visible[None, None]
+    # Padding sees itself, for a softmax over nothing would be NaN.
+    itself = slots == slots[past:, None]
+    return ((attention_mask.bool()[:, None, :] & visible) | itself)[:, None]

@@ -1,0 +1,104 @@
+"""From logits to the next token: small pure functions, each on a batch. They know nothing of models or text.
+
+Every function takes logits (B, V) and returns logits of the same shape in which -inf marks what is excluded, so they can be
+chained in the order of `logits_to_probs`, which is that of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gpt_config.errors import InputError
+from gpt_config.generation_config import GenerationConfig
+
+# Top-p needs the most probable tokens in order. To sort so many of them is cheap and nearly always enough.
+_TOP_P_FIRST_TRY = 1024
+
+
+def apply_repetition_penalty(logits: Tensor, seen_ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Divide positive logits of the tokens in each row of `seen_ids` by `penalty`, multiply negative ones by it.
+
+    Keskar et al. 2019, section 4.1, with the sign as transformers handles it. `penalty` 1 changes nothing.
+    """
+    if penalty == 1:
+        return logits
+    logits = logits.clone()
+    for row, ids in zip(logits, seen_ids, strict=True):
+        seen = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=row.device)
+        scores = row[seen]
+        row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return logits
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Divide by `temperature`: below 1 sharpens the distribution, above 1 flattens it.
+
+    The largest logit of a row becomes 0, which changes no probability and lets any positive temperature be divided by.
+    """
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
+
+
+def apply_top_k(logits: Tensor, top_k: int | None) -> Tensor:
+    """Keep the `top_k` largest logits (Fan et al. 2018), and any that equal the last of them."""
+    if top_k is None:
+        return logits
+    if top_k > logits.shape[-1]:
+        raise InputError(
+            f"top_k={top_k} is more than the {logits.shape[-1]} tokens of this vocabulary: choose fewer, or leave it out"
+        )
+    smallest_kept = logits.topk(top_k).values[..., -1:]
+    return logits.masked_fill(logits < smallest_kept, -torch.inf)
+
+
+def apply_top_p(logits: Tensor, top_p: float | None) -> Tensor:
+    """Keep the fewest tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et al. 2019)."""
+    if top_p is None or top_p == 1:
+        return logits
+    probs = logits.double().softmax(-1)
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    for n in (_TOP_P_FIRST_TRY, logits.shape[-1]):
+        sorted_probs, order = probs.topk(min(n, logits.shape[-1]))
+        before = sorted_probs.cumsum(-1) - sorted_probs  # the probability of all that is more probable
+        if bool((before[..., -1] >= top_p).all()) or n >= logits.shape[-1]:
+            break
+    kept.scatter_(-1, order, before < top_p)
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def apply_min_p(logits: Tensor, min_p: float | None) -> Tensor:
+    """Keep tokens at least `min_p` times as probable as the most probable one (Nguyen et al. 2024)."""
+    if not min_p:
+        return logits
+    probs = logits.double().softmax(-1)
+    return logits.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), -torch.inf)
+
+
+def logits_to_probs(logits: Tensor, config: GenerationConfig) -> Tensor:
+    """The distribution to draw from: float64 (B, V). A repetition penalty is applied before, since it needs the text."""
+    logits = apply_temperature(logits.double(), config.temperature)
+    logits = apply_top_k(logits, config.top_k)
+    logits = apply_top_p(logits, config.top_p)
+    logits = apply_min_p(logits, config.min_p)
+    return logits.softmax(-1)
+
+
+def sample(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """One token a row, int64 (B,): the first whose cumulative probability exceeds the row's number from [0, 1).
+
+    The number comes from outside, so a row's token depends on its own probabilities and its own number alone. In float64
+    the batch's rounding of the logits has next to no chance to change a token.
+    """
+    cumulative = probs.cumsum(-1)
+    total = cumulative[..., -1]
+    # Never all of the total: behind it there is no token, and the last one may have probability 0.
+    thresholds = torch.tensor(uniforms, dtype=probs.dtype, device=probs.device) * total
+    thresholds = thresholds.minimum(torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, thresholds[:, None], right=True)[:, 0]
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The most probable token of each row, int64 (B,)."""
+    return logits.argmax(-1)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
+from gpt2.checkpoints.model_tokenizer import tokenizer_of
 from gpt_config.atomic_write import atomic_write, atomic_write_json
-from gpt_config.model_config import GPT2Config
-from gpt_encoder.tokenizer import GPT2Tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from gpt2.model import GPT2
@@ -28,12 +27,6 @@ def save_model(model: GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokeni
     atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
     atomic_write_json(folder / "config.json", {**model.config.to_dict(), "dtype": dtype})
-    tokenizer = tokenizer or _tokenizer_of(model)
+    tokenizer = tokenizer or tokenizer_of(model)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def _tokenizer_of(model: GPT2) -> Tokenizer | None:
-    if model.pretrained_from is not None:
-        return load_tokenizer(model.pretrained_from) if has_tokenizer(model.pretrained_from) else None
-    return GPT2Tokenizer.from_pretrained() if model.config.vocab_size == GPT2Config().vocab_size else None

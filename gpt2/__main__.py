@@ -1,0 +1,6 @@
+"""`python -m gpt2` is the `gpt2` command."""
+
+from gpt2.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""`gpt2 generate`: parse the options, call `gpt2.completion`, print. The root's generate.py is this command too."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt_config.errors import ConfigError, InputError, ModelNotFoundError
+from gpt_config.generation_config import GenerationConfig
+
+if TYPE_CHECKING:
+    from gpt2.completion import Completion
+    from gpt2.model import GPT2
+    from gpt_encoder.interface import Tokenizer
+
+_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.argument("prompt", required=False)
+@click.option("--file", "prompt_file", metavar="FILE", help="Read prompts from FILE, one a line.")
+@click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
+@click.option("--model_name", metavar="NAME", help="Use the tokenizer of this folder or model.  [default: the model's own]")
+@click.option("--max_tokens", type=int, default=100, show_default=True, help="How many tokens to generate at most.")
+@click.option("--do_sample", is_flag=True, help="Draw tokens at random instead of taking the most probable one.")
+@click.option(
+    "--temperature", type=float, default=1.0, show_default=True, help="Below 1 is safer, above 1 wilder, 0 greedy."
+)
+@click.option("--top_k", type=int, help="Draw among the k most probable tokens.")
+@click.option("--top_p", type=float, help="Draw among the fewest tokens whose probabilities reach p.")
+@click.option("--min_p", type=float, help="Draw among tokens at least p times as probable as the best.")
+@click.option(
+    "--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids what was said before."
+)
+@click.option(
+    "--num_beams", type=int, default=1, show_default=True, help="Search for the most probable text with this many beams."
+)
+@click.option("--num_samples", type=int, default=1, show_default=True, help="Continuations of each prompt.")
+@click.option("--seed", type=int, help="Makes samples repeatable: one seed, one text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
+@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+@click.option(
+    "--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts of a FILE to run at once."
+)
+@click.option("--stream/--no_stream", default=True, show_default=True, help="Print text as it is made, or when it is done.")
+@click.option("--echo/--no_echo", default=True, show_default=True, help="Print the prompt before its continuation.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object a continuation, with ids and log-probabilities."
+)
+@click.pass_context
+def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
+    """Continue PROMPT, or the text on standard input if PROMPT is "-".
+
+    Only text goes to standard output, all else to standard error.
+    """
+    prompts = _read_prompts(prompt, prompt_file)
+    config = _generation_config(options)
+    _warn_of_idle_options(ctx, config)
+    model, tokenizer, name = _load(options)
+    for first in range(0, len(prompts), options["batch_size"]):
+        batch = prompts[first : first + options["batch_size"]]
+        if options["as_json"]:
+            _print_json(model, tokenizer, batch, config, name)
+        else:
+            _print_text(model, tokenizer, batch, config, options, first, len(prompts))
+
+
+def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give either a PROMPT (or - for standard input) or --file FILE")
+    if prompt_file is not None:
+        text = decode_utf8(Path(prompt_file).read_bytes(), prompt_file)
+        if not text:
+            raise InputError(f"{prompt_file} is empty: it needs at least one line, each a prompt")
+        return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if prompt == "-":
+        return [decode_utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n")]
+    assert prompt is not None
+    return [decode_utf8(prompt.encode("utf-8", errors="surrogateescape"), "the prompt")]
+
+
+def decode_utf8(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source} is not UTF-8 text (byte {error.start} is {content[error.start]:#04x}): convert it"
+        ) from None
+
+
+def _generation_config(options: dict[str, Any]) -> GenerationConfig:
+    same = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "stop", "seed")
+    try:
+        config = GenerationConfig(
+            max_new_tokens=options["max_tokens"],
+            num_return_sequences=options["num_samples"],
+            **{name: options[name] for name in same},
+        )
+    except ConfigError as error:
+        # The user knows the fields by their options' names.
+        message = str(error).replace("max_new_tokens", "max_tokens").replace("num_return_sequences", "num_samples")
+        raise click.UsageError(f"--{message}" if not message.startswith("stop=") else message) from None
+    return config
+
+
+def _warn_of_idle_options(ctx: click.Context, config: GenerationConfig) -> None:
+    given = [name for name in _SAMPLING_OPTIONS if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if given and not config.do_sample and not (given == ["temperature"] and config.temperature == 0):
+        names = ", ".join(f"--{name}" for name in given)
+        click.echo(f"warning: {names} has no effect without --do_sample: decoding is greedy", err=True)
+    if config.num_return_sequences > 1 and config.greedy and config.num_beams == 1:
+        click.echo(
+            f"warning: --num_samples {config.num_return_sequences} gives the same text each time without sampling", err=True
+        )
+
+
+def _load(options: dict[str, Any]) -> tuple[GPT2, Tokenizer, str]:
+    from gpt2.checkpoints import load_model, load_tokenizer_for
+    from gpt2.device import resolve_device, resolve_dtype
+
+    device, dtype = resolve_device(options["device"]), resolve_dtype(options["dtype"])  # before a long download
+    name = options["from_pretrained"] or _default_model()
+    model = load_model(name, device=device, dtype=dtype)
+    return model, load_tokenizer_for(model, options["model_name"]), name
+
+
+def _default_model() -> str:
+    """gpt2 if it can be had, else the small model that ships with the package."""
+    from gpt2.checkpoints import locate_model
+    from gpt_config.locate import shipped_models
+
+    try:
+        locate_model("gpt2")
+        return "gpt2"
+    except ModelNotFoundError:
+        if not shipped_models():
+            raise
+        click.echo(
+            f"note: gpt2 is not in the cache and cannot be downloaded; this is {shipped_models()[0]}, the small model that "
+            "ships (--from_pretrained names another)",
+            err=True,
+        )
+        return shipped_models()[0]
+
+
+def _print_json(model: GPT2, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig, name: str) -> None:
+    from gpt2.completion import complete
+
+    for completion in complete(model, tokenizer, prompts, config):
+        click.echo(json.dumps(_as_json(completion, name)))
+
+
+def _as_json(completion: Completion, name: str) -> dict[str, Any]:
+    decode_seconds = completion.seconds - completion.seconds_to_first_token
+    return {
+        "prompt": completion.prompt,
+        "completion": completion.text,
+        "prompt_ids": completion.prompt_ids,
+        "ids": completion.ids,
+        "logprobs": completion.logprobs,
+        "finish_reason": completion.finish_reason,
+        "sample": completion.index,
+        "seed": completion.seed,
+        "model": name,
+        "timings": {
+            "first_token_seconds": round(completion.seconds_to_first_token, 4),
+            "seconds": round(completion.seconds, 4),
+            "tokens_per_second": round((len(completion.ids) - 1) / decode_seconds, 2) if len(completion.ids) > 1 else None,
+        },
+    }
+
+
+def _print_text(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    config: GenerationConfig,
+    options: dict[str, Any],
+    n_before: int,
+    n_prompts: int,
+) -> None:
+    several = n_prompts * config.num_return_sequences > 1
+    for row, pieces in _texts_in_order(model, tokenizer, prompts, config):
+        place, sample = divmod(row, config.num_return_sequences)
+        if several:
+            click.echo(f"== prompt {n_before + place + 1} of {n_prompts}, sample {sample + 1} ==", err=True)
+        if options["echo"]:
+            click.echo(prompts[place], nl=False)
+        for piece in pieces if options["stream"] else ["".join(pieces)]:
+            click.echo(piece, nl=False)
+        click.echo()
+
+
+def _texts_in_order(
+    model: GPT2, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig
+) -> Iterator[tuple[int, Iterator[str]]]:
+    """(row, its text in pieces) for each row in turn: the first is seen as it is made, others as far as they are by then."""
+    from gpt2.completion import stream_batch
+
+    n_rows = len(prompts) * config.num_return_sequences
+    waiting: list[list[str]] = [[] for _ in range(n_rows)]
+    ended = [False] * n_rows
+    events = stream_batch(model, tokenizer, prompts, config)
+
+    def pieces(row: int) -> Iterator[str]:
+        while True:
+            yield from waiting[row]
+            waiting[row].clear()
+            if ended[row]:
+                return
+            other, piece, completion = next(events)
+            waiting[other].append(piece)
+            ended[other] = ended[other] or completion is not None
+
+    for row in range(n_rows):
+        yield row, pieces(row)

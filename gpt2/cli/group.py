@@ -1,0 +1,98 @@
+"""The `gpt2` command: its list of commands, and how each of them ends. It knows nothing of what they do."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from gpt_config.errors import ConfigError, GPT2Error
+
+_COMMANDS = {"generate": "gpt2.cli.generate", "tokenize": "gpt2.cli.tokenize"}
+
+CONTEXT_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "token_normalize_func": lambda name: name.replace("-", "_"),  # --top-k is --top_k
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's file when it is called or listed, so that a command need not wait for what others need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return getattr(import_module(_COMMANDS[name]), name) if name in _COMMANDS else None
+
+
+@click.group(cls=LazyGroup, context_settings=CONTEXT_SETTINGS, invoke_without_command=True)
+@click.version_option(package_name="gpt2-from-scratch")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """GPT-2: generate text, and look at how it is made."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> NoReturn:
+    """Run `command` and exit. A mistake of the user's is one line on stderr: exit 2 for a wrong call, 1 for all else.
+
+    A closed pipe and Ctrl-C end quietly, with the exit status that the shell gives to those signals.
+    """
+    warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets a stand-in for it, not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        command.main(args, prog_name, standalone_mode=False)
+        sys.stdout.flush()
+        status = 0
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:
+        status = _close_stdout()
+    except click.UsageError as error:
+        status = _fail(f"{error.format_message().rstrip('.')} (see {_path(error, prog_name)} --help)", 2)
+    except ConfigError as error:
+        status = _fail(str(error), 2)
+    except (GPT2Error, click.ClickException) as error:
+        status = _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 1)
+    except OSError as error:
+        status = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        status = _fail("out of memory: use a smaller model, fewer samples, a smaller --batch_size, or --dtype bfloat16", 1)
+    sys.exit(status)
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _path(error: click.UsageError, prog_name: str) -> str:
+    return error.ctx.command_path if error.ctx else prog_name
+
+
+def _close_stdout() -> int:
+    # Nobody reads any more. Point stdout elsewhere, or Python's own flush at exit would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):
+        click.echo(f"warning: {message}", err=True)

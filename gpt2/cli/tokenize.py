@@ -1,0 +1,52 @@
+"""`gpt2 tokenize`: show the tokens of a text with their ids and bytes. It prints; `gpt_encoder` does the work."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from gpt2.cli.generate import decode_utf8
+from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt_encoder import load_tokenizer
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.argument("text")
+@click.option(
+    "--model_name", metavar="NAME", default="gpt2", show_default=True, help="A folder or hub name with a tokenizer."
+)
+@click.option("--allow_special", is_flag=True, help="Read <|endoftext|> and its like as special tokens, not as text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: ids, pieces and byte spans.")
+def tokenize(text: str, model_name: str, allow_special: bool, as_json: bool) -> None:
+    """Show how TEXT, or standard input if TEXT is "-", is cut into tokens.
+
+    Each line has an id, where its bytes stand in the UTF-8 text, and the piece. Bytes that are no whole character are
+    written \\xNN.
+    """
+    if text == "-":
+        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = decode_utf8(text.encode("utf-8", errors="surrogateescape"), "the text")
+    tokenizer = load_tokenizer(model_name)
+    ids = tokenizer.encode(text, allowed_special="all" if allow_special else ())
+    tokens = [tokenizer.decode_bytes([token]) for token in ids]
+    spans, end = [], 0
+    for token in tokens:
+        spans.append((end, end + len(token)))
+        end += len(token)
+    if as_json:
+        pieces = [token.decode("utf-8", errors="backslashreplace") for token in tokens]
+        click.echo(json.dumps({"ids": ids, "pieces": pieces, "byte_spans": spans}, ensure_ascii=False))
+        return
+    for token_id, (start, stop), token in zip(ids, spans, tokens, strict=True):
+        click.echo(f"{token_id:>6}  {start:>6}-{stop:<6}  {_quoted(token)}")
+    click.echo(f"{len(ids)} tokens, {end} bytes, {len(text)} characters", err=True)
+
+
+def _quoted(token: bytes) -> str:
+    try:
+        return repr(token.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(token)

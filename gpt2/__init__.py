@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from gpt2.kv_cache import KVCache
     from gpt2.model import GPT2
 
+__version__ = "0.1.0"
+
 _HOME = {
     "GPT2": "gpt2.model",
     "KVCache": "gpt2.kv_cache",

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from gpt2 import __version__
 from gpt_config.errors import ConfigError, GPT2Error
 
 _COMMANDS = {"generate": "gpt2.cli.generate", "tokenize": "gpt2.cli.tokenize"}
@@ -33,7 +34,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings=CONTEXT_SETTINGS, invoke_without_command=True)
-@click.version_option(package_name="gpt2-from-scratch")
+@click.version_option(__version__)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """GPT-2: generate text, and look at how it is made."""

@@ -89,10 +89,9 @@ def stream_batch(
     config = replace(config or GenerationConfig(), **options)
     if config.seed is None:
         config = replace(config, seed=secrets.randbits(31))  # drawn here, so that the Completion can tell it
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputTypeError(f"a prompt must be a str, not {type(text).__name__}: decode bytes first")
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(texts, (list, tuple)):
+        raise InputTypeError(f"prompts must be a str or a list of them, not {type(texts).__name__}")
     rows = start(model, [tokenizer.encode(text) for text in texts], config)
     streams = [_TextStream(tokenizer, config.stop) for _ in rows]
     place_of = {id(row): place for place, row in enumerate(rows)}

@@ -1,0 +1,107 @@
+"""What several test files need: a hub that is out of reach, tiny models, and the implementations we are held against."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports the hub client or transformers, which read these once: no test may touch the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from gpt2 import GPT2
+from gpt_config import GPT2Config
+from gpt_encoder import GPT2Tokenizer, train_bpe
+
+settings.register_profile("gpt2", deadline=None, print_blob=True)
+settings.load_profile("gpt2")
+
+TRAINING_TEXT = """Once upon a time there was a small cat who lived by the sea. Every day the cat went down to the water
+and looked at the boats. "Where do they go?" asked the cat. "Far away," said the old dog, "and then they come home again."
+So the cat waited, and waited, until one evening a boat came home with a fish for every cat in the town."""
+
+
+@pytest.fixture(autouse=True)
+def _empty_hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the models that the machine happens to have."""
+    import huggingface_hub.constants
+
+    folder = str(tmp_path_factory.mktemp("hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", folder)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", folder)
+
+
+@pytest.fixture(scope="session")
+def openai_tokenizer() -> GPT2Tokenizer:
+    return GPT2Tokenizer.from_pretrained("gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiktoken_gpt2(openai_tokenizer: GPT2Tokenizer):
+    """tiktoken's gpt2 encoding, made offline from the shipped files (its own loader would download them)."""
+    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is not installed (pip install '.[test]')")
+    ranks = {token: token_id for token_id, token in openai_tokenizer.token_bytes.items() if token_id != 50256}
+    from tiktoken_ext.openai_public import r50k_pat_str  # tiktoken's own pattern, not ours
+
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": 50256},
+        explicit_n_vocab=50257,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> GPT2Tokenizer:
+    """300 tokens learned from a few sentences."""
+    return train_bpe([TRAINING_TEXT], vocab_size=300)
+
+
+@pytest.fixture(scope="session")
+def small_config(small_tokenizer: GPT2Tokenizer) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=small_tokenizer.vocab_size, n_positions=40, n_embd=24, n_layer=2, n_head=3,
+        bos_token_id=small_tokenizer.eot_token_id, eos_token_id=small_tokenizer.eot_token_id,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_model(small_config: GPT2Config) -> GPT2:
+    return random_model(small_config)
+
+
+@pytest.fixture(scope="session")
+def small_folder(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a tokenizer. Tests that change files copy it."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    small_model.save_pretrained(folder, tokenizer=small_tokenizer)
+    return folder
+
+
+def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2:
+    """A model in eval mode whose every parameter, norms and biases too, is random and far from its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT2(config).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0.0
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(centre + 0.15 * noise)
+    return model.eval()
+
+
+def transformers_twin(model: GPT2):
+    """transformers' GPT-2 with the same weights, in eval mode."""
+    transformers = pytest.importorskip("transformers")
+    values = {key: value for key, value in model.config.to_dict().items() if key not in ("architectures", "model_type")}
+    twin = transformers.GPT2LMHeadModel(transformers.GPT2Config(**values)).to(model.wte.weight.dtype)
+    result = twin.transformer.load_state_dict(model.state_dict())
+    assert not result.missing_keys and not result.unexpected_keys
+    return twin.eval()

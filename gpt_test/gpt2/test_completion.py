@@ -1,0 +1,108 @@
+"""Completions: text, streams and stop strings."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2, complete, stream
+from gpt2.completion import stream_batch
+from gpt_config import InputTypeError
+from gpt_encoder import GPT2Tokenizer
+
+OPTIONS = {"do_sample": True, "max_new_tokens": 60, "temperature": 1.2}
+
+
+def unstopped_text(model: GPT2, tokenizer: GPT2Tokenizer, seed: int) -> str:
+    return complete(model, tokenizer, "The cat", seed=seed, **OPTIONS)[0].text
+
+
+@given(seed=st.integers(0, 20), data=st.data())
+@settings(max_examples=40)
+def test_stop_strings_cut_where_they_first_begin(small_model, small_tokenizer, seed: int, data) -> None:
+    """Stop strings taken from the text itself, so they span tokens, overlap, and stand at any place."""
+    whole = unstopped_text(small_model, small_tokenizer, seed)
+    places = data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 6)), min_size=1, max_size=3))
+    stop = tuple({whole[at : at + length] for at, length in places} | {"never in it \x00"})
+    completion = complete(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS)[0]
+    assert completion.finish_reason == "stop"
+    assert completion.text == whole[: min(whole.find(text) for text in stop if text in whole)]
+    assert "".join(stream(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS)) == completion.text
+
+
+@given(seed=st.integers(0, 20))
+@settings(max_examples=15)
+def test_a_stop_string_that_never_comes_changes_nothing(small_model, small_tokenizer, seed: int) -> None:
+    whole = unstopped_text(small_model, small_tokenizer, seed)
+    stop = (whole[-3:] + "never", whole[:2] + "never")
+    pieces = list(stream(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS))
+    assert "".join(pieces) == whole
+
+
+def test_streamed_pieces_join_to_the_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    pieces = list(stream(small_model, small_tokenizer, "The cat", seed=3, **OPTIONS))
+    assert "".join(pieces) == unstopped_text(small_model, small_tokenizer, 3)
+    assert len(pieces) > 20 and all(pieces)
+
+
+def test_no_piece_holds_half_a_character(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    """A random model makes many invalid bytes; what decodes as a whole must equal what was shown."""
+    for seed in range(5):
+        completion = complete(small_model, small_tokenizer, "é", seed=seed, **{**OPTIONS, "temperature": 5.0})[0]
+        ids = completion.ids[:-1] if completion.finish_reason == "eot" else completion.ids
+        assert completion.text == small_tokenizer.decode(ids)
+
+
+def test_completions_come_in_the_order_of_the_prompts(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    prompts = ["The cat", "", "A boat came home with a fish for every cat", "x"]
+    together = complete(small_model, small_tokenizer, prompts, seed=1, num_return_sequences=2, **OPTIONS)
+    assert [(c.prompt, c.index) for c in together] == [(prompt, index) for prompt in prompts for index in (0, 1)]
+    for completion in together:
+        alone = complete(small_model, small_tokenizer, completion.prompt, seed=1, num_return_sequences=2, **OPTIONS)
+        assert alone[completion.index].ids == completion.ids
+        assert alone[completion.index].text == completion.text
+
+
+def test_a_completion_tells_what_it_takes_to_repeat_it(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    first = complete(small_model, small_tokenizer, "The cat", **OPTIONS)[0]
+    again = complete(small_model, small_tokenizer, "The cat", seed=first.seed, **OPTIONS)[0]
+    assert (first.ids, first.text, first.logprobs) == (again.ids, again.text, again.logprobs)
+    assert len(first.logprobs) == len(first.ids)
+    assert 0 < first.seconds_to_first_token <= first.seconds
+
+
+def test_finish_reasons(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    reasons = {complete(small_model, small_tokenizer, "a", seed=seed, **{**OPTIONS, "temperature": 4.0})[0].finish_reason
+               for seed in range(20)}  # fmt: skip
+    assert reasons == {"eot", "length"}
+    ended = complete(small_model, small_tokenizer, "a", max_new_tokens=0)[0]
+    assert (ended.text, ended.ids, ended.finish_reason) == ("", [], "length")
+
+
+def test_beams_give_text_and_stop_too(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    beams = complete(small_model, small_tokenizer, "The cat", num_beams=3, num_return_sequences=3, max_new_tokens=20)
+    assert len(beams) == 3 and all(len(beam.logprobs) == len(beam.ids) for beam in beams)
+    means = [sum(beam.logprobs) / len(beam.ids) for beam in beams]
+    assert all(a >= b - 1e-6 for a, b in pairwise(means))
+    stop = beams[0].text[3:5]
+    stopped = complete(small_model, small_tokenizer, "The cat", num_beams=3, max_new_tokens=20, stop=(stop,))[0]
+    assert stopped.finish_reason == "stop" and stopped.text == beams[0].text[: beams[0].text.find(stop)]
+
+
+def test_special_text_in_a_prompt_is_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    completion = complete(small_model, small_tokenizer, "<|endoftext|>", max_new_tokens=1)[0]
+    assert small_tokenizer.eot_token_id not in completion.prompt_ids
+
+
+def test_rows_advance_together(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    events = stream_batch(small_model, small_tokenizer, ["a", "b"], max_new_tokens=3, stop_at_eot=False)
+    assert [row for row, _, _ in events] == [0, 1] * 3
+
+
+@pytest.mark.parametrize("prompts", [5, [5], b"x", [b"x"], None])
+def test_prompts_that_are_not_text_are_refused(small_model, small_tokenizer, prompts) -> None:
+    with pytest.raises(InputTypeError):
+        complete(small_model, small_tokenizer, prompts)

@@ -1,0 +1,36 @@
+"""GenerationConfig: every value that cannot be meant is refused, with its name."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpt_config import ConfigError, GenerationConfig, GPT2Error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", float("nan")), ("temperature", -0.1), ("temperature", float("inf")), ("temperature", "hot"),
+        ("top_k", 0), ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_p", 0.0), ("top_p", 1.1), ("top_p", float("nan")),
+        ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0), ("repetition_penalty", float("nan")),
+        ("max_new_tokens", -1), ("max_new_tokens", None), ("num_beams", 0), ("num_return_sequences", 0), ("seed", -1),
+        ("stop", "text"), ("stop", ("",)), ("stop", (1,)),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field) as caught:
+        GenerationConfig(**{field: value})
+    assert isinstance(caught.value, GPT2Error) and "\n" not in str(caught.value)
+
+
+def test_beams_and_sampling_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="choose one"):
+        GenerationConfig(num_beams=2, do_sample=True)
+    with pytest.raises(ConfigError, match="num_return_sequences=3 is more than num_beams=2"):
+        GenerationConfig(num_beams=2, num_return_sequences=3)
+
+
+def test_temperature_zero_is_greedy() -> None:
+    assert GenerationConfig(do_sample=True, temperature=0).greedy
+    assert GenerationConfig().greedy
+    assert not GenerationConfig(do_sample=True).greedy

@@ -1,0 +1,97 @@
+"""The merge loop: both algorithms against a plain reading of the rule, on the OpenAI merges and on merges of any shape."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_encoder import GPT2Tokenizer
+from gpt_encoder.byte_pair import BytePairMerger
+
+
+def merge_plainly(ids: list[int], ranks: dict[tuple[int, int], int], merged_ids: list[int]) -> list[int]:
+    """Find the adjacent pair of lowest rank, replace all its occurrences from left to right, repeat."""
+    while True:
+        ranked = [ranks[pair] for pair in pairwise(ids) if pair in ranks]
+        if not ranked:
+            return ids
+        lowest, out, at = min(ranked), [], 0
+        while at < len(ids):
+            if ranks.get(tuple(ids[at : at + 2])) == lowest:
+                out.append(merged_ids[lowest])
+                at += 2
+            else:
+                out.append(ids[at])
+                at += 1
+        ids = out
+
+
+@st.composite
+def merge_tables(draw: st.DrawFn) -> tuple[dict[tuple[int, int], int], list[int]]:
+    """Pairs over ids 0 to 3 and the ids they make, in any order of rank: also tables that no training would give."""
+    n = draw(st.integers(0, 12))
+    pairs = draw(st.lists(st.tuples(st.integers(0, 3 + n), st.integers(0, 3 + n)), min_size=n, max_size=n, unique=True))
+    new_ids = list(range(4, 4 + n))
+    ranks = draw(st.permutations(range(n)))
+    merged_ids = [0] * n
+    for rank, new_id in zip(ranks, new_ids, strict=True):
+        merged_ids[rank] = new_id
+    return dict(zip(pairs, ranks, strict=True)), merged_ids
+
+
+@given(merge_tables(), st.lists(st.integers(0, 3), max_size=60))
+def test_both_algorithms_follow_the_rule(table, ids: list[int]) -> None:
+    merger = BytePairMerger(*table)
+    expected = merge_plainly(ids, *table)
+    assert merger.merge_short(ids) == expected
+    assert merger.merge_long(ids) == expected
+    assert merger.merge(ids) == expected
+
+
+@given(st.lists(st.sampled_from(b"aehinorst ^"), max_size=150))
+def test_both_algorithms_agree_on_openai_merges(openai_tokenizer: GPT2Tokenizer, text: list[int]) -> None:
+    merger = openai_tokenizer._merger
+    ids = [openai_tokenizer._byte_ids[byte] for byte in text]
+    assert merger.merge_short(ids) == merger.merge_long(ids) == merge_plainly(ids, merger._ranks, merger._merged_ids)
+
+
+def test_the_input_is_not_changed(openai_tokenizer: GPT2Tokenizer) -> None:
+    ids = [openai_tokenizer._byte_ids[byte] for byte in b"hello" * 50]
+    before = ids.copy()
+    openai_tokenizer._merger.merge_short(ids)
+    openai_tokenizer._merger.merge_long(ids)
+    assert ids == before
+
+
+def test_every_token_is_made_by_its_own_merge(openai_tokenizer: GPT2Tokenizer) -> None:
+    """Why merging pairs gives tiktoken's ids, which merges any neighbours whose bytes join to a token.
+
+    If the bytes of every token, on their own, merge to that token, then neighbours that join to a token were never
+    anything but its recorded pair when that token's rank came up; so both rules do the same merges in the same order.
+    """
+    byte_ids, merger = openai_tokenizer._byte_ids, openai_tokenizer._merger
+    for token_id, token in openai_tokenizer.token_bytes.items():
+        if token_id != openai_tokenizer.eot_token_id:
+            assert merger.merge_short([byte_ids[byte] for byte in token]) == [token_id]
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "^", "the ", "\U0001f999", "zqxj"])
+def test_time_grows_with_length_and_not_with_its_square(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    """Ten times the text takes about ten times as long; were it quadratic, a hundred times."""
+    byte_ids, merge = openai_tokenizer._byte_ids, openai_tokenizer._merger.merge
+
+    def seconds(n_bytes: int) -> float:
+        repeated = (text.encode() * n_bytes)[:n_bytes]
+        ids = [byte_ids[byte] for byte in repeated]
+        best = float("inf")
+        for _ in range(3):
+            began = time.perf_counter()
+            merge(ids)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    assert seconds(100_000) < 40 * seconds(10_000)

@@ -1,0 +1,62 @@
+"""The cut into chunks never changes the ids: any text, any block length, cold or warm, against the pieces one by one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gpt_encoder import GPT2Tokenizer, chunk_cache
+from gpt_encoder.chunk_cache import CHUNK_PATTERN, ChunkCache
+
+# What the cut depends on: all kinds of spaces, the separators that only `re` takes for spaces, contractions, scripts.
+TRICKY = " \n\n\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u2028\u3000'sdlvre.a1Ⅷé字\u0301\u200d\U0001f999\x00"
+tricky_text = st.text(st.sampled_from(TRICKY), max_size=40)
+spaces_and_letters = st.text(st.sampled_from("  \n\na."), max_size=60)
+
+
+def by_pieces(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
+    return [token for piece in tokenizer.split(text) for token in tokenizer._merge_piece(piece)]
+
+
+@given(tricky_text | spaces_and_letters | st.text(max_size=60), st.integers(0, 12))
+@example("x \n y\n\n\nz  ", 1)
+@example("a\x1c b.\x1c.", 1)
+def test_blocks_and_chunks_never_change_the_ids(openai_tokenizer: GPT2Tokenizer, text: str, block_length: int) -> None:
+    tokenizer = openai_tokenizer
+    cache = ChunkCache(tokenizer.split, tokenizer._merge_piece, block_length)
+    expected = by_pieces(tokenizer, text)
+    assert cache.encode(text) == expected  # cold
+    assert cache.encode(text) == expected  # warm
+
+
+@given(tricky_text | st.text())
+def test_chunks_join_to_the_text(text: str) -> None:
+    assert "".join(CHUNK_PATTERN.findall(text)) == text
+
+
+@given(tricky_text | st.text())
+def test_a_piece_on_its_own_is_one_piece(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    """So chunks and pieces can share one table."""
+    for piece in openai_tokenizer.split(text):
+        assert openai_tokenizer.split(piece) == [piece]
+
+
+def test_prose_takes_the_fast_path_and_code_the_other(openai_tokenizer: GPT2Tokenizer) -> None:
+    """Without this, a mistake could turn the fast path off and every other test would still pass."""
+    plain = " The cat sat.\n\nIt was late\nand dark"
+    assert chunk_cache._is_plain(plain)
+    for text in (plain + "\n", plain[1:], " a\tb", " a\xa0b", " a\x1cb", " a   b", " a\n\n\nb", " a \n b"):
+        assert not chunk_cache._is_plain(text), repr(text)
+    cache = ChunkCache(openai_tokenizer.split, openai_tokenizer._merge_piece)
+    cache.encode(plain)
+    assert cache._words and "The" in cache._words
+
+
+def test_the_cache_is_bounded(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_cache, "_CACHED_CHUNKS", 10)
+    cache = ChunkCache(openai_tokenizer.split, openai_tokenizer._merge_piece)
+    text = " ".join(str(n) for n in range(200)) + " " + "x" * 1000
+    assert cache.encode(text) == cache.encode(text) == by_pieces(openai_tokenizer, text)
+    assert len(cache._chunks) <= 10 and len(cache._words) <= 10
+    assert max(map(len, cache._chunks)) <= chunk_cache._CACHED_LENGTH

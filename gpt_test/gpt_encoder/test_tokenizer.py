@@ -1,0 +1,139 @@
+"""GPT2Tokenizer against tiktoken: the same ids for every string."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import gpt_encoder
+from gpt_config import GPT2Error, InputError, InputTypeError
+from gpt_encoder import GPT2Tokenizer, train_bpe
+from gpt_test.conftest import TRAINING_TEXT
+
+any_text = st.text(st.characters(exclude_categories=[]), max_size=80)  # every code point, surrogates too
+mixed_text = st.lists(
+    st.sampled_from(
+        ["Hello", " world", "don't", "DON'T", "  ", "\n\n", "\t", "\x00", "\x1c", "é", "e\u0301", "中文", "עברית", "हिन्दी", "ไทย",
+         "🦙", "👩‍👩‍👧‍👦", "🇺🇳", "\ud83e", "\udd99", "<|endoftext|>", "2024", "½", "٣", "!!!", "\u200b", "\ufeff", "\U0010ffff"]
+    ),
+    max_size=12,
+).map("".join)  # fmt: skip
+
+
+@given(any_text | mixed_text | st.text(max_size=200))
+@example("\ud83e\udd99")  # a pair of surrogates spells a llama
+@example("\udd99\ud83e a \ud83e")  # lone ones do not
+@example("\ufeffa")
+def test_ids_equal_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, text: str) -> None:
+    assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode(text, disallowed_special=())
+    assert openai_tokenizer.encode(text, allowed_special="all") == tiktoken_gpt2.encode(text, allowed_special="all")
+
+
+def test_every_code_point_equals_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2) -> None:
+    for first in range(0, 0x110000, 0x1000):
+        text = "".join(f"{chr(point)} {chr(point)}a" for point in range(first, first + 0x1000))
+        assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode_ordinary(text), hex(first)
+
+
+@pytest.mark.parametrize("text", ["a", "^", " ", "\n", "ab", " a", "=", "\x00", "字", "🦙", " \n"])
+def test_a_million_repeats_take_under_two_seconds(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    """And the ids are right: the tokens of a long run are those of a shorter one with more of the same in the middle."""
+    long_text = (text * 1_000_000)[:1_000_000]
+    began = time.perf_counter()
+    ids = openai_tokenizer.encode(long_text)
+    # Two seconds for a million bytes is the promise; ten leave room for a slow machine, a quadratic loop takes hours.
+    assert time.perf_counter() - began < 10 * len(text.encode()) / len(text)
+    assert openai_tokenizer.decode(ids) == long_text
+
+
+@pytest.mark.parametrize("text", ["a", "^", " ", "\n", "ab", "=", "字", "🦙", " \n"])
+def test_long_runs_equal_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, text: str) -> None:
+    for n in (1, 2, 63, 64, 65, 95, 96, 97, 1000, 5000):
+        assert openai_tokenizer.encode(text * n + "x") == tiktoken_gpt2.encode_ordinary(text * n + "x")
+
+
+@given(any_text | mixed_text)
+def test_decode_gives_the_text_back(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert openai_tokenizer.decode(openai_tokenizer.encode(text)) == mended
+
+
+@given(st.lists(st.integers(0, 50256), max_size=30))
+def test_any_ids_decode_as_tiktoken_does(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, ids: list[int]) -> None:
+    assert openai_tokenizer.decode(ids) == tiktoken_gpt2.decode(ids)
+    assert openai_tokenizer.decode_bytes(ids) == tiktoken_gpt2.decode_bytes(ids)
+
+
+def test_known_ids(openai_tokenizer: GPT2Tokenizer) -> None:
+    encode = openai_tokenizer.encode
+    assert encode("Hello world") == [15496, 995]
+    assert encode(" gazed") == [50255]  # the last merge of the file; with one merge less it is [308, 13865]
+    assert encode("") == []
+    assert openai_tokenizer.vocab_size == 50257
+    assert openai_tokenizer.eot_token_id == 50256
+
+
+def test_shipped_files_are_openais() -> None:
+    folder = Path(gpt_encoder.__file__).parent / "openai_gpt2"
+    sha256 = {
+        "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    }
+    for name, expected in sha256.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
+
+
+def test_special_tokens_only_when_allowed(openai_tokenizer: GPT2Tokenizer) -> None:
+    encode, text = openai_tokenizer.encode, "a<|endoftext|>b"
+    assert 50256 not in encode(text)
+    assert encode(text, allowed_special="all") == encode(text, allowed_special={"<|endoftext|>"}) == [64, 50256, 65]
+    assert encode("<|endoftext|><|endoftext|>", allowed_special="all") == [50256, 50256]
+    assert openai_tokenizer.decode([64, 50256, 65]) == text
+
+
+def test_overlapping_special_tokens_take_the_longest(tmp_path: Path) -> None:
+    tokenizer = train_bpe([TRAINING_TEXT], 260, special_tokens=["<|a|>", "<|a|>x"])
+    assert tokenizer.encode("<|a|>x<|a|>", allowed_special="all") == [259, 258]
+
+
+def test_return_tensors(openai_tokenizer: GPT2Tokenizer) -> None:
+    ids = openai_tokenizer.encode("Hello world", return_tensors="pt")
+    assert ids.dtype == torch.int64 and ids.tolist() == [[15496, 995]]
+    assert openai_tokenizer.encode("", return_tensors="pt").shape == (1, 0)
+    assert openai_tokenizer.decode(ids) == openai_tokenizer.decode(ids[0]) == "Hello world"
+    assert openai_tokenizer.decode(iter([15496, 995])) == "Hello world"
+    assert openai_tokenizer.decode(15496) == "Hello"
+
+
+@pytest.mark.parametrize("text", [None, 5, b"bytes", ["a"], 1.5])
+def test_what_is_not_text_is_refused(openai_tokenizer: GPT2Tokenizer, text: object) -> None:
+    with pytest.raises(InputTypeError, match=f"not {type(text).__name__}") as caught:
+        openai_tokenizer.encode(text)
+    assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize("ids", [[50257], [-1], [1, 10**20], [0.5], ["a"], [None], [[1], [2]], [[]]])
+def test_ids_out_of_range_are_named(openai_tokenizer: GPT2Tokenizer, ids: list) -> None:
+    if ids == [[]]:
+        assert openai_tokenizer.decode(ids) == ""  # a batch of one empty row
+        return
+    with pytest.raises(InputError):
+        openai_tokenizer.decode(ids)
+
+
+def test_the_message_names_the_id_and_the_limit(openai_tokenizer: GPT2Tokenizer) -> None:
+    with pytest.raises(InputError, match=r"token id 50257 is not in this vocabulary: .* 0 to 50256"):
+        openai_tokenizer.decode([1, 50257])
+
+
+@pytest.mark.parametrize("arguments", [{"allowed_special": "<|endoftext|>"}, {"allowed_special": {"<x>"}},
+                                       {"return_tensors": "np"}])  # fmt: skip
+def test_wrong_options_are_refused(openai_tokenizer: GPT2Tokenizer, arguments: dict) -> None:
+    with pytest.raises(GPT2Error):
+        openai_tokenizer.encode("a", **arguments)

@@ -1,0 +1,156 @@
+"""Vocabulary files: every format gives the same tokenizer, and what is broken or not GPT-2's is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import gpt_encoder
+from gpt_config import GPT2Error, ModelNotFoundError, VocabularyError
+from gpt_encoder import GPT2Tokenizer, load_tokenizer
+from gpt_test.conftest import TRAINING_TEXT
+
+SAMPLES = [TRAINING_TEXT, "naïve 🦙\n\n  x", "a<|endoftext|>b", "\x00\x1c"]
+SHIPPED = Path(gpt_encoder.__file__).parent / "openai_gpt2"
+
+
+def assert_equal_ids(a: GPT2Tokenizer, b: GPT2Tokenizer) -> None:
+    assert a.special_tokens == b.special_tokens and a.vocab_size == b.vocab_size
+    for text in SAMPLES:
+        assert a.encode(text) == b.encode(text)
+        assert a.encode(text, allowed_special="all") == b.encode(text, allowed_special="all")
+
+
+@pytest.mark.parametrize(
+    "kept", [("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.json", "vocab.json", "merges.txt")]
+)
+def test_every_format_gives_the_same_ids(kept, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    for path in tmp_path.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), small_tokenizer)
+
+
+def test_openai_names(openai_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    for name in ("encoder.json", "vocab.bpe"):
+        shutil.copy(SHIPPED / name, tmp_path)
+    assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), openai_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "openai-community/gpt2-medium", "distilgpt2", "distilbert/distilgpt2", "124M"])
+def test_published_names_need_no_files(name: str, openai_tokenizer: GPT2Tokenizer) -> None:
+    assert_equal_ids(GPT2Tokenizer.from_pretrained(name), openai_tokenizer)
+
+
+def test_the_last_merge_counts_with_and_without_a_line_end(tmp_path: Path) -> None:
+    shutil.copy(SHIPPED / "encoder.json", tmp_path / "vocab.json")
+    merges = (SHIPPED / "vocab.bpe").read_bytes()
+    for content in (merges, merges.rstrip(b"\n"), merges.replace(b"\n", b"\r\n"), merges.removeprefix(b"#version: 0.2\n")):
+        (tmp_path / "merges.txt").write_bytes(content)
+        assert GPT2Tokenizer.from_pretrained(tmp_path).encode(" gazed") == [50255]
+
+
+def test_transformers_saves_what_we_read(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    small_tokenizer.save_pretrained(tmp_path / "ours")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path / "theirs"), small_tokenizer)
+    theirs.add_special_tokens({"pad_token": "[PAD]"})
+    theirs.save_pretrained(tmp_path / "padded")
+    padded = GPT2Tokenizer.from_pretrained(tmp_path / "padded")
+    assert padded.special_tokens == {"<|endoftext|>": 299, "[PAD]": 300} and padded.vocab_size == 301
+    assert padded.encode("a[PAD]", allowed_special="all") == theirs.encode("a[PAD]")
+
+
+def test_transformers_and_tokenizers_read_what_we_save(openai_tokenizer, small_tokenizer, tmp_path: Path) -> None:
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    for ours, folder in ((openai_tokenizer, tmp_path / "openai"), (small_tokenizer, tmp_path / "small")):
+        ours.save_pretrained(folder)
+        readers: list[Callable[[str], list[int]]] = [
+            transformers.AutoTokenizer.from_pretrained(folder).encode,
+            lambda text, folder=folder: tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids,
+        ]
+        for read in readers:
+            for text in SAMPLES:
+                assert read(text) == ours.encode(text, allowed_special="all")  # theirs always allow it
+        plain = tokenizers.ByteLevelBPETokenizer.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        for text in SAMPLES:
+            assert plain.encode(text).ids == ours.encode(text)
+
+
+def test_added_tokens_beside_vocab_json(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "added_tokens.json").write_text('{"<|pad|>": 300}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a<|pad|>", allowed_special="all")[-1] == 300
+    assert tokenizer.vocab_size == 301
+
+
+def edit_json(name: str, change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        path = folder / name
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+def only_vocab_json(content: str | None = None, merges: str | None = None) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        (folder / "tokenizer.json").unlink()
+        if content is not None:
+            (folder / "vocab.json").write_text(content)
+        if merges is not None:
+            (folder / "merges.txt").write_text(merges)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (only_vocab_json("{}"), "vocabulary is empty"),
+        (only_vocab_json("{"), "not valid JSON"),
+        (only_vocab_json("[]"), "must hold a JSON object"),
+        (only_vocab_json('{"a": 0}'), "lacks 255 of the 256 byte tokens"),
+        (only_vocab_json('{"a": "0"}'), "has the id '0'"),
+        (only_vocab_json(merges="#version: 0.2\nz q\n"), "need the token 'zq'"),
+        (only_vocab_json(merges="a b c\n"), "must be two tokens"),
+        (lambda folder: (folder / "tokenizer.json").write_text(""), "not valid JSON"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(type="WordPiece")), "does not hold a BPE model"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(vocab={})), "vocabulary is empty"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(merges=[["a"]])), "must be two tokens"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(merges=None)), "no list of merges"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(dropout=0.1)), "dropout=0.1"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(byte_fallback=True)), "byte_fallback=True"),
+        (edit_json("tokenizer.json", lambda c: c.update(normalizer={"type": "NFC"})), "normalizer"),
+        (edit_json("tokenizer.json", lambda c: c.update(pre_tokenizer=None)), "not GPT-2's ByteLevel"),
+        (edit_json("tokenizer.json", lambda c: c["pre_tokenizer"].update(add_prefix_space=True)), "add_prefix_space=True"),
+        (edit_json("tokenizer.json", lambda c: c["pre_tokenizer"].update(use_regex=False)), "use_regex=False"),
+        (edit_json("tokenizer.json", lambda c: c.update(added_tokens=[{"id": 1}])), "needs an id and its content"),
+        (edit_json("tokenizer_config.json", lambda c: c.update(add_prefix_space=True)), "add_prefix_space"),
+    ],
+)  # fmt: skip
+def test_broken_files_are_refused(break_it, message: str, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises(VocabularyError, match=message) as caught:
+        GPT2Tokenizer.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VocabularyError, match="has no tokenizer files"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ModelNotFoundError):
+        load_tokenizer("no-such-owner/no-such-model")
+    with pytest.raises(GPT2Error):
+        load_tokenizer(5)

@@ -1,0 +1,94 @@
+"""The floors of the house: an import points down only. Read from the AST, so nothing is imported to find out."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ("gpt_config", "gpt_encoder", "gpt2")
+
+# What each floor may import besides the floors below it; the standard library is open to all.
+THIRD_PARTY = {
+    "gpt_config": set(),
+    "gpt_encoder": {"regex"},
+    "gpt2": {"torch", "safetensors", "click", "numpy", "tqdm", "huggingface_hub"},
+}
+# Imports inside a function, run only when that function is asked for what needs them.
+ON_DEMAND = {
+    ("gpt_config/locate.py", "huggingface_hub"),
+    ("gpt_encoder/interface.py", "torch"),
+}
+NAMES_THAT_SAY_NOTHING = {"utils.py", "util.py", "common.py", "helpers.py", "helper.py", "misc.py"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports_of(path: Path) -> list[tuple[str, bool]]:
+    """(top-level package, whether only type checkers run it) of every import statement, at any depth."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and isinstance(test.test, ast.Name) and test.test.id == "TYPE_CHECKING"
+        for node in ast.walk(test)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name.split(".")[0], id(node) in typing_only) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found.append(((node.module or "").split(".")[0], id(node) in typing_only))
+    return found
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_point_down_only(package: str) -> None:
+    below = set(FLOORS[: FLOORS.index(package) + 1])
+    assert sources(package), f"no sources in {package}"
+    for path in sources(package):
+        name = str(path.relative_to(ROOT))
+        for imported, typing_only in imports_of(path):
+            if imported in sys.stdlib_module_names or imported in below or (name, imported) in ON_DEMAND:
+                continue
+            if typing_only and imported == "torch":
+                continue
+            assert imported in THIRD_PARTY[package], f"{name} imports {imported}"
+
+
+def test_no_file_is_named_for_nothing() -> None:
+    assert not [path for package in FLOORS for path in sources(package) if path.name in NAMES_THAT_SAY_NOTHING]
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_module_says_what_it_does(package: str) -> None:
+    for path in sources(package):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
+
+
+def test_model_can_be_read_in_one_sitting() -> None:
+    assert len((ROOT / "gpt2" / "model.py").read_text(encoding="utf-8").splitlines()) < 250
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import gpt_config", {"torch", "regex", "huggingface_hub", "urllib.request"}),
+        ("import gpt_encoder; gpt_encoder.GPT2Tokenizer.from_pretrained('gpt2').encode('x')",
+         {"torch", "transformers", "tiktoken", "tokenizers", "huggingface_hub"}),
+        ("import gpt2", {"torch", "regex"}),
+        ("import gpt2.cli.group, gpt2.cli.generate, gpt2.cli.tokenize", {"torch", "transformers"}),
+        ("import gpt2; gpt2.GPT2; gpt2.complete", {"transformers", "tiktoken"}),
+    ],
+)  # fmt: skip
+def test_imports_that_must_not_happen(statement: str, absent: set[str]) -> None:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not absent & set(result.stdout.split())

@@ -84,7 +84,8 @@ def stream_batch(
 ) -> Iterator[tuple[int, str, Completion | None]]:
     """What both are made of: (row, new text, and the Completion once the row has ended), for all rows as they advance.
 
-    Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "".
+    Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "". What is wrong
+    with the arguments is raised by the call itself, before anything is generated.
     """
     config = replace(config or GenerationConfig(), **options)
     if config.seed is None:
@@ -93,6 +94,17 @@ def stream_batch(
     if not isinstance(texts, (list, tuple)):
         raise InputTypeError(f"prompts must be a str or a list of them, not {type(texts).__name__}")
     rows = start(model, [tokenizer.encode(text) for text in texts], config)
+    return _advance(model, tokenizer, texts, rows, config, logprobs)
+
+
+def _advance(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    rows: list[Continuation],
+    config: GenerationConfig,
+    logprobs: bool,
+) -> Iterator[tuple[int, str, Completion | None]]:
     streams = [_TextStream(tokenizer, config.stop) for _ in rows]
     place_of = {id(row): place for place, row in enumerate(rows)}
     began = time.perf_counter()

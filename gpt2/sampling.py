@@ -41,14 +41,19 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
+def check_top_k(top_k: int | None, vocab_size: int) -> None:
+    """InputError if there are not as many tokens."""
+    if top_k is not None and top_k > vocab_size:
+        raise InputError(
+            f"top_k={top_k} is more than the {vocab_size} tokens of this vocabulary: choose fewer, or leave it out"
+        )
+
+
 def apply_top_k(logits: Tensor, top_k: int | None) -> Tensor:
     """Keep the `top_k` largest logits (Fan et al. 2018), and any that equal the last of them."""
     if top_k is None:
         return logits
-    if top_k > logits.shape[-1]:
-        raise InputError(
-            f"top_k={top_k} is more than the {logits.shape[-1]} tokens of this vocabulary: choose fewer, or leave it out"
-        )
+    check_top_k(top_k, logits.shape[-1])
     smallest_kept = logits.topk(top_k).values[..., -1:]
     return logits.masked_fill(logits < smallest_kept, -torch.inf)
 

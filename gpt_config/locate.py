@@ -52,6 +52,8 @@ def locate(
     if not isinstance(name_or_folder, (str, os.PathLike)):
         raise InputTypeError(f"a model is named by a str or path, not {type(name_or_folder).__name__}")
     name = str(name_or_folder)
+    if not name:
+        raise ModelNotFoundError("the name of the model is empty: name a folder, a shipped model, or a hub repository")
     folder = Path(name_or_folder).expanduser()
     known_by_name = name in shipped_models() or published_name(name) is not None
     # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.

@@ -45,7 +45,7 @@ def cli(ctx: click.Context) -> None:
 def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> NoReturn:
     """Run `command` and exit. A mistake of the user's is one line on stderr: exit 2 for a wrong call, 1 for all else.
 
-    A closed pipe and Ctrl-C end quietly, with the exit status that the shell gives to those signals.
+    A closed pipe ends quietly with 1, Ctrl-C with 130.
     """
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
@@ -87,7 +87,7 @@ def _path(error: click.UsageError, prog_name: str) -> str:
 def _close_stdout() -> int:
     # Nobody reads any more. Point stdout elsewhere, or Python's own flush at exit would complain.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    return 1  # as click ends where it meets the closed pipe itself
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,37 @@
+"""The `gpt2` command itself: help, version, completion, and the list of commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpt2
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_help_and_version(run_command) -> None:
+    for args in ([], ["--help"], ["-h"]):
+        result = run_command(*args)
+        assert result.status == 0 and "generate" in result.out and "tokenize" in result.out
+    assert run_command("--version").out == f"gpt2, version {gpt2.__version__}\n"
+
+
+def test_an_unknown_command_is_one_line(run_command) -> None:
+    result = run_command("train-a-dragon")
+    assert result.status == 2 and result.out == ""
+    assert result.err.startswith("error: No such command") and len(result.err.splitlines()) == 1
+
+
+def test_shell_completion() -> None:
+    environment = {**os.environ, "_GPT2_COMPLETE": "bash_complete", "COMP_WORDS": "gpt2 generate --top", "COMP_CWORD": "2"}
+    code = "from gpt2.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert "--top_k" in result.stdout and "--top_p" in result.stdout
+
+
+def test_python_m_gpt2(small_folder: Path) -> None:
+    result = subprocess.run([sys.executable, "-m", "gpt2", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == f"gpt2, version {gpt2.__version__}\n"

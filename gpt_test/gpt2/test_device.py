@@ -1,0 +1,27 @@
+"""Devices and dtypes by the names that users write."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpt2.device import resolve_device, resolve_dtype
+from gpt_config import DeviceError
+
+
+def test_names() -> None:
+    assert resolve_dtype("bf16") == resolve_dtype("bfloat16") == resolve_dtype(torch.bfloat16) == torch.bfloat16
+    assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:999", "meta", "cpu:3x", 5, None])
+def test_unknown_devices(name: object) -> None:
+    with pytest.raises(DeviceError, match="this machine has cpu"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["", "int8", "float", 32, None, torch.int64])
+def test_unknown_dtypes(name: object) -> None:
+    with pytest.raises(DeviceError, match="use one of float32"):
+        resolve_dtype(name)

@@ -1,0 +1,134 @@
+"""From names to folders: folders, the hub's cache, and a clear end where there is no network."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+import gpt_config.locate as locate_module
+from gpt2.checkpoints import is_model_folder, locate_model
+from gpt_config import InputTypeError, ModelNotFoundError
+from gpt_config.locate import published_name
+
+
+def cache_repository(cache: str, name: str, source: Path, *, skip: tuple[str, ...] = ()) -> Path:
+    """Put a model where the hub client would have put it."""
+    repository = Path(cache) / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(source, snapshot, ignore=shutil.ignore_patterns(*skip))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    return snapshot
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> str:
+    import huggingface_hub.constants
+
+    return huggingface_hub.constants.HF_HUB_CACHE
+
+
+def test_a_folder_is_found(small_folder: Path) -> None:
+    assert locate_model(small_folder) == small_folder
+    assert locate_model(str(small_folder)) == small_folder
+
+
+@pytest.mark.parametrize(
+    ("cached_as", "asked_for"),
+    [
+        ("gpt2", "gpt2"), ("openai-community/gpt2", "gpt2"), ("gpt2", "openai-community/gpt2"), ("gpt2", "124M"),
+        ("distilbert/distilgpt2", "distilgpt2"), ("someone/gpt2-stories", "someone/gpt2-stories"),
+    ],
+)  # fmt: skip
+def test_a_cached_model_needs_no_network(cached_as: str, asked_for: str, cache: str, small_folder: Path) -> None:
+    snapshot = cache_repository(cache, cached_as, small_folder)
+    assert locate_model(asked_for) == snapshot
+
+
+def test_an_incomplete_download_does_not_count(cache: str, small_folder: Path) -> None:
+    cache_repository(cache, "gpt2", small_folder, skip=("*.safetensors",))
+    with pytest.raises(ModelNotFoundError):
+        locate_model("gpt2")
+
+
+def test_a_folder_that_is_only_called_gpt2_does_not_hide_the_model(cache, small_folder, tmp_path, monkeypatch) -> None:
+    """As when the command runs in this project's root."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    snapshot = cache_repository(cache, "gpt2", small_folder)
+    assert locate_model("gpt2") == snapshot
+    shutil.copytree(small_folder, tmp_path / "gpt2", dirs_exist_ok=True)
+    assert locate_model("gpt2") == Path("gpt2")
+
+
+def test_without_a_network_the_answer_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where look-ups hang, as behind a firewall that drops packets."""
+    import socket
+
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for answer in (OSError("no network"), None):
+
+        def look_up(*_: object, answer: OSError | None = answer, **__: object) -> list:
+            if answer is not None:
+                raise answer
+            time.sleep(30)
+            return []
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        began = time.perf_counter()
+        with pytest.raises(ModelNotFoundError, match="the hub cannot be reached: connect to the network, or copy"):
+            locate_model("someone/model")
+        assert time.perf_counter() - began < 3
+
+
+def test_a_reachable_hub_is_asked_for_safetensors_first(cache, small_folder, monkeypatch, tmp_path: Path) -> None:
+    """The download itself, with the hub's client replaced by a copy from a folder."""
+    import fnmatch
+
+    import huggingface_hub
+
+    (tmp_path / "hub").mkdir()
+    shutil.copy(small_folder / "config.json", tmp_path / "hub")
+    (tmp_path / "hub" / "pytorch_model.bin").write_bytes(b"weights")
+    asked = []
+    original = huggingface_hub.snapshot_download
+
+    def download(name: str, allow_patterns: list[str] | None = None, **options: object) -> str:
+        if options.get("local_files_only"):
+            return original(name, **options)
+        asked.append((name, allow_patterns))
+        target = tmp_path / "got"
+        target.mkdir(exist_ok=True)
+        for path in (tmp_path / "hub").iterdir():
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns or []):
+                shutil.copy(path, target)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(locate_module, "_hub_answers", lambda: True)
+    folder = locate_model("gpt2")
+    assert is_model_folder(folder)
+    assert [name for name, _ in asked] == ["openai-community/gpt2"] * 2
+    assert "model.safetensors" in asked[0][1] and "pytorch_model.bin" in asked[1][1]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b/c", "", "no such folder", "/no/such/folder", "-x", "a/"])
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        locate_model(name)
+
+
+def test_wrong_types() -> None:
+    with pytest.raises(InputTypeError, match="not int"):
+        locate_model(5)
+
+
+def test_published_names() -> None:
+    assert published_name("1558M") == published_name("openai-community/gpt2-xl") == "gpt2-xl"
+    assert published_name("distilbert/distilgpt2") == "distilgpt2"
+    assert [published_name(name) for name in ("someone/gpt2", "gpt3", "openai-community/distilgpt2", "")] == [None] * 4

@@ -73,8 +73,8 @@ def generate(
 def start(model: GPT2, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[Continuation]:
     """A row for each continuation of each prompt, in order. An empty prompt starts from the model's bos_token_id.
 
-    InputError if an id is not in the model's vocabulary, or top_k is larger than it. A prompt longer than the context keeps its end, and a warning
-    says so.
+    InputError if an id is not in the model's vocabulary, or top_k is larger than it. A prompt longer than the context
+    keeps its end, and a warning says so.
     """
     limit, vocab_size = model.config.n_positions, model.config.vocab_size
     sampling.check_top_k(config.top_k, vocab_size)

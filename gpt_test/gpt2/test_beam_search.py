@@ -30,7 +30,11 @@ def test_beams_equal_transformers(seed: int, prompt: list[int], num_beams: int, 
         pad_token_id=29, repetition_penalty=penalty,
     )  # fmt: skip
     ours = model.generate(
-        torch.tensor([prompt]), num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=n, repetition_penalty=penalty
+        torch.tensor([prompt]),
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        max_new_tokens=n,
+        repetition_penalty=penalty,
     )
     assert ours.tolist() == expected.tolist()
 
@@ -53,7 +57,9 @@ def test_beams_slide_past_the_context_and_need_no_cache() -> None:
 def test_a_batch_of_searches_is_searched_one_by_one() -> None:
     model = random_model(CONFIG, dtype=torch.float64)
     both = model.generate(torch.tensor([[1, 2], [3, 4]]), num_beams=2, max_new_tokens=5, stop_at_eot=False)
-    alone = [model.generate(torch.tensor([row]), num_beams=2, max_new_tokens=5, stop_at_eot=False) for row in ([1, 2], [3, 4])]
+    alone = [
+        model.generate(torch.tensor([row]), num_beams=2, max_new_tokens=5, stop_at_eot=False) for row in ([1, 2], [3, 4])
+    ]
     assert both.tolist() == torch.cat(alone).tolist()
 
 

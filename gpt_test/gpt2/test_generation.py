@@ -81,7 +81,9 @@ def test_the_window_slides_past_the_context(model: GPT2) -> None:
 
 @pytest.mark.parametrize("n_positions", [1, 2, 3])
 def test_the_smallest_contexts_slide_too(n_positions: int) -> None:
-    model = random_model(GPT2Config(vocab_size=11, n_positions=n_positions, n_embd=4, n_layer=1, n_head=2), dtype=torch.float64)
+    model = random_model(
+        GPT2Config(vocab_size=11, n_positions=n_positions, n_embd=4, n_layer=1, n_head=2), dtype=torch.float64
+    )
     options = {"max_new_tokens": 12, "do_sample": True, "seed": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -225,4 +227,7 @@ def test_damaged_weights_are_said(small_config: GPT2Config) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_dtype_generates(small_config: GPT2Config, dtype: torch.dtype) -> None:
     model = random_model(small_config).to(dtype)
-    assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=60, do_sample=True, seed=0, stop_at_eot=False).shape == (1, 62)
+    assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=60, do_sample=True, seed=0, stop_at_eot=False).shape == (
+        1,
+        62,
+    )

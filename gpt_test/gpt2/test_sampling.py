@@ -59,7 +59,9 @@ def test_min_p_equals_transformers(logits: torch.Tensor, min_p: float) -> None:
 
 @given(logits_rows, st.floats(0.1, 5.0), st.data())
 def test_repetition_penalty_equals_transformers(logits: torch.Tensor, penalty: float, data) -> None:
-    ids = data.draw(st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=len(logits), max_size=len(logits)))
+    ids = data.draw(
+        st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=len(logits), max_size=len(logits))
+    )
     process = pytest.importorskip("transformers").RepetitionPenaltyLogitsProcessor(penalty)
     expected = processed(process, logits, torch.tensor(ids))
     before = logits.clone()

@@ -42,7 +42,9 @@ def test_openai_names(openai_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), openai_tokenizer)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "openai-community/gpt2-medium", "distilgpt2", "distilbert/distilgpt2", "124M"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gpt2-xl", "openai-community/gpt2-medium", "distilgpt2", "distilbert/distilgpt2", "124M"]
+)
 def test_published_names_need_no_files(name: str, openai_tokenizer: GPT2Tokenizer) -> None:
     assert_equal_ids(GPT2Tokenizer.from_pretrained(name), openai_tokenizer)
 

@@ -56,7 +56,9 @@ def with_masks(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def with_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"transformer.{name}": tensor for name, tensor in tensors.items()} | {"lm_head.weight": tensors["wte.weight"].clone()}
+    return {f"transformer.{name}": tensor for name, tensor in tensors.items()} | {
+        "lm_head.weight": tensors["wte.weight"].clone()
+    }
 
 
 def head_only(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -127,7 +129,9 @@ def test_openai_hparams_in_place_of_config(folder: Path, small_model: GPT2) -> N
     assert torch.equal(GPT2.from_pretrained(folder)(IDS), small_model(IDS))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("fp16", torch.float16), ("float64", torch.float64)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bfloat16", torch.bfloat16), ("fp16", torch.float16), ("float64", torch.float64)]
+)
 def test_dtypes_convert(name: str, dtype: torch.dtype, folder: Path, small_model: GPT2) -> None:
     loaded = GPT2.from_pretrained(folder, dtype=name)
     assert all(torch.equal(p, q.to(dtype)) for p, q in zip(loaded.parameters(), small_model.parameters(), strict=True))
@@ -261,7 +265,9 @@ def test_weights_are_views_of_the_file(folder: Path) -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("no /proc on this system to look at mappings")
-    ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(folder / "model.safetensors") in line]
+    ranges = [
+        line.split()[0].split("-") for line in maps.read_text().splitlines() if str(folder / "model.safetensors") in line
+    ]
     address = model.wte.weight.data_ptr()
     assert any(int(low, 16) <= address < int(high, 16) for low, high in ranges)
 

@@ -37,11 +37,16 @@ def test_it_prints_the_prompt_and_its_continuation(run_command, model_options, s
 
 @pytest.mark.parametrize("options", [["--no_stream"], ["--no-stream"], ["--stream"]])
 def test_streamed_or_not_the_text_is_the_same(run_command, model_options, options) -> None:
-    assert run_command("generate", "The cat", *model_options, *options).out == run_command("generate", "The cat", *model_options).out
+    assert (
+        run_command("generate", "The cat", *model_options, *options).out
+        == run_command("generate", "The cat", *model_options).out
+    )
 
 
 def test_no_echo_prints_the_continuation_alone(run_command, model_options, small_folder: Path) -> None:
-    assert run_command("generate", "The cat", *model_options, "--no_echo").out == expected_text(small_folder, "The cat") + "\n"
+    assert (
+        run_command("generate", "The cat", *model_options, "--no_echo").out == expected_text(small_folder, "The cat") + "\n"
+    )
 
 
 def test_sampling_options_reach_the_sampler_in_both_spellings(run_command, model_options, small_folder: Path) -> None:
@@ -72,7 +77,9 @@ def test_a_file_has_a_prompt_a_line(run_command, model_options, tmp_path: Path) 
 
 def test_samples_come_in_order(run_command, model_options) -> None:
     options = ["--do_sample", "--seed", "1", "--num_samples", "3"]
-    objects = [json.loads(line) for line in run_command("generate", "A", *model_options, *options, "--json").out.splitlines()]
+    objects = [
+        json.loads(line) for line in run_command("generate", "A", *model_options, *options, "--json").out.splitlines()
+    ]
     text = run_command("generate", "A", *model_options, *options)
     assert text.out == "".join(f"A{item['completion']}\n" for item in objects)
     assert [item["sample"] for item in objects] == [0, 1, 2]

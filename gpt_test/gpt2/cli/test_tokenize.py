@@ -18,7 +18,11 @@ def test_ids_spans_and_pieces(run_command) -> None:
 
 def test_json(run_command) -> None:
     item = json.loads(run_command("tokenize", "a é<|endoftext|>", "--json", "--allow_special").out)
-    assert item == {"ids": [64, 38251, 50256], "pieces": ["a", " é", "<|endoftext|>"], "byte_spans": [[0, 1], [1, 4], [4, 17]]}
+    assert item == {
+        "ids": [64, 38251, 50256],
+        "pieces": ["a", " é", "<|endoftext|>"],
+        "byte_spans": [[0, 1], [1, 4], [4, 17]],
+    }
 
 
 def test_special_text_is_text(run_command) -> None:

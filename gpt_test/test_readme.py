@@ -1,0 +1,94 @@
+"""Every shell and Python block of the README runs as it stands, on a stand-in for gpt2 with random weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2 import GPT2
+from gpt_config import GPT2Config
+from gpt_test.gpt_config.test_locate import cache_repository
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """gpt2 in the hub's cache, and a `gpt2` command as pip would install it."""
+    folder = tmp_path_factory.mktemp("readme")
+    GPT2(GPT2Config(n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder / "tiny")
+    (folder / "cache").mkdir()
+    cache_repository(str(folder / "cache"), "gpt2", folder / "tiny")
+    (folder / "bin").mkdir()
+    for name, target in (("gpt2", f'"{sys.executable}" -m gpt2'), ("python", f'"{sys.executable}"')):
+        script = folder / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec {target} "$@"\n')
+        script.chmod(0o755)
+    return {
+        **os.environ,
+        "HF_HUB_CACHE": str(folder / "cache"),
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+
+def run(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
+    (cwd / "generate.py").symlink_to(ROOT / "generate.py")
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+SHELL_LINES = [
+    line.removeprefix("pip install -r requirements.txt && ")
+    for block in blocks("bash")
+    for line in block.splitlines()
+    if not line.endswith("pytest gpt_test")
+]
+
+
+@pytest.mark.parametrize("line", SHELL_LINES)
+def test_shell_lines_run(line: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    assert run(["bash", "-c", line], tmp_path, environment)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.strip().splitlines()[-1][:40])
+def test_python_blocks_run(block: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    run([sys.executable, "-W", "error", "-c", block], tmp_path, environment)
+
+
+def test_the_two_commands_are_there() -> None:
+    assert 'pip install -r requirements.txt && python generate.py "Once upon a time" --temperature 0.7 --do_sample' in README
+    assert "pip install -r requirements.txt && pytest gpt_test" in README
+    assert len(SHELL_LINES) >= 6 and len(blocks("python")) >= 3
+
+
+def test_every_file_is_named() -> None:
+    """The tree in the README is that of the packages: no file is missing from it, and none is named that is gone."""
+    tree = README[README.index("gpt_config/    ") :]
+    for package in ("gpt_config", "gpt_encoder", "gpt2"):
+        for path in (ROOT / package).glob("*.py"):
+            if not path.name.startswith("__"):
+                assert f"  {path.name} " in tree, path
+    for name in re.findall(r"^  (\w+\.py) ", tree, re.MULTILINE):
+        assert list(ROOT.glob(f"gpt*/{name}")), name
+
+
+def test_every_option_is_in_the_table() -> None:
+    from gpt2.cli.generate import generate
+
+    for parameter in generate.params:
+        for option in parameter.opts:
+            if option.startswith("--"):
+                assert f"`{option}" in README, option

@@ -31,18 +31,18 @@ class Beam:
         return self.total / max(1, len(self.ids))
 
 
-def beam_search(model: GPT2, prompt_ids: list[int], config: GenerationConfig, *, use_cache: bool = True) -> list[Beam]:
+def beam_search(
+    model: GPT2, prompt_ids: list[int], config: GenerationConfig, *, vocab_size: int | None = None, use_cache: bool = True
+) -> list[Beam]:
     """The `config.num_return_sequences` best of `config.num_beams` beams after `prompt_ids`, best first."""
     width = config.num_beams
     eot = model.config.eos_token_id if config.stop_at_eot else None
-    # Twice the width, so that the search can go on at full width even if each of the best candidates ends its text.
-    n_candidates = min(2 * width, model.config.vocab_size)
     running, finished = [Beam()], []
     decoder = Decoder(
         model, [Window(list(prompt_ids), model.config.n_positions)], config.max_new_tokens, use_cache=use_cache
     )
     for step in range(1, config.max_new_tokens + 1):
-        candidates = _best_candidates(decoder, prompt_ids, running, n_candidates, config)
+        candidates = _best_candidates(decoder, prompt_ids, running, config, vocab_size)
         is_last = step == config.max_new_tokens
         for beam, _ in candidates[:width]:
             beam.at_eot = beam.ids[-1] == eot
@@ -63,19 +63,19 @@ def beam_search(model: GPT2, prompt_ids: list[int], config: GenerationConfig, *,
 
 @torch.inference_mode()
 def _best_candidates(
-    decoder: Decoder, prompt_ids: list[int], running: list[Beam], n_candidates: int, config: GenerationConfig
+    decoder: Decoder, prompt_ids: list[int], running: list[Beam], config: GenerationConfig, vocab_size: int | None
 ) -> list[tuple[Beam, int]]:
     """The best one-token extensions of all running beams, each with the place of the beam it extends."""
-    logprobs = decoder.next_logits().float().log_softmax(-1)
+    logprobs = decoder.next_logits().float().log_softmax(-1)[:, :vocab_size]
     seen = [prompt_ids + beam.ids for beam in running]
     scores = sampling.apply_repetition_penalty(logprobs, seen, config.repetition_penalty)
     totals = scores + torch.tensor([beam.total for beam in running], device=scores.device)[:, None]
-    vocab_size = totals.shape[-1]
-    best = totals.flatten().topk(n_candidates)
+    # Twice the width, so that the search can go on at full width even if each of the best candidates ends its text.
+    best = totals.flatten().topk(min(2 * config.num_beams, totals.numel()))
+    best_logprobs = logprobs.flatten()[best.indices].tolist()
     candidates = []
-    for total, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        parent, token = divmod(place, vocab_size)
+    for total, place, logprob in zip(best.values.tolist(), best.indices.tolist(), best_logprobs, strict=True):
+        parent, token = divmod(place, totals.shape[-1])
         beam = running[parent]
-        logprob = logprobs[parent, token].item()
         candidates.append((Beam([*beam.ids, token], [*beam.logprobs, logprob], total), parent))
     return candidates

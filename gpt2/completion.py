@@ -125,19 +125,16 @@ def _advance(
             seconds=now,
         )
 
-    for advanced in decode(model, rows, config, logprobs=logprobs):
+    for advanced in decode(model, rows, config, vocab_size=tokenizer.vocab_size, logprobs=logprobs):
         first_token_at = time.perf_counter() - began if first_token_at is None else first_token_at
         for row in advanced:
             place = place_of[id(row)]
             piece = streams[place].read(row)
             yield place, piece, ended(place) if row.finish_reason else None
-    if config.max_new_tokens == 0:
-        for place in range(len(rows)):
-            yield place, "", ended(place)
 
 
 class _TextStream:
-    """The text of one continuation, up to the first stop string. `text` is all that was given out."""
+    """The text of one continuation, up to the stop string that ends first. `text` is all that was given out."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = StreamDecoder(tokenizer)
@@ -153,25 +150,28 @@ class _TextStream:
 
     def read(self, row: Continuation) -> str:
         """The text that the row's tokens since the last call complete. A stop string in it ends the row."""
-        new_ids = row.ids[self._n_read :]
-        self._n_read = len(row.ids)
-        if row.finish_reason == "eot":
-            new_ids = new_ids[:-1]
-        piece = "".join(self._give(self._decoder.push(token)) for token in new_ids)
+        piece = ""
+        while self._n_read < len(row.ids) and not self.stopped:
+            token = row.ids[self._n_read]
+            self._n_read += 1
+            if row.finish_reason != "eot" or self._n_read < len(row.ids):
+                piece += self._give(self._decoder.push(token))
         if row.finish_reason:
             piece += self._give(self._decoder.flush(), at_end=True)
         if self.stopped:
             row.finish_reason = "stop"
+            del row.ids[self._n_read :], row.logprobs[self._n_read :]  # a beam comes with what it found behind the stop
         return piece
 
     def _give(self, new: str, *, at_end: bool = False) -> str:
         if self.stopped:
             return ""
         text = self._held + new
-        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        # The one that ends first, for so it does not matter into which pieces the text is cut.
+        found = [(place + len(stop), place) for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:
             self.stopped = True
-            keep = min(found)
+            keep = min(found)[1]
         else:
             keep = len(text) if at_end else len(text) - self._length_of_begun_stop(text)
         piece, self._held = text[:keep], text[keep:]

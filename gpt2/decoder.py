@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gpt2.decode_plan import DecodePlan
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt_config.errors import CheckpointError
@@ -56,6 +57,7 @@ class Decoder:
         self._model = model
         self._use_cache = use_cache
         self._tokens_left = max_new_tokens
+        self._plan = DecodePlan(model) if use_cache and DecodePlan.fits(model) else None
         self._device = model.wte.weight.device
         self._cache: KVCache | None = None
         self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
@@ -63,14 +65,19 @@ class Decoder:
     @torch.inference_mode()
     def next_logits(self) -> Tensor:
         """Logits (B, V) of the token after each window, in the model's dtype. CheckpointError if the model computes NaN."""
+        if self._model.training:  # a dropout that changes greedy ids would surprise whoever forgot eval()
+            self._model.eval()
+            try:
+                return self.next_logits()
+            finally:
+                self._model.train()
         slid = [window.slide() for window in self.windows]
         cache = self._cache
         if cache is None or any(slid) or cache.length == cache.max_length:
-            hidden = self._prefill()
+            logits = self._prefill()
         else:
-            hidden = self._decode_one_token(cache)
+            logits = self._decode_one_token(cache)
         self._tokens_left -= 1
-        logits = self._model.logits(hidden[:, -1])
         if not bool(torch.isfinite(logits.amax(-1)).all()):
             raise CheckpointError(
                 "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
@@ -107,16 +114,20 @@ class Decoder:
             attention_mask=None if self._mask is None else self._mask[:, :longest],
             kv_cache=self._cache,
         )
+        logits = self._model.logits(hidden[:, -1])
         if len(distinct) == len(views):
-            return hidden
+            return logits
         rows = torch.tensor([distinct[view] for view in views], device=self._device)
         self._select_computed(rows)
-        return hidden.index_select(0, rows)
+        return logits.index_select(0, rows)
 
     def _decode_one_token(self, cache: KVCache) -> Tensor:
-        last = torch.tensor([[window.ids[-1]] for window in self.windows], device=self._device)
+        last = [window.ids[-1] for window in self.windows]
+        if self._mask is None and self._plan is not None:
+            return self._plan.next_logits(last, cache)
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
-        return self._model.hidden_states(last, attention_mask=mask, kv_cache=cache)
+        input_ids = torch.tensor(last, device=self._device)[:, None]
+        return self._model.logits(self._model.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
 
     def _new_cache(self, batch_size: int, n_slots: int) -> KVCache | None:
         if not self._use_cache:

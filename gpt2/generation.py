@@ -17,7 +17,7 @@ from gpt2 import sampling
 from gpt2.beam_search import beam_search
 from gpt2.decoder import Decoder, Window
 from gpt2.model import GPT2
-from gpt_config.errors import InputError, InputTypeError
+from gpt_config.errors import GPT2Warning, InputError, InputTypeError
 from gpt_config.generation_config import GenerationConfig
 
 FinishReason = Literal["eot", "stop", "length"]
@@ -93,7 +93,7 @@ def start(model: GPT2, prompts: Sequence[Sequence[int]], config: GenerationConfi
             )
         if len(ids) > limit:
             warnings.warn(
-                f"the prompt has {len(ids)} tokens and the model sees {limit}: it continues the last {limit}", stacklevel=3
+                f"a prompt has {len(ids)} tokens and the model sees {limit}: it continues the last {limit}", GPT2Warning, 3
             )
         rows += [Continuation(ids, index) for index in range(config.num_return_sequences)]
     return rows
@@ -104,30 +104,32 @@ def decode(
     rows: list[Continuation],
     config: GenerationConfig,
     *,
+    vocab_size: int | None = None,
     use_cache: bool = True,
     logprobs: bool = False,
 ) -> Iterator[list[Continuation]]:
     """Advance all rows, one token a step; yields those that got a token, until every row has a `finish_reason`.
 
-    Between steps the reader may end a row by setting its `finish_reason`. `logprobs` fills the rows' field of that name.
+    Between steps the reader may end a row by setting its `finish_reason`. Only ids below `vocab_size` are chosen: models
+    are often padded to more rows than the tokenizer has ids. `logprobs` fills the rows' field of that name.
     Beam search yields once, at the end. CheckpointError if the model computes NaN.
     """
-    if config.num_beams > 1:
-        _decode_beams(model, rows, config, use_cache, logprobs)
+    if config.max_new_tokens == 0:
+        for row in rows:
+            row.finish_reason = "length"
         yield rows
         return
-    for row in rows:
-        if config.max_new_tokens == 0:
-            row.finish_reason = "length"
-    batch = [row for row in rows if row.finish_reason is None]
-    if not batch:
+    if config.num_beams > 1:
+        _decode_beams(model, rows, config, vocab_size, use_cache, logprobs)
+        yield rows
         return
+    batch = list(rows)
     generators = _generators(batch, config)
     eot = model.config.eos_token_id if config.stop_at_eot else None
     decoder = Decoder(model, _windows(model, batch), config.max_new_tokens, use_cache=use_cache)
     while batch:
         logits = decoder.next_logits()
-        tokens = _choose(logits, batch, generators, config)
+        tokens = _choose(logits[:, :vocab_size], batch, generators, config)
         row_logprobs = _logprobs(logits, tokens) if logprobs else []
         for place, token in enumerate(tokens):
             decoder.windows[place].ids.append(token)  # an ended row goes along until the batch is made smaller
@@ -149,11 +151,18 @@ def decode(
                 decoder.select(live)
 
 
-def _decode_beams(model: GPT2, rows: list[Continuation], config: GenerationConfig, use_cache: bool, logprobs: bool) -> None:
+def _decode_beams(
+    model: GPT2,
+    rows: list[Continuation],
+    config: GenerationConfig,
+    vocab_size: int | None,
+    use_cache: bool,
+    logprobs: bool,
+) -> None:
     """Fill the rows of each prompt with the best beams of a search from it."""
     for first in range(0, len(rows), config.num_return_sequences):
         group = rows[first : first + config.num_return_sequences]
-        beams = beam_search(model, group[0].prompt_ids, config, use_cache=use_cache)
+        beams = beam_search(model, group[0].prompt_ids, config, vocab_size=vocab_size, use_cache=use_cache)
         for row, beam in zip(group, beams, strict=True):
             row.ids, row.finish_reason = beam.ids, "eot" if beam.at_eot else "length"
             row.logprobs = beam.logprobs if logprobs else []
@@ -182,9 +191,12 @@ def _choose(
     logits: Tensor, rows: list[Continuation], generators: list[random.Random], config: GenerationConfig
 ) -> list[int]:
     """The next token of each row."""
-    if config.repetition_penalty != 1:
-        seen = [row.prompt_ids + row.ids for row in rows]
-        logits = sampling.apply_repetition_penalty(logits, seen, config.repetition_penalty)
+    if config.greedy and config.repetition_penalty == 1:
+        return sampling.greedy(logits).tolist()
+    # In float64 and on the CPU, for not every device has it: the same tokens wherever the model runs.
+    logits = logits.cpu().double()
+    seen = [row.prompt_ids + row.ids for row in rows]
+    logits = sampling.apply_repetition_penalty(logits, seen, config.repetition_penalty)
     if config.greedy:
         return sampling.greedy(logits).tolist()
     probs = sampling.logits_to_probs(logits, config)
@@ -193,14 +205,14 @@ def _choose(
 
 @torch.inference_mode()
 def _logprobs(logits: Tensor, tokens: list[int]) -> list[float]:
-    chosen = torch.tensor(tokens, device=logits.device)[:, None]
-    return logits.double().log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
+    chosen = torch.tensor(tokens)[:, None]
+    return logits.cpu().double().log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
 
 
 def _prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
     if not isinstance(input_ids, Tensor):
         raise InputTypeError(f"input_ids must be a tensor of shape (batch, tokens), not {type(input_ids).__name__}")
-    if input_ids.dim() != 2 or input_ids.is_floating_point():
+    if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
         raise InputError(
             f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}: it must be (batch, tokens) of int64"
         )

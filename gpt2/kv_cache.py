@@ -13,7 +13,8 @@ class KVCache:
     """Room for `max_length` tokens of each of `batch_size` rows, in every layer.
 
     Pass the same cache to each forward call: it attends to what the cache holds and appends its own tokens. `length` is
-    the number of slots in use, padding included. Keys and values take 2 * n_layer * n_embd * max_length numbers a row.
+    the number of slots in use, padding included. `layers` holds a tensor (2, B, n_head, max_length, head_dim) of keys and
+    values for each layer. Keys and values take 2 * n_layer * n_embd * max_length numbers a row.
     """
 
     def __init__(
@@ -27,14 +28,20 @@ class KVCache:
     ) -> None:
         self.max_length = config.n_positions if max_length is None else max_length
         self.length = 0
-        shape = (2, batch_size, config.n_head, self.max_length, config.head_dim)  # keys, then values
-        self._layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        shape = (2, batch_size, config.n_head, self.max_length, config.head_dim)
+        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
 
-    def reserve(self, batch_size: int, n_tokens: int) -> None:
-        """Take `n_tokens` more slots in each row. InputError if there is no room for them, or the rows are not as many."""
-        rows = self._layers[0].shape[1]
-        if batch_size != rows:
-            raise InputError(f"input_ids has {batch_size} rows and the cache {rows}: use one cache for each batch")
+    def reserve(self, x: Tensor) -> None:
+        """Take a slot for each token of `x` (B, T, C). InputError if it does not fit: rows, length, dtype or device."""
+        rows, n_tokens = x.shape[:2]
+        store = self.layers[0]
+        if rows != store.shape[1]:
+            raise InputError(f"input_ids has {rows} rows and the cache {store.shape[1]}: use one cache for each batch")
+        if (x.dtype, x.device) != (store.dtype, store.device):
+            raise InputError(
+                f"the cache is {store.dtype} on {store.device} and the model computes {x.dtype} on {x.device}: "
+                "make it with the model's dtype and device"
+            )
         if self.length + n_tokens > self.max_length:
             raise InputError(
                 f"the cache holds {self.length} of at most {self.max_length} tokens and has no room for {n_tokens} more: "
@@ -44,10 +51,10 @@ class KVCache:
 
     def append(self, layer: int, keys_and_values: Tensor) -> Tensor:
         """Store (2, B, n_head, T, head_dim) in the last T reserved slots; return the same for all slots in use."""
-        stored = self._layers[layer][:, :, :, : self.length]
+        stored = self.layers[layer][:, :, :, : self.length]
         stored[:, :, :, -keys_and_values.shape[3] :] = keys_and_values
         return stored
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in that order; a row may be named several times (as beams are) or not at all."""
-        self._layers = [layer.index_select(1, rows) for layer in self._layers]
+        self.layers = [layer.index_select(1, rows) for layer in self.layers]

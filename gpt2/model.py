@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.kv_cache import KVCache
-from gpt_config.errors import InputError
+from gpt_config.errors import InputError, InputTypeError
 from gpt_config.model_config import GPT2Config
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class GPT2(nn.Module):
         self, input_ids: Tensor, *, attention_mask: Tensor | None = None, kv_cache: KVCache | None = None
     ) -> Tensor:
         """What the head reads: (B, T, C) after the final norm. Arguments as for `forward`."""
-        past = kv_cache.length if kv_cache is not None else 0
+        past = 0 if kv_cache is None else kv_cache.length
         self._check_shapes(input_ids, past, attention_mask)
         T = input_ids.shape[1]
         positions = _positions(past, T, attention_mask, input_ids.device)
@@ -168,7 +168,7 @@ class GPT2(nn.Module):
         except IndexError:  # raised on the CPU only; elsewhere to look at the ids first would stall the device
             raise self._out_of_range(input_ids, positions) from None
         if kv_cache is not None:
-            kv_cache.reserve(*input_ids.shape)
+            kv_cache.reserve(x)
         x = F.dropout(x, self.config.embd_pdrop, self.training)
         for block in self.h:
             x = block(x, mask, kv_cache)
@@ -179,6 +179,9 @@ class GPT2(nn.Module):
         return F.linear(hidden_states, self.wte.weight)
 
     def _check_shapes(self, input_ids: Tensor, past: int, attention_mask: Tensor | None) -> None:
+        for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+            if value is not None and not isinstance(value, Tensor):
+                raise InputTypeError(f"{name} must be a tensor of shape (batch, tokens), not {type(value).__name__}")
         shape, limit = tuple(input_ids.shape), self.config.n_positions
         if len(shape) != 2 or input_ids.dtype not in (torch.int64, torch.int32):
             raise InputError(f"input_ids has shape {shape} and dtype {input_ids.dtype}: it must be (batch, tokens) of int64")

@@ -29,7 +29,8 @@ def apply_repetition_penalty(logits: Tensor, seen_ids: Sequence[Sequence[int]], 
     for row, ids in zip(logits, seen_ids, strict=True):
         seen = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=row.device)
         scores = row[seen]
-        row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        largest = torch.finfo(row.dtype).max  # a tiny penalty must not make infinity, which has no softmax
+        row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-largest, largest)
     return logits
 
 

@@ -9,6 +9,8 @@
     └── CheckpointError      weights that are missing, broken or not GPT-2's
         └── ModelNotFoundError   no folder, shipped model, cached or reachable hub model of that name
 
+    GPT2Warning              something was done that the user may not expect         (a UserWarning)
+
 Each message is one line that names the value, the limit and the remedy. The command line prints exactly that line.
 """
 
@@ -43,3 +45,7 @@ class CheckpointError(GPT2Error):
 
 class ModelNotFoundError(CheckpointError):
     """No folder, shipped model, cached download or reachable hub repository goes by the name."""
+
+
+class GPT2Warning(UserWarning):
+    """What was asked for is done, but not quite as the user may expect. The command line shows it in one line."""

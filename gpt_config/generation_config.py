@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_real, check_whole
+from gpt_config.validation import check_bool, check_real, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,10 @@ class GenerationConfig:
         if self.min_p is not None:
             check_real("min_p", self.min_p, lambda p: 0 <= p <= 1, "between 0 (no limit) and 1")
         check_real("repetition_penalty", self.repetition_penalty, lambda r: r > 0, "positive (1 is no penalty)")
-        if isinstance(self.stop, str):
-            raise ConfigError(f"stop={self.stop!r} must be a tuple of strings: write ({self.stop!r},)")
+        check_bool("do_sample", self.do_sample)
+        check_bool("stop_at_eot", self.stop_at_eot)
+        if not isinstance(self.stop, (tuple, list)):
+            raise ConfigError(f"stop={self.stop!r} must be a tuple of strings, such as ('.', 'END')")
         for stop in self.stop:
             if not isinstance(stop, str) or not stop:
                 raise ConfigError(f"stop={stop!r} must be a text of at least one character")

@@ -54,7 +54,10 @@ def locate(
     name = str(name_or_folder)
     if not name:
         raise ModelNotFoundError("the name of the model is empty: name a folder, a shipped model, or a hub repository")
-    folder = Path(name_or_folder).expanduser()
+    try:
+        folder = Path(name_or_folder).expanduser()
+    except RuntimeError:
+        raise ModelNotFoundError(f"{name!r} begins with a user that this machine does not have: check the path") from None
     known_by_name = name in shipped_models() or published_name(name) is not None
     # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
     if folder.is_dir() and (complete(folder) or not known_by_name):
@@ -79,14 +82,13 @@ def _names_of(short: str) -> list[str]:
 
 def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable[[Path], bool]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     short = published_name(name)
     names = _names_of(short) if short else [name]
     for repository in names:
         try:
             folder = Path(snapshot_download(repository, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
+        except Exception:  # not cached, or the cache is damaged: what the client raises for that is no contract of its
             continue
         if complete(folder):
             return folder
@@ -100,7 +102,7 @@ def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable
             folder = Path(snapshot_download(names[-1], allow_patterns=list(patterns)))
             if complete(folder):
                 return folder
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # HTTP errors, broken connections, pages that are not the hub's, a full disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelNotFoundError(
             f"{wanted}, and the hub did not give it ({reason}): check the name and the network"

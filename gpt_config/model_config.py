@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_real, check_whole
+from gpt_config.validation import check_bool, check_real, check_whole
 
 # OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
 _ALIASES = {
@@ -29,6 +29,9 @@ _REQUIRED_VALUES: dict[str, tuple[Any, str]] = {
     "pruned_heads": ({}, "pruned heads change the shapes; use the unpruned checkpoint"),
     "quantization_config": (None, "these are weights quantized by another library; use the unquantized checkpoint"),
 }
+
+# A thousand times what any GPT-2 has: a garbled file is told from a large model before memory is asked for.
+_MAX_SIZE = 1 << 24
 
 # OpenAI's and Hugging Face's "gelu_new" are the tanh approximation, under three names; "gelu" is the exact one.
 ACTIVATION_FUNCTIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu")
@@ -63,9 +66,9 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            check_whole(name, getattr(self, name), 1)
+            check_whole(name, getattr(self, name), 1, maximum=_MAX_SIZE)
         if self.n_inner is not None:
-            check_whole("n_inner", self.n_inner, 1)
+            check_whole("n_inner", self.n_inner, 1, maximum=_MAX_SIZE)
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 0)
@@ -81,8 +84,7 @@ class GPT2Config:
         check_real("layer_norm_epsilon", self.layer_norm_epsilon, lambda e: e > 0, "a small positive number, such as 1e-5")
         check_real("initializer_range", self.initializer_range, lambda r: r >= 0, "0 or a positive number, such as 0.02")
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be true or false")
+            check_bool(name, getattr(self, name))
         if self.activation_function not in ACTIVATION_FUNCTIONS:
             raise ConfigError(
                 f"activation_function={self.activation_function!r} is not supported: "
@@ -135,7 +137,7 @@ class GPT2Config:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
             raise ConfigError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
         try:
             return cls.from_dict(values)

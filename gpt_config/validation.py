@@ -1,21 +1,29 @@
-"""The two checks that every config shares: whole numbers and real numbers, with a message that names the field."""
+"""The checks that configs share: whole numbers, real numbers and switches, with messages that name the field."""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 
 from gpt_config.errors import ConfigError
 
 
-def check_whole(name: str, value: object, minimum: int, hint: str = "") -> None:
-    """Raise ConfigError unless `value` is an int (not a bool) of `minimum` or more."""
+def check_whole(name: str, value: object, minimum: int, hint: str = "", maximum: int | None = None) -> None:
+    """Raise ConfigError unless `value` is an int (not a bool) of `minimum` or more, and at most `maximum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name}={value!r} must be a whole number of {minimum} or more{hint}")
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"{name}={value!r} must be at most {maximum}: no GPT-2 has more")
 
 
 def check_real(name: str, value: object, is_allowed: Callable[[float], bool], allowed: str) -> None:
     """Raise ConfigError unless `value` is a finite number that `is_allowed`; `allowed` says the range in words."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and is_allowed(value)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not (is_number and is_allowed(value)):  # NaN is not at most anything
         raise ConfigError(f"{name}={value!r} must be {allowed}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} must be true or false")

@@ -58,7 +58,7 @@ class CharTokenizer(Tokenizer):
             characters = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise VocabularyError(f"{path} is not valid JSON ({error})") from None
         if not isinstance(characters, list) or not all(isinstance(character, str) for character in characters):
             raise VocabularyError(f"{path} must hold a list of characters")
@@ -72,6 +72,7 @@ class CharTokenizer(Tokenizer):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `char_vocab.json`: the list of characters."""
         atomic_write_json(Path(folder) / _FILE_NAME, self.characters, indent=None)
+        self._remove_other_files(Path(folder), [_FILE_NAME])
 
     def _encode_ordinary(self, text: str) -> list[int]:
         try:

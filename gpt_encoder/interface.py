@@ -6,11 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import regex
 
 from gpt_config.errors import InputError, InputTypeError
+from gpt_config.locate import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,13 @@ class Tokenizer(ABC):
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
         self.special_tokens = dict(special_tokens)
+
+    @staticmethod
+    def _remove_other_files(folder: Path, written: Collection[str]) -> None:
+        """Remove the tokenizer files of `folder` that were not written: with another tokenizer's, ids would be wrong."""
+        for name in (*TOKENIZER_FILES, "special_tokens_map.json"):
+            if name not in written:
+                (folder / name).unlink(missing_ok=True)
 
     @property
     @abstractmethod

@@ -62,7 +62,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; transformers reads the same tokenizer."""
-        write_vocabulary(Path(folder), self._vocabulary)
+        self._remove_other_files(Path(folder), write_vocabulary(Path(folder), self._vocabulary))
 
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:

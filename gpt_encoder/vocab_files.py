@@ -99,8 +99,8 @@ def read_vocab_and_merges(vocab: Path, merges: Path, added_tokens: Mapping[str, 
     return _checked(vocab, token_ids, pairs, special_tokens)
 
 
-def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Write `vocab.json`, `merges.txt`, `tokenizer.json` and `tokenizer_config.json`, for this package and transformers."""
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
+    """Write the four files of a tokenizer that this package and transformers read; their names."""
     eot = EOT_TOKEN if EOT_TOKEN in vocabulary.special_tokens else None
     atomic_write_json(folder / "vocab.json", dict(vocabulary.token_ids), indent=None)
     atomic_write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, vocabulary.merges), ""]))
@@ -116,6 +116,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
         },
     )
     atomic_write_json(folder / "tokenizer.json", _tokenizer_json(vocabulary))
+    return ["vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"]
 
 
 def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
     if not isinstance(content, dict):
         raise VocabularyError(f"{path} must hold a JSON object, not {type(content).__name__}")

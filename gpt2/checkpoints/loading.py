@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from gpt2.checkpoints.naming import published_names
-from gpt2.checkpoints.weight_files import PYTORCH_PATTERNS, SAFETENSORS_PATTERNS, read_tensors, weight_files
+from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.device import resolve_device, resolve_dtype
 from gpt2.model import GPT2
+from gpt2.model_folder import CONFIG_FILES, locate_model
 from gpt_config.errors import CheckpointError
-from gpt_config.locate import TOKENIZER_FILES, locate
 from gpt_config.model_config import GPT2Config
 
-_CONFIG_FILES = ("config.json", "hparams.json")
-
 # So many names fit into a message that is still a line.
-_MAX_NAMED = 4
+_MAX_NAMED = 20
 
 
 def load_model(
@@ -48,29 +46,9 @@ def load_model(
     return model.eval()
 
 
-def locate_model(name_or_folder: str | os.PathLike[str]) -> Path:
-    """The folder of a model: one of the user's, one that ships, or one in the hub's cache, downloaded if need be."""
-    small_files = (*_CONFIG_FILES, *TOKENIZER_FILES)
-    return locate(
-        name_or_folder,
-        files=[(*small_files, *SAFETENSORS_PATTERNS), PYTORCH_PATTERNS],
-        complete=is_model_folder,
-    )
-
-
-def is_model_folder(folder: Path) -> bool:
-    """Whether `folder` has a config and weights. A broken index of shards counts as weights: loading says what is wrong."""
-    if not any((folder / name).is_file() for name in _CONFIG_FILES):
-        return False
-    try:
-        return bool(weight_files(folder))
-    except CheckpointError:
-        return True
-
-
 def read_config(folder: Path) -> GPT2Config:
     """The config of a model folder, from `config.json` or OpenAI's `hparams.json`."""
-    for name in _CONFIG_FILES:
+    for name in CONFIG_FILES:
         if (folder / name).is_file():
             return GPT2Config.from_json_file(folder / name)
     raise CheckpointError(f"{folder} has no config.json: name a folder that holds config.json and the weights")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
-from gpt_config.errors import InputError, VocabularyError
+from gpt_config.errors import GPT2Warning, InputError, VocabularyError
 from gpt_config.model_config import GPT2Config
 from gpt_encoder.tokenizer import GPT2Tokenizer, has_tokenizer, load_tokenizer
 
@@ -22,7 +23,11 @@ def tokenizer_of(model: GPT2) -> Tokenizer | None:
     folder = model.pretrained_from
     if folder is not None and has_tokenizer(folder):
         return load_tokenizer(folder)
-    return GPT2Tokenizer.from_pretrained() if model.config.vocab_size == GPT2Config().vocab_size else None
+    if model.config.vocab_size != GPT2Config().vocab_size:
+        return None
+    if folder is not None:
+        warnings.warn(f"{folder} has no tokenizer files: OpenAI's vocabulary, which has its size, is used", GPT2Warning, 2)
+    return GPT2Tokenizer.from_pretrained()
 
 
 def load_tokenizer_for(model: GPT2, name_or_folder: str | os.PathLike[str] | None = None) -> Tokenizer:

@@ -5,33 +5,14 @@ It knows formats, and nothing of GPT-2. Nothing but tensors is ever unpickled.
 
 from __future__ import annotations
 
-import json
-import pickle
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gpt2.model_folder import weight_files
 from gpt_config.errors import CheckpointError
-
-# In the order in which they are looked for.
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-
-# For the hub: safetensors are preferred, and the older format is only fetched from a repository that has no other.
-SAFETENSORS_PATTERNS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-PYTORCH_PATTERNS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of `folder`, or an empty list. CheckpointError if an index names files it lacks."""
-    for name, index_name in zip(_SINGLE_FILES, _INDEX_FILES, strict=True):
-        if (folder / name).is_file():
-            return [folder / name]
-        if (folder / index_name).is_file():
-            return _shards(folder / index_name)
-    return []
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -69,27 +50,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the format of before 2020 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception:  # a damaged pickle raises whatever its bytes happen to mean; torch's advice would be to run them
         raise CheckpointError(
-            f"{path} is not a readable file of tensors ({_first_line(error)}): get it again, or convert it to safetensors"
+            f"{path} is not a readable file of tensors: it is damaged or holds other things, which are never unpickled; "
+            "get it again, or save it as safetensors"
         ) from None
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise CheckpointError(f"{path} does not hold a state dict of tensors: save model.state_dict() and nothing around it")
     return content
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{index} is not a readable index of shards: get it again") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names the shard {name!r}, which is not a file beside it: get it again")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names the shard {name!r}, which is missing: get it too")
-    return [index.parent / name for name in names]
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 
-def main(args: Sequence[str] | None = None, prog_name: str = "gpt2") -> None:
-    """Run `gpt2 ...` and exit: the console script, `python -m gpt2` and `generate.py` all come here."""
-    from gpt2.cli.group import cli, run
+def main(args: Sequence[str] | None = None, prog_name: str = "gpt2", command: str | None = None) -> None:
+    """Run `gpt2 ...` and exit: the console script, `python -m gpt2` and `generate.py` all come here.
 
-    run(cli, args, prog_name)
+    With `command` it is that command alone, as if it were a program of its own.
+    """
+    # Ctrl-C ends the process as it ends any other: at once and without a traceback, while torch is being imported too,
+    # where Python's own handler raises into C code that may lose the exception.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from gpt2.cli.group import load_command, run
+
+    run(load_command(command), args, prog_name)

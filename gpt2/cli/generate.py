@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
+import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt_config.errors import ConfigError, InputError, ModelNotFoundError
+from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
+from gpt2.model_folder import locate_model
+from gpt_config.errors import ConfigError, GPT2Warning, InputError, ModelNotFoundError
 from gpt_config.generation_config import GenerationConfig
+from gpt_config.locate import shipped_models
 
 if TYPE_CHECKING:
     from gpt2.completion import Completion
@@ -62,8 +66,8 @@ def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **
     """
     prompts = _read_prompts(prompt, prompt_file)
     config = _generation_config(options)
-    _warn_of_idle_options(ctx, config)
     model, tokenizer, name = _load(options)
+    _warn_of_idle_options(ctx, config)
     for first in range(0, len(prompts), options["batch_size"]):
         batch = prompts[first : first + options["batch_size"]]
         if options["as_json"]:
@@ -81,21 +85,13 @@ def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
             raise InputError(f"{prompt_file} is empty: it needs at least one line, each a prompt")
         return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if prompt == "-":
-        return [decode_utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n")]
+        return [read_stdin()]
     assert prompt is not None
-    return [decode_utf8(prompt.encode("utf-8", errors="surrogateescape"), "the prompt")]
-
-
-def decode_utf8(content: bytes, source: str) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source} is not UTF-8 text (byte {error.start} is {content[error.start]:#04x}): convert it"
-        ) from None
+    return [decode_argument(prompt, "the prompt")]
 
 
 def _generation_config(options: dict[str, Any]) -> GenerationConfig:
+    options["stop"] = tuple(decode_argument(text, "--stop") for text in options["stop"])
     same = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "stop", "seed")
     try:
         config = GenerationConfig(
@@ -111,41 +107,37 @@ def _generation_config(options: dict[str, Any]) -> GenerationConfig:
 
 
 def _warn_of_idle_options(ctx: click.Context, config: GenerationConfig) -> None:
-    given = [name for name in _SAMPLING_OPTIONS if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    given = [name for name in _SAMPLING_OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given and not config.do_sample and not (given == ["temperature"] and config.temperature == 0):
         names = ", ".join(f"--{name}" for name in given)
-        click.echo(f"warning: {names} has no effect without --do_sample: decoding is greedy", err=True)
-    if config.num_return_sequences > 1 and config.greedy and config.num_beams == 1:
-        click.echo(
-            f"warning: --num_samples {config.num_return_sequences} gives the same text each time without sampling", err=True
-        )
+        warnings.warn(f"{names} has no effect without --do_sample: nothing is drawn at random", GPT2Warning, 2)
+    n_samples = config.num_return_sequences
+    if n_samples > 1 and config.greedy and config.num_beams == 1:
+        warnings.warn(f"--num_samples {n_samples} gives the same text each time: add --do_sample", GPT2Warning, 2)
 
 
 def _load(options: dict[str, Any]) -> tuple[GPT2, Tokenizer, str]:
+    name = _default_model() if options["from_pretrained"] is None else options["from_pretrained"]
+    folder = locate_model(name)  # before torch is imported, which takes longer than to say that there is no such model
     from gpt2.checkpoints import load_model, load_tokenizer_for
-    from gpt2.device import resolve_device, resolve_dtype
 
-    device, dtype = resolve_device(options["device"]), resolve_dtype(options["dtype"])  # before a long download
-    name = options["from_pretrained"] or _default_model()
-    model = load_model(name, device=device, dtype=dtype)
+    model = load_model(folder, device=options["device"], dtype=options["dtype"])
     return model, load_tokenizer_for(model, options["model_name"]), name
 
 
 def _default_model() -> str:
     """gpt2 if it can be had, else the small model that ships with the package."""
-    from gpt2.checkpoints import locate_model
-    from gpt_config.locate import shipped_models
-
     try:
         locate_model("gpt2")
         return "gpt2"
     except ModelNotFoundError:
         if not shipped_models():
             raise
-        click.echo(
-            f"note: gpt2 is not in the cache and cannot be downloaded; this is {shipped_models()[0]}, the small model that "
-            "ships (--from_pretrained names another)",
-            err=True,
+        warnings.warn(
+            f"gpt2 is not in the cache and cannot be downloaded: this is {shipped_models()[0]}, the small model that ships "
+            "(--from_pretrained names another)",
+            GPT2Warning,
+            2,
         )
         return shipped_models()[0]
 
@@ -154,11 +146,12 @@ def _print_json(model: GPT2, tokenizer: Tokenizer, prompts: list[str], config: G
     from gpt2.completion import complete
 
     for completion in complete(model, tokenizer, prompts, config):
-        click.echo(json.dumps(_as_json(completion, name)))
+        click.echo(json.dumps(_as_json(completion, name, one_by_one=config.num_beams == 1)))
 
 
-def _as_json(completion: Completion, name: str) -> dict[str, Any]:
+def _as_json(completion: Completion, name: str, *, one_by_one: bool) -> dict[str, Any]:
     decode_seconds = completion.seconds - completion.seconds_to_first_token
+    has_speed = one_by_one and len(completion.ids) > 1 and decode_seconds > 0
     return {
         "prompt": completion.prompt,
         "completion": completion.text,
@@ -172,7 +165,7 @@ def _as_json(completion: Completion, name: str) -> dict[str, Any]:
         "timings": {
             "first_token_seconds": round(completion.seconds_to_first_token, 4),
             "seconds": round(completion.seconds, 4),
-            "tokens_per_second": round((len(completion.ids) - 1) / decode_seconds, 2) if len(completion.ids) > 1 else None,
+            "tokens_per_second": round((len(completion.ids) - 1) / decode_seconds, 2) if has_speed else None,
         },
     }
 
@@ -191,9 +184,10 @@ def _print_text(
         place, sample = divmod(row, config.num_return_sequences)
         if several:
             click.echo(f"== prompt {n_before + place + 1} of {n_prompts}, sample {sample + 1} ==", err=True)
+        first = next(pieces, "")  # before the prompt: what goes wrong with the model must leave nothing on stdout
         if options["echo"]:
             click.echo(prompts[place], nl=False)
-        for piece in pieces if options["stream"] else ["".join(pieces)]:
+        for piece in chain([first], pieces) if options["stream"] else [first + "".join(pieces)]:
             click.echo(piece, nl=False)
         click.echo()
 

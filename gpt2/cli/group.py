@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import warnings
@@ -12,7 +13,7 @@ from typing import NoReturn
 import click
 
 from gpt2 import __version__
-from gpt_config.errors import ConfigError, GPT2Error
+from gpt_config.errors import GPT2Error, GPT2Warning, InputError
 
 _COMMANDS = {"generate": "gpt2.cli.generate", "tokenize": "gpt2.cli.tokenize"}
 
@@ -30,7 +31,7 @@ class LazyGroup(click.Group):
         return sorted(_COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return getattr(import_module(_COMMANDS[name]), name) if name in _COMMANDS else None
+        return load_command(name) if name in _COMMANDS else None
 
 
 @click.group(cls=LazyGroup, context_settings=CONTEXT_SETTINGS, invoke_without_command=True)
@@ -42,11 +43,18 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+def load_command(name: str | None) -> click.Command:
+    """The command of that name, or all of them as `gpt2` if there is none."""
+    return cli if name is None else getattr(import_module(_COMMANDS[name]), name)
+
+
 def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> NoReturn:
     """Run `command` and exit. A mistake of the user's is one line on stderr: exit 2 for a wrong call, 1 for all else.
 
-    A closed pipe ends quietly with 1, Ctrl-C with 130.
+    A closed pipe ends quietly.
     """
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", GPT2Warning)  # not only once, as is the default: two prompts may both be too long
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets a stand-in for it, not a traceback.
@@ -54,16 +62,13 @@ def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> N
             stream.reconfigure(errors="replace")
     try:
         command.main(args, prog_name, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         status = 0
-    except (click.Abort, KeyboardInterrupt):
-        status = 130
     except BrokenPipeError:
         status = _close_stdout()
     except click.UsageError as error:
         status = _fail(f"{error.format_message().rstrip('.')} (see {_path(error, prog_name)} --help)", 2)
-    except ConfigError as error:
-        status = _fail(str(error), 2)
     except (GPT2Error, click.ClickException) as error:
         status = _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 1)
     except OSError as error:
@@ -94,6 +99,27 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    if issubclass(category, UserWarning):
-        click.echo(f"warning: {message}", err=True)
+def _show_warning(message: Warning | str, *_: object) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+def read_stdin() -> str:
+    """All of standard input as text, without its last line end. InputError if it is closed or not UTF-8."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed: give the text as an argument")
+    return decode_utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+
+
+def decode_argument(text: str, name: str) -> str:
+    """`text` as it came from the shell, if its bytes are UTF-8; Python passes others on as lone surrogates."""
+    return decode_utf8(text.encode("utf-8", errors="surrogateescape"), name)
+
+
+def decode_utf8(content: bytes, source: str) -> str:
+    """`content` as text, without a byte-order mark; InputError names `source` and the byte that is not UTF-8."""
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}): convert it"
+        ) from None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
-from gpt2.cli.generate import decode_utf8
-from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, read_stdin
 from gpt_encoder import load_tokenizer
 
 
@@ -25,10 +23,7 @@ def tokenize(text: str, model_name: str, allow_special: bool, as_json: bool) -> 
     Each line has an id, where its bytes stand in the UTF-8 text, and the piece. Bytes that are no whole character are
     written \\xNN.
     """
-    if text == "-":
-        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
-    else:
-        text = decode_utf8(text.encode("utf-8", errors="surrogateescape"), "the text")
+    text = read_stdin() if text == "-" else decode_argument(text, "the text")
     tokenizer = load_tokenizer(model_name)
     ids = tokenizer.encode(text, allowed_special="all" if allow_special else ())
     tokens = [tokenizer.decode_bytes([token]) for token in ids]

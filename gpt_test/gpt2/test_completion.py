@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2, complete, stream
 from gpt2.completion import stream_batch
-from gpt_config import InputTypeError
+from gpt_config import GPT2Config, InputTypeError
 from gpt_encoder import GPT2Tokenizer
+from gpt_test.conftest import random_model
 
 OPTIONS = {"do_sample": True, "max_new_tokens": 60, "temperature": 1.2}
 
@@ -22,14 +23,15 @@ def unstopped_text(model: GPT2, tokenizer: GPT2Tokenizer, seed: int) -> str:
 
 @given(seed=st.integers(0, 20), data=st.data())
 @settings(max_examples=40)
-def test_stop_strings_cut_where_they_first_begin(small_model, small_tokenizer, seed: int, data) -> None:
+def test_the_stop_string_that_ends_first_cuts(small_model, small_tokenizer, seed: int, data) -> None:
     """Stop strings taken from the text itself, so they span tokens, overlap, and stand at any place."""
     whole = unstopped_text(small_model, small_tokenizer, seed)
     places = data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 6)), min_size=1, max_size=3))
     stop = tuple({whole[at : at + length] for at, length in places} | {"never in it \x00"})
     completion = complete(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS)[0]
     assert completion.finish_reason == "stop"
-    assert completion.text == whole[: min(whole.find(text) for text in stop if text in whole)]
+    _, cut = min((whole.find(text) + len(text), whole.find(text)) for text in stop if text in whole)
+    assert completion.text == whole[:cut]
     assert "".join(stream(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS)) == completion.text
 
 
@@ -106,3 +108,18 @@ def test_rows_advance_together(small_model: GPT2, small_tokenizer: GPT2Tokenizer
 def test_prompts_that_are_not_text_are_refused(small_model, small_tokenizer, prompts) -> None:
     with pytest.raises(InputTypeError):
         complete(small_model, small_tokenizer, prompts)
+
+
+def test_a_model_padded_to_more_rows_than_the_tokenizer_has_ids(small_tokenizer: GPT2Tokenizer) -> None:
+    """As 50,304 rows for 50,257 ids: the ids that mean nothing are never chosen, by any way of choosing."""
+    model = random_model(GPT2Config(vocab_size=3000, n_positions=40, n_embd=24, n_layer=1, n_head=2))
+    for options in ({}, {"do_sample": True, "temperature": 9.0, "seed": 0}, {"num_beams": 4}, {"repetition_penalty": 1.5}):
+        completion = complete(model, small_tokenizer, "The cat", max_new_tokens=30, **options)[0]
+        assert max(completion.ids) < small_tokenizer.vocab_size
+
+
+def test_beams_behind_a_stop_string_are_cut(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    options = {"num_beams": 3, "max_new_tokens": 20}
+    whole = complete(small_model, small_tokenizer, "The cat", **options)[0]
+    stopped = complete(small_model, small_tokenizer, "The cat", stop=(whole.text[2:4],), **options)[0]
+    assert len(stopped.ids) == len(stopped.logprobs) < len(whole.ids)

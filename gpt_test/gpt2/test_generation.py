@@ -95,7 +95,7 @@ def test_the_smallest_contexts_slide_too(n_positions: int) -> None:
 
 def test_a_long_prompt_keeps_its_end_with_a_notice(model: GPT2) -> None:
     prompt = [n % 58 for n in range(70)]
-    with pytest.warns(UserWarning, match="the prompt has 70 tokens and the model sees 48: it continues the last 48"):
+    with pytest.warns(UserWarning, match="a prompt has 70 tokens and the model sees 48: it continues the last 48"):
         ids = new_ids(model, [prompt], max_new_tokens=5)
     assert ids == new_ids(model, [prompt[-48:]], max_new_tokens=5)
 
@@ -231,3 +231,20 @@ def test_every_dtype_generates(small_config: GPT2Config, dtype: torch.dtype) -> 
         1,
         62,
     )
+
+
+def test_a_model_in_training_mode_generates_without_dropout(small_config: GPT2Config) -> None:
+    model = random_model(small_config)
+    expected = model.generate(torch.tensor([[1, 2]]), max_new_tokens=10)
+    model.train()
+    assert torch.equal(model.generate(torch.tensor([[1, 2]]), max_new_tokens=10), expected)
+    assert model.training
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_no_penalty_is_too_extreme(small_config: GPT2Config, penalty: float, dtype: torch.dtype) -> None:
+    model = random_model(small_config).to(dtype)
+    for do_sample in (True, False):
+        options = {"repetition_penalty": penalty, "do_sample": do_sample, "seed": 0}
+        assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=10, **options).max() < 300

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache
 from gpt2.model import Conv1D
-from gpt_config import ConfigError, GPT2Config, InputError
+from gpt_config import ConfigError, GPT2Config, InputError, InputTypeError
 from gpt_test.conftest import random_model, transformers_twin
 
 ODD = {"vocab_size": 101, "n_positions": 37, "n_embd": 60, "n_layer": 3, "n_head": 5}
@@ -165,6 +165,15 @@ def test_a_failed_call_leaves_the_cache_as_it_was() -> None:
     with pytest.raises(InputError, match="token id 999"):
         model(torch.tensor([[999]]), kv_cache=cache)
     assert cache.length == 2
+    with pytest.raises(InputError, match=r"the cache is torch.float32 on cpu and the model computes torch.float64"):
+        random_model(config, dtype=torch.float64)(torch.tensor([[1]]), kv_cache=cache)
+
+
+def test_what_is_not_a_tensor_is_refused() -> None:
+    model = random_model(GPT2Config(**ODD))
+    for arguments in ({"input_ids": [[1, 2]]}, {"input_ids": torch.tensor([[1]]), "attention_mask": [[1]]}):
+        with pytest.raises(InputTypeError, match="must be a tensor"):
+            model(**arguments)
 
 
 def test_initialisation_is_openais() -> None:

@@ -11,10 +11,12 @@ from gpt_config import ConfigError, GenerationConfig, GPT2Error
     ("field", "value"),
     [
         ("temperature", float("nan")), ("temperature", -0.1), ("temperature", float("inf")), ("temperature", "hot"),
-        ("top_k", 0), ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_p", 0.0), ("top_p", 1.1), ("top_p", float("nan")),
+        ("top_k", 0), ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_p", 0.0), ("top_p", 1.1),
+        ("top_p", float("nan")),
         ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0), ("repetition_penalty", float("nan")),
         ("max_new_tokens", -1), ("max_new_tokens", None), ("num_beams", 0), ("num_return_sequences", 0), ("seed", -1),
-        ("stop", "text"), ("stop", ("",)), ("stop", (1,)),
+        ("stop", "text"), ("stop", None), ("stop", 5), ("do_sample", "no"), ("temperature", 10**400), ("stop", ("",)),
+        ("stop", (1,)),
     ],
 )  # fmt: skip
 def test_bad_values_are_named(field: str, value: object) -> None:

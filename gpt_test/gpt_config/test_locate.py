@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gpt_config.locate as locate_module
-from gpt2.checkpoints import is_model_folder, locate_model
+from gpt2.model_folder import is_model_folder, locate_model
 from gpt_config import InputTypeError, ModelNotFoundError
 from gpt_config.locate import published_name
 
@@ -52,6 +52,35 @@ def test_an_incomplete_download_does_not_count(cache: str, small_folder: Path) -
     cache_repository(cache, "gpt2", small_folder, skip=("*.safetensors",))
     with pytest.raises(ModelNotFoundError):
         locate_model("gpt2")
+
+
+def test_an_incomplete_set_of_shards_does_not_hide_the_whole_model(cache: str, small_folder: Path, tmp_path: Path) -> None:
+    whole = cache_repository(cache, "openai-community/gpt2", small_folder)
+    broken = cache_repository(cache, "gpt2", small_folder, skip=("model.safetensors",))
+    index = '{"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}'
+    (broken / "model.safetensors.index.json").write_text(index)
+    assert locate_model("gpt2") == whole
+
+
+def test_a_damaged_cache_is_not_a_traceback(cache: str, small_folder: Path) -> None:
+    snapshot = cache_repository(cache, "gpt2", small_folder)
+    (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelNotFoundError):
+        locate_model("gpt2")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("peer closed connection"), ValueError("not JSON"), OSError("disk full")])
+def test_a_hub_that_answers_nonsense_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(locate_module, "_hub_answers", lambda: True)
+    with pytest.raises(ModelNotFoundError, match=f"the hub did not give it \\({error}\\)") as caught:
+        locate_model("someone/model")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_only_called_gpt2_does_not_hide_the_model(cache, small_folder, tmp_path, monkeypatch) -> None:
@@ -117,7 +146,7 @@ def test_a_reachable_hub_is_asked_for_safetensors_first(cache, small_folder, mon
     assert "model.safetensors" in asked[0][1] and "pytorch_model.bin" in asked[1][1]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b/c", "", "no such folder", "/no/such/folder", "-x", "a/"])
+@pytest.mark.parametrize("name", ["../x", "a/b/c", "~no-such-user/x", "", "no such folder", "/no/such/folder", "-x", "a/"])
 def test_names_that_cannot_be(name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         locate_model(name)

@@ -19,8 +19,10 @@ from gpt_test.conftest import TRAINING_TEXT
 any_text = st.text(st.characters(exclude_categories=[]), max_size=80)  # every code point, surrogates too
 mixed_text = st.lists(
     st.sampled_from(
-        ["Hello", " world", "don't", "DON'T", "  ", "\n\n", "\t", "\x00", "\x1c", "é", "e\u0301", "中文", "עברית", "हिन्दी", "ไทย",
-         "🦙", "👩‍👩‍👧‍👦", "🇺🇳", "\ud83e", "\udd99", "<|endoftext|>", "2024", "½", "٣", "!!!", "\u200b", "\ufeff", "\U0010ffff"]
+        ["Hello", " world", "don't", "DON'T", "  ", "\n\n", "\t", "\x00", "\x1c", "é", "e\u0301", "中文", "עברית", "हिन्दी",
+         "ไทย",
+         "🦙", "👩‍👩‍👧‍👦", "🇺🇳", "\ud83e", "\udd99", "<|endoftext|>", "2024", "½", "٣", "!!!", "\u200b", "\ufeff",
+         "\U0010ffff"]
     ),
     max_size=12,
 ).map("".join)  # fmt: skip

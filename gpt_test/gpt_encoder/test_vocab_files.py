@@ -11,7 +11,7 @@ import pytest
 
 import gpt_encoder
 from gpt_config import GPT2Error, ModelNotFoundError, VocabularyError
-from gpt_encoder import GPT2Tokenizer, load_tokenizer
+from gpt_encoder import CharTokenizer, GPT2Tokenizer, load_tokenizer
 from gpt_test.conftest import TRAINING_TEXT
 
 SAMPLES = [TRAINING_TEXT, "naïve 🦙\n\n  x", "a<|endoftext|>b", "\x00\x1c"]
@@ -156,3 +156,12 @@ def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
         load_tokenizer("no-such-owner/no-such-model")
     with pytest.raises(GPT2Error):
         load_tokenizer(5)
+
+
+def test_saving_over_another_tokenizer_leaves_none_of_its_files(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    characters = CharTokenizer.from_texts("abc")
+    (tmp_path / "added_tokens.json").write_text('{"<|stale|>": 9}')
+    for tokenizer in (small_tokenizer, characters, small_tokenizer):
+        tokenizer.save_pretrained(tmp_path)
+        loaded = load_tokenizer(tmp_path)
+        assert type(loaded) is type(tokenizer) and loaded.special_tokens == tokenizer.special_tokens

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import random
 import resource
 import shutil
 import subprocess
@@ -220,6 +222,7 @@ def index_of(weight_map: object) -> Callable[[Path], None]:
         (index_of({"a": "model-00001-of-00002.safetensors"}), "which is missing"),
         (index_of({"a": "../model.safetensors"}), "not a file beside it"),
         (index_of([1]), "not a readable index"),
+        (index_of({"a": "x" * 5000}), "which is missing"),
         (plant_code, "pytorch_model.bin is not a readable file of tensors"),
     ],
 )
@@ -238,6 +241,25 @@ def test_a_pickle_of_something_else_is_refused(folder: Path) -> None:
     torch.save({"model": {"wte.weight": torch.ones(2)}, "step": 3}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="does not hold a state dict"):
         GPT2.from_pretrained(folder)
+    torch.save({1: torch.ones(2)}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="does not hold a state dict"):
+        GPT2.from_pretrained(folder)
+
+
+def test_a_damaged_pickle_is_never_a_traceback(folder: Path) -> None:
+    """Flip bytes anywhere: it loads, or it is one of our errors."""
+    generator = random.Random(0)
+    for legacy in (True, False):
+        to_pickle(shutil.copytree(folder, folder.parent / str(legacy)), _use_new_zipfile_serialization=not legacy)
+        path = folder.parent / str(legacy) / "pytorch_model.bin"
+        whole = path.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for _ in range(3):
+                damaged[generator.randrange(min(len(damaged), 3000))] = generator.randrange(256)
+            path.write_bytes(damaged)
+            with contextlib.suppress(GPT2Error):
+                GPT2.from_pretrained(path.parent)
 
 
 @pytest.mark.parametrize(

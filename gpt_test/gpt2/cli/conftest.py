@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,8 +25,12 @@ class Result:
 def run_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     def run(*args: object, stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
-            main([str(arg) for arg in args])
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+                main([str(arg) for arg in args])
+        finally:
+            signal.signal(signal.SIGINT, handler)
         captured = capsys.readouterr()
         return Result(ended.value.code, captured.out, captured.err)
 

@@ -135,7 +135,7 @@ def test_a_long_prompt_is_said_in_one_line(run_command, model_options) -> None:
     result = run_command("generate", "the cat " * 60, *model_options)
     assert result.status == 0
     (line,) = result.err.splitlines()
-    assert line.startswith("warning: the prompt has ") and "the model sees 40" in line
+    assert line.startswith("warning: a prompt has ") and "the model sees 40" in line
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,8 @@ def test_a_long_prompt_is_said_in_one_line(run_command, model_options) -> None:
         (["x", "--num_beams", "2", "--do_sample"], 2, "choose one"),
         (["x", "--num_beams", "2", "--num_samples", "3"], 2, "is more than num_beams=2"),
         (["x", "--seed", "-1"], 2, "--seed=-1"),
+        (["x", "--stop", "\udcff"], 1, "--stop is not UTF-8 text"),
+        (["x", "--from_pretrained", ""], 1, "the name of the model is empty"),
         (["x", "--stop", ""], 2, "stop='' must be a text of at least one character"),
         (["x", "--batch_size", "0"], 2, "0 is not in the range x>=1"),
         (["x", "--device", "gpu"], 1, "device 'gpu' is unknown: this machine has cpu"),
@@ -184,6 +186,41 @@ def test_input_that_is_not_text(run_command, model_options, tmp_path: Path) -> N
         assert result.status == 1 and message in result.err and len(result.err.splitlines()) == 1
     result = run_command("generate", "-", *model_options, stdin=b"\xff")
     assert result.status == 1 and "standard input is not UTF-8 text" in result.err
+
+
+def test_a_byte_order_mark_is_not_part_of_the_prompt(run_command, model_options, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_bytes("\ufeffThe cat\n".encode())
+    expected = run_command("generate", "The cat", *model_options).out
+    assert run_command("generate", "--file", tmp_path / "prompts", *model_options).out == expected
+
+
+def test_each_long_prompt_of_a_file_is_said(run_command, model_options, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("the cat " * 60 + "\n" + "the cat " * 60 + "\n")
+    assert run_command("generate", "--file", tmp_path / "prompts", *model_options).err.count("warning: ") == 2
+
+
+def test_an_error_comes_without_the_warnings_before_it(run_command, small_folder: Path) -> None:
+    result = run_command("generate", "x", "--from_pretrained", small_folder, "--device", "foo", "--top_k", 5)
+    assert result.status == 1 and len(result.err.splitlines()) == 1
+
+
+def test_damaged_weights_leave_nothing_on_stdout(run_command, small_config, small_tokenizer, tmp_path: Path) -> None:
+    import torch
+
+    model = random_model(small_config)
+    with torch.no_grad():
+        model.ln_f.bias[0] = torch.nan
+    model.save_pretrained(tmp_path, tokenizer=small_tokenizer)
+    result = run_command("generate", "The cat", "--from_pretrained", tmp_path)
+    assert (result.status, result.out) == (1, "") and "NaN" in result.err
+
+
+def test_a_broken_config_is_no_wrong_call(run_command, small_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(small_folder, tmp_path / "model")
+    (folder / "config.json").write_text("{")
+    assert run_command("generate", "x", "--from_pretrained", folder).status == 1
 
 
 def test_a_folder_without_weights_or_tokenizer(run_command, small_folder, small_model, tmp_path: Path) -> None:
@@ -228,7 +265,7 @@ def test_without_gpt2_it_is_the_model_that_ships(run_command, small_folder: Path
     result = run_command("generate", "The cat", "--max_tokens", 12)
     assert result.out == "The cat" + expected_text(small_folder, "The cat") + "\n"
     (line,) = result.err.splitlines()
-    assert "gpt2 is not in the cache and cannot be downloaded; this is gpt2-tiny" in line
+    assert "gpt2 is not in the cache and cannot be downloaded: this is gpt2-tiny" in line
     named = run_command("generate", "The cat", "--from_pretrained", "gpt2")
     assert named.status == 1 and "the hub cannot be reached" in named.err
     assert run_command("generate", "The cat", "--from_pretrained", "gpt2-tiny", "--max_tokens", 12).out == result.out
@@ -283,4 +320,23 @@ def test_ctrl_c_ends_quietly(model_options) -> None:
     process.stdout.read(3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err.strip()) == (130, b"")
+    assert (process.returncode, err) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+@pytest.mark.parametrize("seconds", [0.15, 0.4, 0.7])
+def test_ctrl_c_while_torch_is_imported_ends_quietly(model_options, seconds: float) -> None:
+    options = [*model_options[:2], "--max_tokens", "1000000"]
+    process = subprocess.Popen(command("x", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closing streams as a POSIX shell does")
+@pytest.mark.parametrize(("redirection", "status"), [("--help >&-", 0), ("- <&-", 1)])
+def test_closed_standard_streams_are_no_traceback(redirection: str, status: int, model_options) -> None:
+    line = f"{sys.executable} {ROOT / 'generate.py'} {' '.join(model_options)} {redirection}"
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert result.returncode == status and "Traceback" not in result.stderr and len(result.stderr.splitlines()) <= 1

@@ -1,0 +1,62 @@
+"""The decode plan against the model: the same bits, and the model itself wherever the plan does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2, KVCache
+from gpt2.decode_plan import DecodePlan
+from gpt2.decoder import Decoder, Window
+from gpt2.model import Conv1D
+from gpt_config import GPT2Config
+from gpt_test.conftest import random_model
+from gpt_test.gpt2.test_model import configs, ids_for
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@given(config=configs(), rows=st.integers(1, 3))
+@settings(max_examples=25)
+def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config, rows: int) -> None:
+    model = random_model(config).to(dtype)
+    ids = ids_for(config, rows, config.n_positions)
+    plan = DecodePlan(model)
+    caches = [KVCache(config, batch_size=rows, dtype=dtype) for _ in range(2)]
+    with torch.inference_mode():
+        for column in range(config.n_positions):
+            expected = model(ids[:, column : column + 1], kv_cache=caches[0])[:, -1]
+            assert torch.equal(plan.next_logits(ids[:, column].tolist(), caches[1]), expected)
+    for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
+    class Louder(Conv1D):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    assert DecodePlan.fits(random_model(small_config))
+    assert not DecodePlan.fits(random_model(small_config).train())
+    hooked = random_model(small_config)
+    hooked.h[1].mlp.register_forward_hook(lambda *_: None)
+    assert not DecodePlan.fits(hooked)
+    swapped = random_model(small_config)
+    louder = Louder(24, 96).eval()
+    louder.load_state_dict(swapped.h[0].mlp.c_fc.state_dict())
+    swapped.h[0].mlp.c_fc = louder
+    assert not DecodePlan.fits(swapped)
+    cached = swapped.generate(torch.tensor([[1]]), max_new_tokens=20)
+    assert torch.equal(cached, swapped.generate(torch.tensor([[1]]), max_new_tokens=20, use_cache=False))
+
+
+def test_the_decoder_uses_it(small_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, the fast path could fall out of use and every other test would still pass."""
+    calls = []
+    original = DecodePlan.next_logits
+    monkeypatch.setattr(DecodePlan, "next_logits", lambda *args: calls.append(1) or original(*args))
+    decoder = Decoder(small_model, [Window([1, 2], 40)], 5)
+    for _ in range(5):
+        decoder.windows[0].ids.append(decoder.next_logits().argmax().item())
+    assert len(calls) == 4  # all but the prefill

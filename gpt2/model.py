@@ -243,6 +243,6 @@ def _visible(past: int, T: int, attention_mask: Tensor | None, device: torch.dev
     visible = slots <= slots[past:, None]  # (T, S): itself and what stands before
     if attention_mask is None:
         return visible[None, None]
-    # Padding sees itself, for a softmax over nothing would be NaN.
+    # Padding sees itself, for in some kernels a softmax over nothing is NaN.
     itself = slots == slots[past:, None]
     return ((attention_mask.bool()[:, None, :] & visible) | itself)[:, None]

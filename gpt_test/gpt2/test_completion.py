@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, complete, stream
-from gpt2.completion import stream_batch
+from gpt2.completion import _TextStream, stream_batch
+from gpt2.generation import Continuation
 from gpt_config import GPT2Config, InputTypeError
 from gpt_encoder import GPT2Tokenizer
 from gpt_test.conftest import random_model
@@ -42,6 +43,13 @@ def test_a_stop_string_that_never_comes_changes_nothing(small_model, small_token
     stop = (whole[-3:] + "never", whole[:2] + "never")
     pieces = list(stream(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS))
     assert "".join(pieces) == whole
+
+
+def test_of_two_stop_strings_in_one_token_the_one_that_ends_first_cuts(openai_tokenizer: GPT2Tokenizer) -> None:
+    """So it does not matter how the text is cut into tokens."""
+    for stop, text in ((("gazed", "az"), " g"), (("azed", "gaz"), " "), (("zed", "ed", "gazed!"), " ga")):
+        stream = _TextStream(openai_tokenizer, stop)
+        assert stream.read(Continuation([1], 0, ids=openai_tokenizer.encode(" gazed"), logprobs=[0.0])) == text
 
 
 def test_streamed_pieces_join_to_the_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:

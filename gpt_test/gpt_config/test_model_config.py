@@ -106,7 +106,8 @@ def test_what_is_not_gpt2_is_refused(values, message: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("vocab_size", 0), ("vocab_size", "50257"), ("vocab_size", 2**62), ("n_positions", -1), ("n_layer", True), ("n_head", 2.0),
+        ("vocab_size", 0), ("vocab_size", "50257"), ("vocab_size", 2**62), ("n_positions", -1), ("n_layer", True),
+        ("n_head", 2.0),
         ("n_embd", None),
         ("n_inner", 0), ("attn_pdrop", 1.0), ("resid_pdrop", float("nan")), ("embd_pdrop", -0.1), ("embd_pdrop", "0"),
         ("layer_norm_epsilon", 0), ("layer_norm_epsilon", 10**400), ("layer_norm_epsilon", float("inf")),

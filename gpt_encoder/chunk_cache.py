@@ -25,8 +25,11 @@ CHUNK_PATTERN = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 _BLOCK_LENGTH = 8192
 _BLOCK_END = re.compile(r"\S(?=[ \n])")
 
-# In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together.
+# In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together. Every run
+# of three begins or ends with one of these pairs; most blocks have none, and then eight searches need not be made.
+_PAIRS = ("\n\n", " \n", "  ")
 _RUNS_OF_THREE = tuple(a + b + c for a in " \n" for b in " \n" for c in " \n")
+_OTHER_ASCII_SPACES = "\t\x0b\x0c\r"
 
 # At most so many chunks, and as many words, of at most so many characters; a full cache is emptied, for to keep count of
 # uses would cost more than to fill it anew. Filled with English it measures under 100 MB.
@@ -67,12 +70,13 @@ class ChunkCache:
 
 def _is_plain(block: str) -> bool:
     """Whether it is right to cut `block` before every blank and line end."""
-    return (
-        block[0] in " \n"
-        and not block[-1].isspace()
-        and not any(run in block for run in _RUNS_OF_THREE)
-        and block.replace("\n", "").isprintable()  # so no other space: of all spaces only the blank is printable
-    )
+    if block[0] not in " \n" or block[-1].isspace():
+        return False
+    if any(pair in block for pair in _PAIRS) and any(run in block for run in _RUNS_OF_THREE):
+        return False
+    if block.isascii():
+        return not any(space in block for space in _OTHER_ASCII_SPACES)
+    return block.replace("\n", "").isprintable()  # so no other space: of all spaces only the blank is printable
 
 
 class _Chunks(dict[str, Ids]):

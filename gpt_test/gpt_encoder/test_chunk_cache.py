@@ -57,8 +57,20 @@ def test_a_piece_on_its_own_is_one_piece(openai_tokenizer: GPT2Tokenizer, text: 
 def test_prose_takes_the_fast_path_and_code_the_other(openai_tokenizer: GPT2Tokenizer) -> None:
     """Without this, a mistake could turn the fast path off and every other test would still pass."""
     plain = " The cat sat.\n\nIt was late\nand dark"
-    assert chunk_cache._is_plain(plain)
-    for text in (plain + "\n", plain[1:], " a\tb", " a\xa0b", " a\x1cb", " a   b", " a\n\n\nb", " a \n b"):
+    assert chunk_cache._is_plain(plain) and chunk_cache._is_plain(plain + "é") and chunk_cache._is_plain(" a\x1cb")
+    for text in (
+        plain + "\n",
+        plain[1:],
+        " a\tb",
+        " a\x0bb",
+        " a\rb",
+        " a\xa0b",
+        " é\tb",
+        " a\u3000b",
+        " a   b",
+        " a\n\n\nb",
+        " a \n b",
+    ):
         assert not chunk_cache._is_plain(text), repr(text)
     cache = ChunkCache(openai_tokenizer.split, openai_tokenizer._merge_piece)
     cache.encode(plain)

@@ -7,6 +7,8 @@ knows the operations of a block in their order, and nothing of padding, hooks or
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class DecodePlan:
                 block.mlp.activation,
                 block.attn.scale,
             )
-            for block in model.h
+            for block in cast(list[Block], model.h)
         ]
 
     @staticmethod

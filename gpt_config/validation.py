@@ -18,8 +18,11 @@ def check_whole(name: str, value: object, minimum: int, hint: str = "", maximum:
 
 def check_real(name: str, value: object, is_allowed: Callable[[float], bool], allowed: str) -> None:
     """Raise ConfigError unless `value` is a finite number that `is_allowed`; `allowed` says the range in words."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not (is_number and is_allowed(value)):  # NaN is not at most anything
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        is_good = False
+    else:
+        is_good = abs(value) <= sys.float_info.max and is_allowed(value)  # infinity is more, and NaN is not less
+    if not is_good:
         raise ConfigError(f"{name}={value!r} must be {allowed}")
 
 

@@ -10,6 +10,7 @@ from gpt_config.errors import (
     InputTypeError,
     ModelNotFoundError,
     VocabularyError,
+    WriteError,
 )
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.model_config import PRESETS, GPT2Config
@@ -27,4 +28,5 @@ __all__ = [
     "InputTypeError",
     "ModelNotFoundError",
     "VocabularyError",
+    "WriteError",
 ]

@@ -10,15 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpt_config.errors import WriteError
+
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the folder of `path`, then rename it to `path`.
 
     Whatever interrupts it (an exception, a full disk, a lost process), `path` holds its old bytes or all of the new.
+    WriteError says why it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise _write_error(path, error) from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,10 +35,17 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise _write_error(path, error) from None
         raise
+
+
+def _write_error(path: Path, error: OSError | ValueError) -> WriteError:
+    reason = getattr(error, "strerror", None) or error
+    return WriteError(f"cannot write {path} ({reason}): choose another place, or make room; nothing was changed")
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -5,6 +5,7 @@
     ├── InputError           ids, prompts or options that do not fit the model        (a ValueError)
     ├── InputTypeError       an argument of the wrong type                            (a TypeError)
     ├── VocabularyError      tokenizer files that are missing, broken or not GPT-2's  (a ValueError)
+    ├── WriteError           a file that cannot be written                            (an OSError)
     ├── DeviceError          a device or dtype this machine does not have             (a ValueError)
     └── CheckpointError      weights that are missing, broken or not GPT-2's
         └── ModelNotFoundError   no folder, shipped model, cached or reachable hub model of that name
@@ -37,6 +38,10 @@ class VocabularyError(GPT2Error, ValueError):
 
 class DeviceError(GPT2Error, ValueError):
     """A device or dtype is unknown, or this machine does not have it."""
+
+
+class WriteError(GPT2Error, OSError):
+    """A file cannot be written: no such place, no permission, no space. What stood there before still does."""
 
 
 class CheckpointError(GPT2Error):

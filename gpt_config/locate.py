@@ -60,15 +60,23 @@ def locate(
         raise ModelNotFoundError(f"{name!r} begins with a user that this machine does not have: check the path") from None
     known_by_name = name in shipped_models() or published_name(name) is not None
     # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
-    if folder.is_dir() and (complete(folder) or not known_by_name):
+    if _is(folder.is_dir) and (complete(folder) or not known_by_name):
         return folder
     if name in shipped_models():
         return SHIPPED_MODELS / name
-    if folder.is_file():
+    if _is(folder.is_file):
         raise ModelNotFoundError(f"{name} is a file: name the folder that holds config.json and the weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
         raise ModelNotFoundError(f"there is no folder {name!r}, and it is not a hub name: check the path")
     return _locate_on_hub(name, files, complete)
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """False where the test itself fails, as on a name that is too long to be a path."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def shipped_models() -> list[str]:

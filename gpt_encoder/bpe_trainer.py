@@ -31,6 +31,13 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
     >>> [tokenizer.decode([token]) for token in tokenizer.encode("lowest")]
     ['low', 'e', 's', 't']
     """
+    if isinstance(special_tokens, str) or not isinstance(special_tokens, Sequence):
+        raise InputTypeError(f"special_tokens={special_tokens!r} must be a list of texts")
+    if not isinstance(texts, Iterable):
+        raise InputTypeError(f"texts to learn from must be an iterable of str, not {type(texts).__name__}")
+    for token in special_tokens:
+        if not isinstance(token, str) or not token:
+            raise InputTypeError(f"special token {token!r} must be a text of at least one character")
     check_whole(
         "vocab_size", vocab_size, 256 + len(special_tokens), f" (256 bytes and {len(special_tokens)} special tokens)"
     )

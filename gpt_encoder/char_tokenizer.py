@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import InputError, VocabularyError
+from gpt_config.errors import InputError, InputTypeError, VocabularyError
 from gpt_encoder.interface import EOT_TOKEN, Tokenizer
 
 _FILE_NAME = "char_vocab.json"
@@ -26,12 +26,13 @@ class CharTokenizer(Tokenizer):
     """
 
     def __init__(self, characters: Iterable[str]) -> None:
-        self.characters = sorted(set(characters))
-        if not self.characters:
-            raise VocabularyError("the vocabulary is empty: a CharTokenizer needs a text of at least one character")
-        wrong = [c for c in self.characters if not isinstance(c, str) or len(c) != 1 or "\ud800" <= c <= "\udfff"]
+        listed = list(characters)
+        wrong = [c for c in listed if not isinstance(c, str) or len(c) != 1 or "\ud800" <= c <= "\udfff"]
         if wrong:
             raise VocabularyError(f"{wrong[0]!r} is not a character: each token is one Unicode character, no surrogate")
+        self.characters = sorted(set(listed))
+        if not self.characters:
+            raise VocabularyError("the vocabulary is empty: a CharTokenizer needs a text of at least one character")
         super().__init__({EOT_TOKEN: len(self.characters)})
         self._ids = {character: token_id for token_id, character in enumerate(self.characters)}
 
@@ -48,7 +49,12 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
         """A tokenizer of all characters in `texts` (an iterable of str, or one str)."""
-        return cls(set().union(*([texts] if isinstance(texts, str) else texts)))
+        characters: set[str] = set()
+        for text in [texts] if isinstance(texts, str) else texts:
+            if not isinstance(text, str):
+                raise InputTypeError(f"texts to learn from must be str, not {type(text).__name__}: decode bytes first")
+            characters.update(text)
+        return cls(characters)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> CharTokenizer:

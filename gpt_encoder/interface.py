@@ -107,11 +107,15 @@ class Tokenizer(ABC):
             return self.special_tokens
         if isinstance(allowed_special, str):
             raise InputTypeError(f"allowed_special={allowed_special!r} must be 'all' or a collection of special tokens")
+        if not isinstance(allowed_special, Iterable):
+            raise InputTypeError(f"allowed_special={allowed_special!r} must be 'all' or a collection of special tokens")
+        allowed = {}
         for token in allowed_special:
-            if token not in self.special_tokens:
+            if not isinstance(token, str) or token not in self.special_tokens:
                 known = ", ".join(self.special_tokens) or "no special tokens"
                 raise InputError(f"allowed_special names {token!r}, but this vocabulary has {known}")
-        return {token: self.special_tokens[token] for token in allowed_special}
+            allowed[token] = self.special_tokens[token]
+        return allowed
 
     def _encode_with_special(self, text: str, allowed: Mapping[str, int]) -> list[int]:
         longest_first = sorted(allowed, key=len, reverse=True)

@@ -52,6 +52,7 @@ class Vocabulary:
         for token, token_id in chain(self.token_ids.items(), self.special_tokens.items()):
             if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
                 raise VocabularyError(f"token {token!r} has the id {token_id!r}: ids are whole numbers of 0 or more")
+        self._check_special_tokens()
         missing = [byte for byte, character in CHARACTER_OF_BYTE.items() if character not in self.token_ids]
         if missing:
             raise VocabularyError(
@@ -64,15 +65,32 @@ class Vocabulary:
                 f"the merges need the token {min(lacking)!r}, which the vocabulary lacks: the files do not belong together"
             )
 
+    def _check_special_tokens(self) -> None:
+        token_of_id = {token_id: token for token, token_id in self.token_ids.items()}
+        for token, token_id in self.special_tokens.items():
+            if not isinstance(token, str) or not token or token != token.encode("utf-8", "ignore").decode("utf-8"):
+                raise VocabularyError(
+                    f"special token {token!r} must be a text of at least one character, without surrogates"
+                )
+            if self.token_ids.get(token, token_id) != token_id:
+                raise VocabularyError(
+                    f"special token {token!r} has the id {token_id} here and {self.token_ids[token]} there"
+                )
+            if token_of_id.setdefault(token_id, token) != token:
+                raise VocabularyError(
+                    f"special token {token!r} has the id {token_id}, which is that of {token_of_id[token_id]!r}"
+                )
+
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Read whichever vocabulary files `folder` has; `tokenizer.json` first, as transformers does.
 
-    VocabularyError names the file and what is wrong with it.
+    What a post-processor would add at the ends of a text is left out, for `encode` adds nothing. VocabularyError names the
+    file and what is wrong with it, or what in it is not GPT-2's rule.
     """
     _refuse_other_behaviour(folder)
     if (folder / "tokenizer.json").is_file():
-        return _read_tokenizer_json(folder / "tokenizer.json")
+        return _read_tokenizer_json(folder / "tokenizer.json", _read_added_tokens(folder))
     for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocab_name).is_file() and (folder / merges_name).is_file():
             return read_vocab_and_merges(folder / vocab_name, folder / merges_name, _read_added_tokens(folder))
@@ -147,7 +165,7 @@ def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _read_tokenizer_json(path: Path) -> Vocabulary:
+def _read_tokenizer_json(path: Path, added_tokens: Mapping[str, int]) -> Vocabulary:
     content = _read_json_object(path)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
@@ -158,7 +176,7 @@ def _read_tokenizer_json(path: Path) -> Vocabulary:
         raise VocabularyError(f"{path} has no list of merges")
     # Files of before 2024 have "left right", later ones ["left", "right"].
     pairs = _pairs(path, [merge.split(" ") if isinstance(merge, str) else merge for merge in merges])
-    special_tokens = _added_tokens_of(path, content.get("added_tokens") or [])
+    special_tokens = {**_special_tokens_of(path, content.get("added_tokens") or []), **added_tokens}
     if EOT_TOKEN in model["vocab"]:
         special_tokens.setdefault(EOT_TOKEN, model["vocab"][EOT_TOKEN])
     return _checked(path, model["vocab"], pairs, special_tokens)
@@ -192,25 +210,51 @@ def _refuse_other_behaviour(folder: Path) -> None:
 
 
 def _read_added_tokens(folder: Path) -> dict[str, int]:
-    """Special tokens that stand beside `vocab.json`: `added_tokens.json`, and `tokenizer_config.json`."""
+    """Special tokens that stand in files beside the vocabulary, with their ids."""
     tokens: dict[str, int] = {}
-    if (folder / "added_tokens.json").is_file():
-        tokens |= _read_json_object(folder / "added_tokens.json")
-    if (path := folder / "tokenizer_config.json").is_file():
-        by_id = _read_json_object(path).get("added_tokens_decoder") or {}
+    config_path, added_path = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    if config_path.is_file():
+        by_id = _read_json_object(config_path).get("added_tokens_decoder") or {}
         try:
             entries = [{"id": int(token_id), **entry} for token_id, entry in by_id.items()]
         except (AttributeError, TypeError, ValueError):
-            raise VocabularyError(f"{path}: added_tokens_decoder must map ids to tokens") from None
-        tokens |= _added_tokens_of(path, entries)
+            raise VocabularyError(f"{config_path}: added_tokens_decoder must map ids to tokens") from None
+        tokens |= _special_tokens_of(config_path, entries)
+    if added_path.is_file():
+        named_special = {*_names_of_special_tokens(folder), *tokens, EOT_TOKEN}
+        entries = [
+            {"id": token_id, "content": token, "special": token in named_special}
+            for token, token_id in _read_json_object(added_path).items()
+        ]
+        tokens |= _special_tokens_of(added_path, entries)
     return tokens
 
 
-def _added_tokens_of(path: Path, entries: list[Any]) -> dict[str, int]:
-    try:
-        return {entry["content"]: entry["id"] for entry in entries}
-    except (KeyError, TypeError):
-        raise VocabularyError(f"{path}: every added token needs an id and its content") from None
+def _names_of_special_tokens(folder: Path) -> set[str]:
+    """The tokens that `special_tokens_map.json` and `tokenizer_config.json` name: bos_token, pad_token and their like."""
+    names: set[str] = set()
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        for key, value in (_read_json_object(path) if path.is_file() else {}).items():
+            for token in value if isinstance(value, list) else [value]:
+                text = token.get("content") if isinstance(token, dict) else token
+                if key.endswith(("_token", "_special_tokens")) and isinstance(text, str):
+                    names.add(text)
+    return names
+
+
+def _special_tokens_of(path: Path, entries: list[Any]) -> dict[str, int]:
+    """The added tokens of a file by their texts; all must be special, for other ones are cut out of ordinary text too."""
+    tokens = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or "id" not in entry:
+            raise VocabularyError(f"{path}: every added token needs an id and its content")
+        if not entry.get("special") and entry["content"] != EOT_TOKEN:
+            raise VocabularyError(
+                f"{path}: the added token {entry['content']!r} is not special, so it would be cut out of ordinary text, "
+                "which is not GPT-2's rule: mark it as special, or remove it"
+            )
+        tokens[entry["content"]] = entry["id"]
+    return tokens
 
 
 def _pairs(path: Path, merges: list[Any]) -> list[tuple[str, str]]:

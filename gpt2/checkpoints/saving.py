@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from gpt2.checkpoints.model_tokenizer import tokenizer_of
 from gpt_config.atomic_write import atomic_write, atomic_write_json
-from gpt_config.errors import CheckpointError
+from gpt_config.errors import WriteError
 
 if TYPE_CHECKING:
     from gpt2.model import GPT2
@@ -29,7 +29,7 @@ def save_model(model: GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokeni
     try:
         atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     except SafetensorError as error:  # an OSError of the library's own kind
-        raise CheckpointError(f"cannot write {folder / 'model.safetensors'} ({error}): nothing was changed") from None
+        raise WriteError(f"cannot write {folder / 'model.safetensors'} ({error}): make room; nothing was changed") from None
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
     atomic_write_json(folder / "config.json", {**model.config.to_dict(), "dtype": dtype})
     tokenizer = tokenizer or tokenizer_of(model)

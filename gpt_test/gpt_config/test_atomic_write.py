@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt_config import WriteError
 from gpt_config.atomic_write import atomic_write, atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,3 +60,12 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     process.wait()
     process.stdout.close()
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["file/below", "x" * 300, "null\0byte"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(WriteError, match="cannot write ") as caught:
+        atomic_write_text(tmp_path / name, "new")
+    assert isinstance(caught.value, OSError) and "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "old"

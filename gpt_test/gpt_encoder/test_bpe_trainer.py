@@ -79,6 +79,11 @@ def test_a_vocabulary_too_small_is_refused(vocab_size: object) -> None:
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(InputTypeError, match="not bytes"):
         train_bpe([b"bytes"], 300)
+    for special_tokens in ("<a>", None, 5, [1], [""], [["a"]]):
+        with pytest.raises(InputTypeError, match="special"):
+            train_bpe(["a"], 300, special_tokens=special_tokens)
+    with pytest.raises(InputTypeError, match="iterable"):
+        train_bpe(5, 300)
     with pytest.raises(ConfigError, match="twice"):
         train_bpe(["a"], 300, special_tokens=["x", "x"])
     with pytest.raises(ConfigError, match="ordinary token too"):

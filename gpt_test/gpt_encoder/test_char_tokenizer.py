@@ -48,3 +48,12 @@ def test_broken_files_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "char_vocab.json").write_text(content)
     with pytest.raises(VocabularyError):
         load_tokenizer(tmp_path)
+
+
+def test_wrong_types_are_refused() -> None:
+    for characters in (["a", 1], [["a"]], ["ab"], []):
+        with pytest.raises(VocabularyError):
+            CharTokenizer(characters)
+    for texts in ([1], [None], [b"ab"]):
+        with pytest.raises(InputTypeError, match="must be str"):
+            CharTokenizer.from_texts(texts)

@@ -134,7 +134,12 @@ def test_the_message_names_the_id_and_the_limit(openai_tokenizer: GPT2Tokenizer)
         openai_tokenizer.decode([1, 50257])
 
 
-@pytest.mark.parametrize("arguments", [{"allowed_special": "<|endoftext|>"}, {"allowed_special": {"<x>"}},
+def test_special_tokens_may_come_from_a_generator(openai_tokenizer: GPT2Tokenizer) -> None:
+    assert openai_tokenizer.encode("<|endoftext|>", allowed_special=(token for token in ["<|endoftext|>"])) == [50256]
+
+
+@pytest.mark.parametrize("arguments", [{"allowed_special": "<|endoftext|>"}, {"allowed_special": None},
+                                       {"allowed_special": 5}, {"allowed_special": [["a"]]}, {"allowed_special": {"<x>"}},
                                        {"return_tensors": "np"}])  # fmt: skip
 def test_wrong_options_are_refused(openai_tokenizer: GPT2Tokenizer, arguments: dict) -> None:
     with pytest.raises(GPT2Error):

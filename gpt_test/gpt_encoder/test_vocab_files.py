@@ -90,6 +90,7 @@ def test_added_tokens_beside_vocab_json(small_tokenizer: GPT2Tokenizer, tmp_path
     small_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "added_tokens.json").write_text('{"<|pad|>": 300}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<|pad|>"}')
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("a<|pad|>", allowed_special="all")[-1] == 300
     assert tokenizer.vocab_size == 301
@@ -165,3 +166,61 @@ def test_saving_over_another_tokenizer_leaves_none_of_its_files(small_tokenizer:
         tokenizer.save_pretrained(tmp_path)
         loaded = load_tokenizer(tmp_path)
         assert type(loaded) is type(tokenizer) and loaded.special_tokens == tokenizer.special_tokens
+
+
+def add_token(**entry: object) -> Callable[[Path], object]:
+    return edit_json("tokenizer.json", lambda content: content["added_tokens"].append(entry))
+
+
+def add_beside(name: str, content: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (add_token(id=300, content="the", special=False), "'the' is not special, so it would be cut out of ordinary text"),
+        (add_token(id=300, content="<x>"), "'<x>' is not special"),
+        (add_token(id=64, content="<x>", special=True), "'<x>' has the id 64, which is that of 'a'"),
+        (add_token(id=300, content="a", special=True), "'a' has the id 300 here and 64 there"),
+        (add_token(id=300, content="", special=True), "at least one character"),
+        (add_token(id=300, content="\ud800", special=True), "without surrogates"),
+        (add_token(id=300, content=5, special=True), "needs an id and its content"),
+        (add_token(id="x", content="<x>", special=True), "has the id 'x'"),
+        (add_beside("added_tokens.json", {"the": 300}), "'the' is not special"),
+        (
+            edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"300": {"content": "the"}})),
+            "'the' is not special",
+        ),
+        (edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder=[1])), "must map ids to tokens"),
+    ],
+)
+def test_added_tokens_that_would_change_ordinary_ids_are_refused(edit, message, small_tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    edit(tmp_path)
+    with pytest.raises(VocabularyError, match=message):
+        GPT2Tokenizer.from_pretrained(tmp_path)
+
+
+def test_added_special_tokens_beside_tokenizer_json_are_read(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    add_beside("added_tokens.json", {"[PAD]": 300})(tmp_path)
+    add_beside("special_tokens_map.json", {"pad_token": {"content": "[PAD]"}})(tmp_path)
+    assert load_tokenizer(tmp_path).special_tokens == {"<|endoftext|>": 299, "[PAD]": 300}
+
+
+def test_a_tokenizer_json_as_the_hub_has_it(openai_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    """The file of openai-community/gpt2 is of 2021: no type, merges as text, no use_regex, a ByteLevel post-processor."""
+
+    def make_old(content: dict) -> None:
+        model = content["model"]
+        for key in ("type", "byte_fallback", "ignore_merges"):
+            del model[key]
+        model["merges"] = [" ".join(pair) for pair in model["merges"]]
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        content.update(pre_tokenizer=byte_level, post_processor={**byte_level, "trim_offsets": False}, decoder=byte_level)
+
+    openai_tokenizer.save_pretrained(tmp_path)
+    edit_json("tokenizer.json", make_old)(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), openai_tokenizer)

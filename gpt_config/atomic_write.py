@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,16 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     WriteError says why it cannot be written.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         raise _write_error(path, error) from None
-    os.close(handle)
-    temporary = Path(name)
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)  # mkstemp makes files for the owner alone; give the file the mode that open() would
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -45,7 +41,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
 
 def _write_error(path: Path, error: OSError | ValueError) -> WriteError:
     reason = getattr(error, "strerror", None) or error
-    return WriteError(f"cannot write {path} ({reason}): choose another place, or make room; nothing was changed")
+    return WriteError(f"cannot write {path} ({reason}): choose another place, or make room; the file is as it was")
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:

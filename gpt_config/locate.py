@@ -29,7 +29,10 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
     "added_tokens.json",
+    "special_tokens_map.json",
     "char_vocab.json",
 )
 
@@ -60,7 +63,7 @@ def locate(
         raise ModelNotFoundError(f"{name!r} begins with a user that this machine does not have: check the path") from None
     known_by_name = name in shipped_models() or published_name(name) is not None
     # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
-    if _is(folder.is_dir) and (complete(folder) or not known_by_name):
+    if _is(folder.is_dir) and (not known_by_name or _is(lambda: complete(folder))):
         return folder
     if name in shipped_models():
         return SHIPPED_MODELS / name
@@ -72,7 +75,7 @@ def locate(
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """False where the test itself fails, as on a name that is too long to be a path."""
+    """False where the test itself fails: a name too long to be a path, a folder that may not be read."""
     try:
         return test()
     except OSError:

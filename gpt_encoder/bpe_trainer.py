@@ -14,8 +14,8 @@ from gpt_config.errors import ConfigError, InputTypeError
 from gpt_config.validation import check_whole
 from gpt_encoder.byte_pair import Pair
 from gpt_encoder.chunk_cache import CHUNK_PATTERN
-from gpt_encoder.interface import EOT_TOKEN
-from gpt_encoder.tokenizer import SPLIT_PATTERN, GPT2Tokenizer, mend_surrogates
+from gpt_encoder.interface import EOT_TOKEN, mend_surrogates
+from gpt_encoder.tokenizer import SPLIT_PATTERN, GPT2Tokenizer
 from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 
 
@@ -25,7 +25,8 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
     Ids are laid out as OpenAI's: 256 bytes, then merges in order of rank, then the special tokens. Text that spells a
     special token is a boundary and teaches nothing. The pair with the highest count merges first; of equal counts the
     pair of the lowest ids, so the result is a function of the texts' words. With too little text to fill the
-    vocabulary it is smaller, and a warning says so. ConfigError if `vocab_size` has no room for bytes and special tokens.
+    vocabulary it is smaller, and a warning says so. Text in which words are very long, such as DNA, takes time with the
+    square of their length. ConfigError if `vocab_size` has no room for bytes and special tokens.
 
     >>> tokenizer = train_bpe(["low lower lowest"], vocab_size=260)
     >>> [tokenizer.decode([token]) for token in tokenizer.encode("lowest")]
@@ -36,8 +37,8 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
     if not isinstance(texts, Iterable):
         raise InputTypeError(f"texts to learn from must be an iterable of str, not {type(texts).__name__}")
     for token in special_tokens:
-        if not isinstance(token, str) or not token:
-            raise InputTypeError(f"special token {token!r} must be a text of at least one character")
+        if not isinstance(token, str) or not token or token != mend_surrogates(token):
+            raise InputTypeError(f"special token {token!r} must be a text of at least one character, without surrogates")
     check_whole(
         "vocab_size", vocab_size, 256 + len(special_tokens), f" (256 bytes and {len(special_tokens)} special tokens)"
     )
@@ -69,7 +70,8 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
 
 def _count_pieces(texts: Iterable[str], special_tokens: Sequence[str]) -> Counter[str]:
     """How often each piece of the split pattern occurs. Chunks are counted first: each distinct one is split once."""
-    boundary = regex.compile("|".join(map(regex.escape, special_tokens))) if special_tokens else None
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    boundary = regex.compile("|".join(map(regex.escape, longest_first))) if special_tokens else None
     chunks: Counter[str] = Counter()
     for text in texts:
         if not isinstance(text, str):

@@ -23,7 +23,8 @@ _LONG = 96
 class BytePairMerger:
     """The merges of one vocabulary.
 
-    `ranks` maps a pair of ids to its rank, 0 first; `merged_ids[rank]` is the id that replaces the pair.
+    `ranks` maps a pair of ids to its rank, 0 first; `merged_ids[rank]` is the id that replaces the pair; it is
+    none of the two, for tokens only grow.
     """
 
     def __init__(self, ranks: Mapping[Pair, int], merged_ids: Sequence[int]) -> None:

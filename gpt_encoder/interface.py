@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import regex
 
-from gpt_config.errors import InputError, InputTypeError
+from gpt_config.errors import InputError, InputTypeError, WriteError
 from gpt_config.locate import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import torch
 
 EOT_TOKEN = "<|endoftext|>"
+
+
+def mend_surrogates(text: str) -> str:
+    """`text` without surrogates: a pair becomes the character it spells, a lone one U+FFFD, as in tiktoken."""
+    return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
 
 
 class Tokenizer(ABC):
@@ -33,9 +38,12 @@ class Tokenizer(ABC):
     @staticmethod
     def _remove_other_files(folder: Path, written: Collection[str]) -> None:
         """Remove the tokenizer files of `folder` that were not written: with another tokenizer's, ids would be wrong."""
-        for name in (*TOKENIZER_FILES, "special_tokens_map.json"):
+        for name in TOKENIZER_FILES:
             if name not in written:
-                (folder / name).unlink(missing_ok=True)
+                try:
+                    (folder / name).unlink(missing_ok=True)
+                except OSError as error:
+                    raise WriteError(f"cannot remove {folder / name} of another tokenizer ({error.strerror})") from None
 
     @property
     @abstractmethod
@@ -90,6 +98,8 @@ class Tokenizer(ABC):
         if not isinstance(text, str):
             raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
         allowed = self._allowed_ids(allowed_special)
+        if allowed and not text.isascii():
+            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
         if allowed and any(token in text for token in allowed):
             ids = self._encode_with_special(text, allowed)
         else:
@@ -105,9 +115,7 @@ class Tokenizer(ABC):
     def _allowed_ids(self, allowed_special: Literal["all"] | Collection[str]) -> dict[str, int]:
         if allowed_special == "all":
             return self.special_tokens
-        if isinstance(allowed_special, str):
-            raise InputTypeError(f"allowed_special={allowed_special!r} must be 'all' or a collection of special tokens")
-        if not isinstance(allowed_special, Iterable):
+        if isinstance(allowed_special, str) or not isinstance(allowed_special, Iterable):
             raise InputTypeError(f"allowed_special={allowed_special!r} must be 'all' or a collection of special tokens")
         allowed = {}
         for token in allowed_special:
@@ -133,6 +141,8 @@ class Tokenizer(ABC):
         try:
             return "".join(map(self._latin_1_of_token.__getitem__, ids)).encode("latin-1")
         except (KeyError, TypeError):
+            if any(hasattr(token, "item") for token in ids):  # as in `for token in tensor`
+                return self.decode_bytes([token.item() if hasattr(token, "item") else token for token in ids])
             wrong = next(token for token in ids if not _is_key(token, self.token_bytes))
         raise InputError(
             f"token id {wrong!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"

@@ -12,7 +12,7 @@ from gpt_config.locate import TOKENIZER_FILES, locate, published_name
 from gpt_encoder.byte_pair import BytePairMerger
 from gpt_encoder.char_tokenizer import CharTokenizer
 from gpt_encoder.chunk_cache import ChunkCache
-from gpt_encoder.interface import Tokenizer
+from gpt_encoder.interface import Tokenizer, mend_surrogates
 from gpt_encoder.vocab_files import (
     Vocabulary,
     byte_token_ids,
@@ -26,11 +26,6 @@ from gpt_encoder.vocab_files import (
 SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
-
-
-def mend_surrogates(text: str) -> str:
-    """`text` without surrogates: a pair becomes the character it spells, a lone one U+FFFD, as in tiktoken."""
-    return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
 
 
 class GPT2Tokenizer(Tokenizer):
@@ -96,8 +91,9 @@ def load_tokenizer(name_or_folder: str | os.PathLike[str] = "gpt2") -> Tokenizer
 
 
 def _locate_tokenizer(name_or_folder: str | os.PathLike[str]) -> Path:
-    if isinstance(name_or_folder, str) and published_name(name_or_folder) and not has_tokenizer(Path(name_or_folder)):
-        return _SHIPPED_FOLDER
+    if isinstance(name_or_folder, (str, os.PathLike)) and published_name(str(name_or_folder)):
+        folder = Path(name_or_folder)
+        return folder if has_tokenizer(folder) else _SHIPPED_FOLDER
     return locate(name_or_folder, files=[TOKENIZER_FILES], complete=has_tokenizer)
 
 

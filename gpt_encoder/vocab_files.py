@@ -29,6 +29,10 @@ CHARACTER_OF_BYTE: dict[int, str] = {
 _LATIN_1_OF_CHARACTER = {ord(character): byte for byte, character in CHARACTER_OF_BYTE.items()}
 
 
+# Vocabularies have a few tokens that no merge makes, such as <pad>; a file of merges that is cut short leaves thousands.
+_UNMADE_TOKENS = 100
+
+
 def token_to_bytes(token: str) -> bytes:
     """The bytes of a token written in the printable alphabet; UnicodeEncodeError if a character is not of it."""
     return token.translate(_LATIN_1_OF_CHARACTER).encode("latin-1")
@@ -52,21 +56,37 @@ class Vocabulary:
         for token, token_id in chain(self.token_ids.items(), self.special_tokens.items()):
             if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
                 raise VocabularyError(f"token {token!r} has the id {token_id!r}: ids are whole numbers of 0 or more")
-        self._check_special_tokens()
+        self._check_tokens()
         missing = [byte for byte, character in CHARACTER_OF_BYTE.items() if character not in self.token_ids]
         if missing:
             raise VocabularyError(
                 f"the vocabulary lacks {len(missing)} of the 256 byte tokens (first: byte {missing[0]:#04x}): "
                 "without them some text has no tokens; use a byte-level BPE vocabulary"
             )
-        lacking = {*chain.from_iterable(self.merges), *map("".join, self.merges)} - self.token_ids.keys()
+        made = set(map("".join, self.merges))
+        unmade = sum(len(token) > 1 for token in self.token_ids.keys() - made - self.special_tokens.keys())
+        if unmade > _UNMADE_TOKENS:
+            raise VocabularyError(
+                f"{unmade} tokens are made by none of the {len(self.merges)} merges: the merges are cut short, "
+                "or of another vocabulary; get the files again"
+            )
+        lacking = {*chain.from_iterable(self.merges), *made} - self.token_ids.keys()
         if lacking:
             raise VocabularyError(
                 f"the merges need the token {min(lacking)!r}, which the vocabulary lacks: the files do not belong together"
             )
 
-    def _check_special_tokens(self) -> None:
-        token_of_id = {token_id: token for token, token_id in self.token_ids.items()}
+    def _check_tokens(self) -> None:
+        token_of_id: dict[int, str] = {}
+        for token, token_id in self.token_ids.items():
+            if token_of_id.setdefault(token_id, token) != token:
+                raise VocabularyError(f"the tokens {token_of_id[token_id]!r} and {token!r} both have the id {token_id}")
+        try:
+            "".join(self.token_ids).encode("utf-8")
+        except UnicodeEncodeError:
+            raise VocabularyError(
+                "a token holds a surrogate, which no text has: restore or download the file again"
+            ) from None
         for token, token_id in self.special_tokens.items():
             if not isinstance(token, str) or not token or token != token.encode("utf-8", "ignore").decode("utf-8"):
                 raise VocabularyError(
@@ -108,7 +128,7 @@ def read_vocab_and_merges(vocab: Path, merges: Path, added_tokens: Mapping[str, 
         special_tokens.setdefault(EOT_TOKEN, token_ids[EOT_TOKEN])
     try:
         # Not splitlines(): it would also cut at characters that only Unicode takes for the end of a line.
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = merges.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VocabularyError(f"cannot read {merges}: {error}") from None
     first = 1 if lines[0].startswith("#version") else 0
@@ -120,6 +140,8 @@ def read_vocab_and_merges(vocab: Path, merges: Path, added_tokens: Mapping[str, 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
     """Write the four files of a tokenizer that this package and transformers read; their names."""
     eot = EOT_TOKEN if EOT_TOKEN in vocabulary.special_tokens else None
+    # First the file that readers prefer: once it is there, the folder is the new tokenizer.
+    atomic_write_json(folder / "tokenizer.json", _tokenizer_json(vocabulary))
     atomic_write_json(folder / "vocab.json", dict(vocabulary.token_ids), indent=None)
     atomic_write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, vocabulary.merges), ""]))
     atomic_write_json(
@@ -133,8 +155,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
             "clean_up_tokenization_spaces": False,
         },
     )
-    atomic_write_json(folder / "tokenizer.json", _tokenizer_json(vocabulary))
-    return ["vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"]
+    return ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"]
 
 
 def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -242,13 +263,20 @@ def _names_of_special_tokens(folder: Path) -> set[str]:
     return names
 
 
-def _special_tokens_of(path: Path, entries: list[Any]) -> dict[str, int]:
+def _special_tokens_of(path: Path, entries: Any) -> dict[str, int]:
     """The added tokens of a file by their texts; all must be special, for other ones are cut out of ordinary text too."""
     tokens = {}
+    if not isinstance(entries, list):
+        raise VocabularyError(f"{path}: added_tokens must be a list")
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or "id" not in entry:
             raise VocabularyError(f"{path}: every added token needs an id and its content")
-        if not entry.get("special") and entry["content"] != EOT_TOKEN:
+        if any(entry.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
+            raise VocabularyError(
+                f"{path}: the added token {entry['content']!r} takes blanks or whole words with it (lstrip, rstrip or "
+                "single_word), which this package does not do: set these to false"
+            )
+        if entry.get("special") is not True and entry["content"] != EOT_TOKEN:
             raise VocabularyError(
                 f"{path}: the added token {entry['content']!r} is not special, so it would be cut out of ordinary text, "
                 "which is not GPT-2's rule: mark it as special, or remove it"
@@ -273,7 +301,7 @@ def _checked(path: Path, token_ids: Mapping[str, int], merges: list[tuple[str, s
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

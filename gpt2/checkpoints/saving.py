@@ -29,7 +29,9 @@ def save_model(model: GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokeni
     try:
         atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     except SafetensorError as error:  # an OSError of the library's own kind
-        raise WriteError(f"cannot write {folder / 'model.safetensors'} ({error}): make room; nothing was changed") from None
+        raise WriteError(
+            f"cannot write {folder / 'model.safetensors'} ({error}): make room; the file is as it was"
+        ) from None
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
     atomic_write_json(folder / "config.json", {**model.config.to_dict(), "dtype": dtype})
     tokenizer = tokenizer or tokenizer_of(model)

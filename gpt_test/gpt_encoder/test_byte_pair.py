@@ -39,6 +39,8 @@ def merge_tables(draw: st.DrawFn) -> tuple[dict[tuple[int, int], int], list[int]
     n = draw(st.integers(0, 12))
     pairs = draw(st.lists(st.tuples(st.integers(0, 3 + n), st.integers(0, 3 + n)), min_size=n, max_size=n, unique=True))
     new_ids = draw(st.lists(st.integers(4, 4 + n), min_size=n, max_size=n))
+    kept = [place for place in range(n) if new_ids[place] not in pairs[place]]  # tokens only grow
+    pairs, new_ids, n = [pairs[place] for place in kept], [new_ids[place] for place in kept], len(kept)
     ranks = draw(st.permutations(range(n)))
     merged_ids = [0] * n
     for rank, new_id in zip(ranks, new_ids, strict=True):

@@ -144,3 +144,26 @@ def test_special_tokens_may_come_from_a_generator(openai_tokenizer: GPT2Tokenize
 def test_wrong_options_are_refused(openai_tokenizer: GPT2Tokenizer, arguments: dict) -> None:
     with pytest.raises(GPT2Error):
         openai_tokenizer.encode("a", **arguments)
+
+
+def test_tokens_of_a_tensor_one_by_one(openai_tokenizer: GPT2Tokenizer) -> None:
+    assert openai_tokenizer.decode(list(torch.tensor([15496, 995]))) == "Hello world"
+    with pytest.raises(InputError, match="token id 50257"):
+        openai_tokenizer.decode(list(torch.tensor([50257])))
+
+
+def test_a_special_token_spelled_with_surrogates_is_found() -> None:
+    tokenizer = train_bpe([TRAINING_TEXT], 260, special_tokens=["<🦙>"])
+    assert tokenizer.encode("<\ud83e\udd99>", allowed_special="all") == [259]
+
+
+def test_both_kinds_of_whitespace_are_what_the_cut_takes_them_for() -> None:
+    """`\\s` of `re` without U+001C to U+001F is `\\s` of `regex`, and of all spaces only the blank is printable."""
+    import re
+
+    import regex
+
+    for character in map(chr, range(0x110000)):
+        is_space = bool(regex.match(r"\s", character))
+        assert bool(re.match(r"[^\S\x1c-\x1f]", character)) == is_space, hex(ord(character))
+        assert not is_space or character == " " or not character.isprintable()

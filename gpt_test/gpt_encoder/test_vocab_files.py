@@ -224,3 +224,39 @@ def test_a_tokenizer_json_as_the_hub_has_it(openai_tokenizer: GPT2Tokenizer, tmp
     edit_json("tokenizer.json", make_old)(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
     assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), openai_tokenizer)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_added_tokens_that_take_more_than_their_text_are_refused(flag: str, small_tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    add_token(id=300, content="<x>", special=True, **{flag: True})(tmp_path)
+    with pytest.raises(VocabularyError, match="'<x>' takes blanks or whole words with it"):
+        GPT2Tokenizer.from_pretrained(tmp_path)
+
+
+def test_merges_cut_short_are_refused(tmp_path: Path) -> None:
+    shutil.copy(SHIPPED / "encoder.json", tmp_path / "vocab.json")
+    lines = (SHIPPED / "vocab.bpe").read_text(encoding="utf-8").split("\n")
+    for kept in (0, 1, 20_000, 49_000):
+        (tmp_path / "merges.txt").write_text("\n".join(lines[:kept]), encoding="utf-8")
+        with pytest.raises(VocabularyError, match="the merges are cut short"):
+            GPT2Tokenizer.from_pretrained(tmp_path)
+
+
+def test_two_tokens_with_one_id_are_refused(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    edit_json("tokenizer.json", lambda content: content["model"]["vocab"].update({"th": 64, "he": 64}))(tmp_path)
+    with pytest.raises(VocabularyError, match="both have the id 64"):
+        GPT2Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_published_name_may_be_a_path(openai_tokenizer: GPT2Tokenizer) -> None:
+    assert_equal_ids(GPT2Tokenizer.from_pretrained(Path("gpt2")), openai_tokenizer)
+
+
+def test_a_byte_order_mark_does_not_matter(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    small_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), small_tokenizer)

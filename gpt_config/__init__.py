@@ -1,24 +1,28 @@
-"""Floor 0: what a GPT-2 is, how it generates, and every error a user can cause. Standard library only."""
+"""Floor 0: what a GPT-2 is, how it generates and is trained, and every error a user can cause. Standard library only."""
 
 from gpt_config.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     DeviceError,
     GPT2Error,
     GPT2Warning,
     InputError,
     InputTypeError,
     ModelNotFoundError,
+    TrainingError,
     VocabularyError,
     WriteError,
 )
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.model_config import PRESETS, GPT2Config
+from gpt_config.training_config import TrainingConfig
 
 __all__ = [
     "PRESETS",
     "CheckpointError",
     "ConfigError",
+    "DataError",
     "DeviceError",
     "GPT2Config",
     "GPT2Error",
@@ -27,6 +31,8 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "ModelNotFoundError",
+    "TrainingConfig",
+    "TrainingError",
     "VocabularyError",
     "WriteError",
 ]

@@ -7,6 +7,8 @@
     ├── VocabularyError      tokenizer files that are missing, broken or not GPT-2's  (a ValueError)
     ├── WriteError           a file that cannot be written                            (an OSError)
     ├── DeviceError          a device or dtype this machine does not have             (a ValueError)
+    ├── DataError            texts or token files that are missing, empty or broken   (a ValueError)
+    ├── TrainingError        a run that cannot go on: a loss of NaN, a lost process   (a RuntimeError)
     └── CheckpointError      weights that are missing, broken or not GPT-2's
         └── ModelNotFoundError   no folder, shipped model, cached or reachable hub model of that name
 
@@ -42,6 +44,14 @@ class DeviceError(GPT2Error, ValueError):
 
 class WriteError(GPT2Error, OSError):
     """A file cannot be written: no such place, no permission, no space. What stood there before still does."""
+
+
+class DataError(GPT2Error, ValueError):
+    """A text, corpus or token file is missing, empty, too short, or not what it claims to be."""
+
+
+class TrainingError(GPT2Error, RuntimeError):
+    """A training run cannot go on. The message says what is saved and how to continue."""
 
 
 class CheckpointError(GPT2Error):

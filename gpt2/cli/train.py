@@ -1,0 +1,238 @@
+"""`gpt2 train`: parse the options, prepare data and model, call the trainer. It trains nothing itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt_config.atomic_write import atomic_write_json
+from gpt_config.errors import CheckpointError, ConfigError
+from gpt_config.model_config import PRESETS, GPT2Config
+from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
+
+if TYPE_CHECKING:
+    from gpt2.model import GPT2
+    from gpt2.training.distributed import Processes
+    from gpt2.training.preparation import TrainingData
+
+_DEFAULTS = TrainingConfig()
+_RUN_FILE = "training.json"  # the options of a run, for --resume
+_SIZES = {"n_layer": 6, "n_head": 6, "n_embd": 384}
+
+# Field of TrainingConfig: its help. Options are made from the fields, so that none can be forgotten.
+_HELP = {
+    "batch_size": "Rows in each step, over all processes together.",
+    "context": "Tokens in each row.",
+    "accumulation": "Do each process's rows in so many parts, to save memory.",
+    "max_steps": "Steps to train for.",
+    "learning_rate": "The highest learning rate, after warm-up.",
+    "min_learning_rate": "The learning rate at the end.",
+    "warmup_steps": "Steps in which the learning rate climbs.",
+    "weight_decay": "How much matrices shrink in each step, times the learning rate.",
+    "beta1": "Of Adam: how much of the gradient's mean is kept.",
+    "beta2": "Of Adam: how much of the squared gradient's mean is kept.",
+    "clip_norm": "Shorten longer gradients to this; 0 does not.",
+    "precision": "Of the matrix products; auto is bfloat16 where the machine gains from it.",
+    "compile": "Compile the model: half a minute at the start, faster steps afterwards.",
+    "gradient_checkpointing": "Save memory: compute each layer twice.",
+    "sharding": "With torchrun: the whole model on each process (ddp), or a part (fsdp).",
+    "seed": "Of weights, batches and dropout: one seed, one run.",
+    "eval_interval": "Steps between evaluations.",
+    "eval_batches": "Batches of validation text in each evaluation.",
+    "checkpoint_interval": "Steps between checkpoints.",
+    "log_interval": "Steps between lines of metrics.jsonl.",
+    "sample_prompt": "What the sample at each evaluation begins with.  [default: a new text]",
+    "sample_tokens": "Tokens of each sample; 0 makes none.",
+}
+
+
+def _training_options(command: Any) -> Any:
+    for field in reversed(dataclasses.fields(TrainingConfig)):
+        kind: dict[str, Any] = {"type": type(field.default), "default": field.default, "show_default": True}
+        if field.name in ("precision", "sharding"):
+            kind["type"] = click.Choice(PRECISIONS if field.name == "precision" else SHARDINGS)
+        elif isinstance(field.default, bool):
+            kind = {"is_flag": True}
+        elif field.default == "":
+            kind["show_default"] = False
+        command = click.option(f"--{field.name}", help=_HELP[field.name], **kind)(command)
+    return command
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.option("--data", multiple=True, metavar="PATH", help='Text or JSONL files, a folder of them, or "shakespeare".')
+@click.option("--validation_data", multiple=True, metavar="PATH", help="Files to measure on.  [default: a part of --data]")
+@click.option("--validation_fraction", type=float, default=0.1, show_default=True, help="How much of --data to measure on.")
+@click.option("--text_field", default="text", show_default=True, help="The field of a JSONL line that holds the text.")
+@click.option("--out", metavar="FOLDER", help="Where the model, checkpoints and metrics go.")
+@click.option("--resume", metavar="FOLDER", help="Go on with the run in FOLDER, with the options it was started with.")
+@click.option(
+    "--step", "from_step", type=int, help="With --resume: from the checkpoint of this step.  [default: the newest]"
+)
+@click.option("--tokenizer", metavar="NAME", help="char, bpe (learned from the data), or a folder or name.  [default: gpt2]")
+@click.option("--vocab_size", type=int, help="Of a bpe vocabulary.  [default: 4096]")
+@click.option("--init_from", metavar="NAME", help="Start from this model instead of random weights.")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="A new model of a published size.")
+@click.option("--n_layer", type=int, help="Layers of a new model.  [default: 6]")
+@click.option("--n_head", type=int, help="Attention heads of a new model.  [default: 6]")
+@click.option("--n_embd", type=int, help="Width of a new model.  [default: 384]")
+@click.option(
+    "--dropout", type=float, help="Share of activations that are dropped in training.  [default: 0, or the model's]"
+)
+@_training_options
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that encode text.  [default: one a core]")
+@click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
+@click.option("--quiet", is_flag=True, help="No bar and no samples on the terminal.")
+@click.pass_context
+def train(ctx: click.Context, out: str | None, resume: str | None, from_step: int | None, **options: Any) -> None:
+    """Train a GPT-2 on text: a new one, or one that is there already.
+
+    FOLDER becomes an ordinary model folder with the best model so far. A run that was stopped or lost goes on with
+    --resume. Start it with torchrun to train on several GPUs.
+    """
+    if (out is None) == (resume is None):
+        raise click.UsageError("give either --out FOLDER for a new run, or --resume FOLDER to go on with one")
+    if resume is not None:
+        folder, options = Path(resume), _options_of_run(ctx, Path(resume), options)
+    else:
+        folder = Path(str(out))
+        _check_new_run(folder, options, from_step)
+    _run(folder, options, is_new=resume is None, from_step=from_step)
+
+
+def _options_of_run(ctx: click.Context, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The options the run was started with. Those of the terminal and the machine may be given anew, no others."""
+    free = ("device", "workers", "quiet", "tensorboard")
+    given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in free]
+    if given:
+        raise click.UsageError(f"--{given[0]} cannot change when a run goes on: leave it out, or start a new run with --out")
+    try:
+        stored = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{folder} holds no run to go on with ({error.strerror}): start one with --out") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / _RUN_FILE} is damaged ({error}): start a new run with --out") from None
+    return {**options, **stored, **{name: options[name] for name in free}}
+
+
+def _check_new_run(folder: Path, options: dict[str, Any], from_step: int | None) -> None:
+    if from_step is not None:
+        raise click.UsageError("--step is for --resume")
+    if not options["data"]:
+        raise click.UsageError("name the text to learn from: --data PATH")
+    if (folder / _RUN_FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
+        raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
+    if options["init_from"] and (options["preset"] or any(options[name] for name in _SIZES)):
+        raise click.UsageError("--init_from has its own sizes: leave out --preset, --n_layer, --n_head and --n_embd")
+    if options["preset"] and any(options[name] for name in _SIZES):
+        raise click.UsageError("--preset has its own sizes: leave out --n_layer, --n_head and --n_embd")
+
+
+def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int | None) -> None:
+    try:
+        config = TrainingConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainingConfig)})
+    except ConfigError as error:
+        raise click.UsageError(f"--{error}") from None
+    from gpt2.training import Trainer
+    from gpt2.training.distributed import join_processes
+
+    with join_processes(options["device"]) as processes:
+        data = _prepare(folder, options, processes)
+        model = _make_model(options, data, config, is_resumed=not is_new, folder=folder)
+        trainer = Trainer(
+            model, data, config, folder, processes=processes, is_quiet=options["quiet"], tensorboard=options["tensorboard"]
+        )
+        if is_new and processes.is_first:
+            atomic_write_json(folder / _RUN_FILE, options)
+        if not is_new:
+            _load(trainer, from_step)
+        if processes.is_first:
+            _describe(trainer, data)
+        stopped = trainer.train()
+    if processes.is_first:
+        if stopped.signal is None:
+            click.echo(f"done: {stopped.step} steps, best validation loss {stopped.best_loss:.4f}, in {folder}", err=True)
+        else:
+            name = signal.Signals(stopped.signal).name
+            click.echo(f"{name}: stopped after step {stopped.step}, saved; go on with --resume {folder}", err=True)
+    if stopped.signal is not None:
+        sys.exit(128 + stopped.signal)
+
+
+def _prepare(folder: Path, options: dict[str, Any], processes: Processes) -> TrainingData:
+    """The first process prepares, then all open the same files."""
+    from gpt2.training.preparation import prepare
+    from gpt2.training.shakespeare import resolve
+
+    arguments = {
+        "data": [resolve(path) for path in options["data"]],
+        "folder": folder / "data",
+        "tokenizer": options["tokenizer"] or options["init_from"] or "gpt2",
+        "vocab_size": options["vocab_size"],
+        "validation_data": [resolve(path) for path in options["validation_data"]],
+        "validation_fraction": options["validation_fraction"],
+        "text_field": options["text_field"],
+        "workers": options["workers"],
+    }
+    data = prepare(**arguments) if processes.is_first else None
+    processes.wait()
+    return data or prepare(**arguments)
+
+
+def _make_model(
+    options: dict[str, Any], data: TrainingData, config: TrainingConfig, *, is_resumed: bool, folder: Path
+) -> GPT2:
+    import torch
+
+    from gpt2.model import GPT2
+
+    dropout = options["dropout"]
+    if options["init_from"] and not is_resumed:
+        model = GPT2.from_pretrained(options["init_from"])
+        if dropout is not None:
+            model.config = dataclasses.replace(model.config, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
+        return model
+    torch.manual_seed(config.seed)
+    return GPT2(_model_config(options, data, config))
+
+
+def _model_config(options: dict[str, Any], data: TrainingData, config: TrainingConfig) -> GPT2Config:
+    rate = options["dropout"] or 0.0
+    eot = data.tokenizer.eot_token_id
+    fields: dict[str, Any] = {
+        "vocab_size": data.tokenizer.vocab_size,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), rate),
+    }
+    if options["preset"]:
+        return dataclasses.replace(GPT2Config.preset(options["preset"]), **fields)
+    sizes = {name: options[name] or default for name, default in _SIZES.items()}
+    fields.update(sizes, n_positions=config.context)
+    return GPT2Config(**fields)
+
+
+def _load(trainer: Any, from_step: int | None) -> None:
+    trainer.load(from_step)
+    if trainer.step >= trainer.config.max_steps:
+        warnings.warn(f"this run has done all of its {trainer.step} steps", UserWarning, 2)
+
+
+def _describe(trainer: Any, data: TrainingData) -> None:
+    n_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    click.echo(
+        f"{n_parameters / 1e6:.1f} million parameters, {len(data.train) / 1e6:.2f} million tokens to learn from, "
+        f"{len(data.validation) / 1e6:.2f} to measure on; a vocabulary of {data.tokenizer.vocab_size}",
+        err=True,
+    )

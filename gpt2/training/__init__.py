@@ -1,0 +1,6 @@
+"""Training: texts to token files, batches, the loop, checkpoints, several processes. Generation does not need it."""
+
+from gpt2.training.preparation import TrainingData, prepare
+from gpt2.training.trainer import Stopped, Trainer
+
+__all__ = ["Stopped", "Trainer", "TrainingData", "prepare"]

@@ -1,0 +1,112 @@
+"""Which tokens a step learns from: a pure function of (seed, step, rank). It knows token files, not models.
+
+The text is cut into rows of `context` tokens, and in each epoch every row comes once, in an order of that epoch. Where the
+cuts lie changes with the epoch too. No order is stored: row number i of an epoch is found by a keyed permutation (a
+Feistel network: Luby and Rackoff 1988), so any step of a run can be asked for at once, on any number of processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2.training.token_file import TokenFile
+from gpt_config.errors import ConfigError, DataError
+
+_ROUNDS = 4
+_MASK_64 = (1 << 64) - 1
+
+
+def mix(*numbers: int) -> int:
+    """64 bits that depend on all of `numbers` as if drawn at random (the finalizer of SplitMix64, Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state ^ (number & _MASK_64)) + 0x9E3779B97F4A7C15 & _MASK_64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK_64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK_64
+        state ^= state >> 31
+    return state
+
+
+def shuffled(index: int, n: int, *key: int) -> int:
+    """Where `index` (0 to n - 1) stands in the order that belongs to `key`: a permutation of those numbers."""
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    while True:  # the network permutes a power of four; what falls outside goes round again
+        left, right = index >> half, index & (1 << half) - 1
+        for turn in range(_ROUNDS):
+            left, right = right, left ^ mix(*key, turn, right) & (1 << half) - 1
+        index = left << half | right
+        if index < n:
+            return index
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Training batches: `batches(step)` is the inputs and targets, int64 arrays of shape (batch_size, context).
+
+    With `rank` and `world_size` it is that process's share of the same rows. DataError if the file is shorter than one
+    row; ConfigError if the rows cannot be shared evenly.
+    """
+
+    tokens: TokenFile
+    context: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        # The cuts move by up to a row, and the last token of a row needs one after it.
+        if len(self.tokens) < self.context + 1:
+            raise DataError(
+                f"{self.tokens.path.name} has {len(self.tokens)} tokens, too few for one row of context={self.context} and "
+                "the token after it: give more text, or a shorter context"
+            )
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows until every part of the text has been seen once."""
+        return max(1, (len(self.tokens) - self.context) // self.context)
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        share = self.batch_size // world_size
+        if share * world_size != self.batch_size:
+            raise ConfigError(
+                f"batch_size={self.batch_size} cannot be shared by {world_size} processes: choose a multiple of their number"
+            )
+        first = step * self.batch_size + rank * share
+        return self._rows([self._start_of(row) for row in range(first, first + share)])
+
+    def _start_of(self, row: int) -> int:
+        epoch, place = divmod(row, self.rows_per_epoch)
+        slack = len(self.tokens) - 1 - self.rows_per_epoch * self.context
+        offset = mix(self.seed, 1, epoch) % (slack + 1)
+        return offset + self.context * shuffled(place, self.rows_per_epoch, self.seed, 2, epoch)
+
+    def _rows(self, starts: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rows = np.stack([self.tokens.tokens[start : start + self.context + 1] for start in starts]).astype(np.int64)
+        return rows[:, :-1], rows[:, 1:]
+
+
+@dataclass(frozen=True)
+class EvaluationBatches(Batches):
+    """The same rows each time: `batches(i)` for i below `count`, spread evenly over the text, none overlapping."""
+
+    limit: int = 20
+
+    @property
+    def count(self) -> int:
+        """How many batches there are: `limit`, or as many as the text has rows for."""
+        return max(1, min(self.limit, self._n_rows // self.batch_size))
+
+    @property
+    def _n_rows(self) -> int:
+        return (len(self.tokens) - 1) // self.context
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rows = min(self.batch_size, self._n_rows)  # a short text has less than a batch
+        all_rows = rows * self.count
+        if rows % world_size:  # they cannot be shared evenly: every process does them all, and the mean is the same
+            rank, world_size = 0, 1
+        mine = range(step * rows + rank, (step + 1) * rows, world_size)
+        return self._rows([row * self._n_rows // all_rows * self.context for row in mine])

@@ -1,0 +1,139 @@
+"""The state of a run in one file: weights and moments as safetensors, all else as JSON in its header. Nothing is unpickled.
+
+A checkpoint is written whole or not at all, and the one before it is kept. Random states and the place in the data need
+not be stored: both are functions of the seed and the step (see `batches` and `trainer`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from gpt_config.atomic_write import atomic_write
+from gpt_config.errors import CheckpointError, WriteError
+
+_NAME = re.compile(r"step-(\d{8})\.safetensors")
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`tensors` by name ("model.…", "optimizer.…"), and `values` that JSON can hold; "step" is among them."""
+
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+
+# The state is gathered and handed out by torch.distributed.checkpoint's own functions, which know what DDP, FSDP and
+# torch.compile do to modules. What they give is the whole state under plain names, so a checkpoint does not depend on how
+# many processes wrote it.
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """All weights of `module`, whole and on the CPU; every process must call it, and the first gets them."""
+    weights: dict[str, Any] = get_model_state_dict(module, options=_WHOLE)
+    return weights
+
+
+def gather_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights ("model.…") and moments ("optimizer.….exp_avg") by name; every process must call it, the first gets them."""
+    tensors = {f"model.{name}": tensor for name, tensor in whole_weights(module).items()}
+    moments: dict[str, Any] = get_optimizer_state_dict(module, optimizer, options=_WHOLE).get("state", {})
+    for name, values in moments.items():
+        tensors.update({f"optimizer.{name}.{moment}": tensor for moment, tensor in values.items()})
+    return tensors
+
+
+def restore_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `gather_state`: every process calls it with the same tensors, and takes its share."""
+    options = StateDictOptions(full_state_dict=True)
+    weights: dict[str, Any] = _with_prefix(tensors, "model.")
+    set_model_state_dict(module, weights, options=options)
+    state: dict[str, Any] = {}
+    for name, tensor in _with_prefix(tensors, "optimizer.").items():
+        parameter, _, moment = name.rpartition(".")
+        state.setdefault(parameter, {})[moment] = tensor
+    if state:
+        # Learning rate and decay are the configuration's, and in the optimizer already.
+        whole: dict[str, Any] = {**get_optimizer_state_dict(module, optimizer, options=options), "state": state}
+        set_optimizer_state_dict(module, optimizer, whole, options=options)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder`/step-NNNNNNNN.safetensors, and remove all but the newest two. WriteError if there is no room."""
+    path = folder / f"step-{checkpoint.values['step']:08}.safetensors"
+    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+    values = json.dumps({**checkpoint.values, "checksum": _checksum(tensors)})
+    try:
+        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"training": values}))
+    except SafetensorError as error:  # an OSError of the library's own kind
+        raise WriteError(f"cannot write {path} ({error}): make room; older checkpoints are as they were") from None
+    for old in list_checkpoints(folder)[_KEPT:]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    return sorted((path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """How many steps had been done when this checkpoint was written."""
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
+
+
+def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
+    """The newest checkpoint, or that of `step`. CheckpointError names a damaged one, and one to go on from instead."""
+    paths = list_checkpoints(folder)
+    wanted = paths if step is None else [path for path in paths if step_of(path) == step]
+    if not wanted:
+        there = ", ".join(str(step_of(path)) for path in paths) or "none"
+        of_step = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{folder} has no checkpoint{of_step} (it has: {there}): name a run's folder, or start anew")
+    path = wanted[0]
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            values = json.loads(file.metadata()["training"])
+        if values.pop("checksum") != _checksum(tensors):
+            raise ValueError("its bytes have changed")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        others = [step_of(other) for other in paths if other != path]
+        remedy = f"go on from the one of step {others[0]} with --step {others[0]}" if others else "there is no other"
+        raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {remedy}") from None
+    return Checkpoint(tensors, values)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        flat = tensors[name].cpu().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(memoryview(flat.numpy()), zlib.crc32(name.encode(), checksum))
+    return checksum

@@ -1,0 +1,212 @@
+"""From files to documents, in pieces, so that no file need fit in memory. It knows text, not tokens.
+
+A document is what stands between two `<|endoftext|>` in a text file, the text field of one line of a JSONL file, or a whole
+file that has neither. Files may be compressed (.gz, .xz, .bz2).
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from gpt_config.errors import DataError
+from gpt_encoder.interface import EOT_TOKEN
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_SUFFIXES = (".txt", ".jsonl")
+_BLOCK_BYTES = 1 << 20
+_PIECE_LENGTH = 1 << 20  # a longer document comes in several pieces
+_UNDECODED = re.compile(r"[\udc80-\udcff]")  # what the error handler "surrogateescape" makes of a byte that is not UTF-8
+# Between a non-space and a blank or line end GPT-2's split pattern always cuts: to cut there too changes no ids.
+_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+_DOCUMENTS_TO_CHOOSE_FROM = 100
+
+
+class Piece(NamedTuple):
+    """Part of a document, and whether the document ends with it."""
+
+    text: str
+    ends: bool
+
+
+@dataclass
+class Corpus:
+    """The documents of some files. `replaced_bytes` counts, as they are read, the bytes that were not UTF-8.
+
+    DataError if a file is missing, unreadable or (JSONL) not what it should be.
+    """
+
+    paths: Sequence[str | Path]
+    text_field: str = "text"  # of JSONL files
+    replaced_bytes: int = field(default=0, init=False)
+
+    def files(self) -> list[Path]:
+        """The files, with those of each folder in alphabetical order."""
+        files: list[Path] = []
+        for path in map(Path, self.paths):
+            if path.is_dir():
+                inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in _SUFFIXES)
+                if not inside:
+                    raise DataError(
+                        f"the folder {path} has no {' or '.join(_SUFFIXES)} files: name files, or another folder"
+                    )
+                files += inside
+            elif path.is_file():
+                files.append(path)
+            else:
+                raise DataError(f"there is no file or folder {path}: check the path")
+        return files
+
+    def pieces(self) -> Iterator[Piece]:
+        """All documents in order, in pieces of bounded length."""
+        self.replaced_bytes = 0
+        for path in self.files():
+            try:
+                yield from self._jsonl(path) if _kind(path) == ".jsonl" else self._text(path)
+            except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+                raise DataError(
+                    f"cannot read {path} ({getattr(error, 'strerror', None) or error}): check the file"
+                ) from None
+
+    def _text(self, path: Path) -> Iterator[Piece]:
+        rest, is_first, has_separators = "", True, False
+        for block in self._blocks(path):
+            *whole, rest = (rest + block).split(EOT_TOKEN)
+            has_separators = has_separators or bool(whole)
+            for text in whole:
+                yield from _piece(text, is_first, ends=True, stripped=True)
+                is_first = True
+            if len(rest) >= _PIECE_LENGTH and (cut := _cut(rest)):
+                yield from _piece(rest[:cut], is_first, ends=False, stripped=has_separators)
+                rest, is_first = rest[cut:], False
+        yield from _piece(rest, is_first, ends=True, stripped=has_separators)
+
+    def _jsonl(self, path: Path) -> Iterator[Piece]:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    text = json.loads(self._decoded(line.decode("utf-8", errors="surrogateescape")))[self.text_field]
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}, line {number}: not JSON ({error}): mend or remove the line") from None
+                except (KeyError, TypeError, IndexError):
+                    raise DataError(
+                        f"{path}, line {number}: no field {self.text_field!r}: name the field that holds the text"
+                    ) from None
+                if not isinstance(text, str):
+                    raise DataError(f"{path}, line {number}: the field {self.text_field!r} is not a text")
+                while len(text) > 2 * _PIECE_LENGTH and (cut := _cut(text[:_PIECE_LENGTH])):
+                    yield Piece(text[:cut], ends=False)
+                    text = text[cut:]
+                yield from _piece(text, True, ends=True, stripped=False)
+
+    def _blocks(self, path: Path) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        with _open(path) as file:
+            block = file.read(_BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
+            while block:
+                yield self._decoded(decoder.decode(block))
+                block = file.read(_BLOCK_BYTES)
+        yield self._decoded(decoder.decode(b"", final=True))
+
+    def _decoded(self, text: str) -> str:
+        if text.isascii():
+            return text
+        mended, count = _UNDECODED.subn("\ufffd", text)
+        self.replaced_bytes += count
+        return mended
+
+
+def _kind(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in _OPENERS else path.suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    opener: Any = _OPENERS.get(path.suffix, open)
+    return cast("IO[bytes]", opener(path, "rb"))
+
+
+def _cut(text: str) -> int:
+    """The last place where `text` may be cut without a change of ids, or 0 where it has none."""
+    tail = max(0, len(text) - (1 << 16))  # nearly always it is near the end
+    found = _CUT.match(text, tail) or _CUT.match(text)
+    return found.end() if found else 0
+
+
+def _piece(text: str, is_first: bool, *, ends: bool, stripped: bool) -> Iterator[Piece]:
+    """The piece, without the line ends that set it off from the separators; none if it is an empty document."""
+    if stripped and is_first:
+        text = text.lstrip("\r\n")
+    if stripped and ends:
+        text = text.rstrip("\r\n")
+    if text or (ends and not is_first):
+        yield Piece(text, ends)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which text is for validation: documents chosen by what they say, or, where there are few, the end of each.
+
+    A document's side depends on its first 4,096 characters only, so a text that stands in two files is on one side.
+    """
+
+    fraction: float
+    cuts: tuple[int, ...] | None  # for few documents: how many characters of each are for training
+
+    @classmethod
+    def of(cls, corpus: Corpus, fraction: float) -> Split:
+        """Look at as much of the corpus as it takes to see how many documents there are."""
+        lengths = [0]
+        for piece in corpus.pieces():
+            lengths[-1] += len(piece.text)
+            if piece.ends:
+                lengths.append(0)
+            if len(lengths) > _DOCUMENTS_TO_CHOOSE_FROM:
+                return cls(fraction, None)
+        return cls(fraction, tuple(int(length * (1 - fraction)) for length in lengths[:-1]))
+
+    def sides(self, corpus: Corpus) -> Iterator[tuple[bool, Piece]]:
+        """(whether it is for validation, piece) for the pieces of `corpus`, some of them cut in two."""
+        if self.cuts is None:
+            yield from self._by_document(corpus)
+        else:
+            yield from self._by_place(corpus, self.cuts)
+
+    def _by_document(self, corpus: Corpus) -> Iterator[tuple[bool, Piece]]:
+        begins, is_validation = True, False
+        for piece in corpus.pieces():
+            if begins:
+                start = piece.text[:4096].encode("utf-8", errors="surrogatepass")
+                is_validation = zlib.crc32(start) < self.fraction * 2**32
+            yield is_validation, piece
+            begins = piece.ends
+
+    def _by_place(self, corpus: Corpus, cuts: Sequence[int]) -> Iterator[tuple[bool, Piece]]:
+        document, left = 0, cuts[0] if cuts else 0  # `left`: characters of this document that are still for training
+        has_train = has_validation = False
+        for piece in corpus.pieces():
+            before, after = piece.text[: max(0, left)], piece.text[max(0, left) :]
+            if left >= 0:
+                ends = left <= len(piece.text)
+                has_train = has_train or bool(before)
+                if before or (ends and has_train):
+                    yield False, Piece(before, ends)
+                left = -1 if ends else left - len(piece.text)
+            if left < 0:
+                has_validation = has_validation or bool(after)
+                if after or (piece.ends and has_validation):
+                    yield True, Piece(after, piece.ends)
+            if piece.ends:
+                document += 1
+                left = cuts[document] if document < len(cuts) else 0
+                has_train = has_validation = False

@@ -1,0 +1,199 @@
+"""From texts to token files: learn a tokenizer if need be, encode in parallel, write train.bin and val.bin.
+
+It knows files, texts and tokenizers, not models. Memory is bounded: texts of any size pass through in pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2.training.corpus import Corpus, Piece, Split
+from gpt2.training.token_file import FINGERPRINT_BYTES, TokenFile, TokenWriter, dtype_for
+from gpt_config.errors import ConfigError, DataError, GPT2Warning, TrainingError
+from gpt_config.validation import check_real
+from gpt_encoder import CharTokenizer, load_tokenizer, train_bpe
+from gpt_encoder.interface import Tokenizer
+from gpt_encoder.tokenizer import has_tokenizer
+
+_JOB_LENGTH = 1 << 20  # characters that a worker gets at once
+_BPE_VOCAB_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and is measured on, and the tokenizer that both were encoded with."""
+
+    train: TokenFile
+    validation: TokenFile
+    tokenizer: Tokenizer
+
+
+def prepare(
+    data: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    tokenizer: str = "gpt2",
+    vocab_size: int | None = None,
+    validation_data: Sequence[str | Path] = (),
+    validation_fraction: float = 0.1,
+    text_field: str = "text",
+    workers: int | None = None,
+) -> TrainingData:
+    """Encode `data` into `folder`/train.bin and val.bin; the tokenizer's files go there too.
+
+    `tokenizer` is "char", "bpe" (a vocabulary of `vocab_size` is learned from the data), or a folder or name that has
+    one. Without `validation_data` a fraction of `data` is kept apart: see `Split`. Files that were made from the same
+    texts (names, sizes, times of change) in the same way are used again. DataError if there is no text.
+    """
+    folder = Path(folder)
+    if not validation_data:
+        check_real("validation_fraction", validation_fraction, lambda f: 0 < f < 1, "between 0 and 1")
+    if vocab_size is not None and tokenizer != "bpe":
+        raise ConfigError(f"vocab_size={vocab_size} is for a vocabulary that is learned: add tokenizer=bpe, or leave it out")
+    corpus, validation = Corpus(data, text_field), Corpus(validation_data, text_field)
+    recipe = [tokenizer, vocab_size, validation_fraction, text_field, _state_of(corpus), _state_of(validation)]
+    fingerprint = hashlib.sha256(json.dumps(recipe).encode()).digest()[:FINGERPRINT_BYTES]
+    ready = _ready(folder, fingerprint)
+    if ready is not None:
+        return ready
+    made = _make_tokenizer(tokenizer, vocab_size, corpus, validation)
+    made.save_pretrained(folder)
+    split = Split(0.0, None) if validation_data else Split.of(corpus, validation_fraction)
+    sides = chain(split.sides(corpus), ((True, piece) for piece in validation.pieces()))
+    _encode(sides, folder, made, fingerprint, workers)
+    replaced = corpus.replaced_bytes + validation.replaced_bytes
+    if replaced:
+        warnings.warn(f"{replaced} bytes of the data are not UTF-8: each became U+FFFD", GPT2Warning, 2)
+    return TrainingData(TokenFile.open(folder / "train.bin"), TokenFile.open(folder / "val.bin"), made)
+
+
+def _state_of(corpus: Corpus) -> list[tuple[str, int, int]]:
+    """What tells whether the files have changed; DataError if one is empty, for that is never meant."""
+    state = []
+    for path in corpus.files():
+        status = path.stat()
+        if status.st_size == 0:
+            raise DataError(f"{path} is empty: there is nothing to learn from")
+        state.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
+    return state
+
+
+def _ready(folder: Path, fingerprint: bytes) -> TrainingData | None:
+    try:
+        train, validation = TokenFile.open(folder / "train.bin"), TokenFile.open(folder / "val.bin")
+    except DataError:
+        return None
+    if train.fingerprint != fingerprint or validation.fingerprint != fingerprint or not has_tokenizer(folder):
+        return None
+    return TrainingData(train, validation, load_tokenizer(folder))
+
+
+def _make_tokenizer(name: str, vocab_size: int | None, corpus: Corpus, validation: Corpus) -> Tokenizer:
+    if name not in ("char", "bpe"):
+        return load_tokenizer(name)
+    texts = (piece.text for source in (corpus, validation) for piece in source.pieces())
+    if name == "bpe":
+        return train_bpe(texts, vocab_size or _BPE_VOCAB_SIZE)
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    if not characters:
+        raise DataError(f"{corpus.files()[0]} has no text: there is nothing to learn from")
+    return CharTokenizer(characters)
+
+
+class _Job(NamedTuple):
+    is_validation: bool
+    pieces: list[Piece]
+
+
+def _jobs(sides: Iterable[tuple[bool, Piece]]) -> Iterator[_Job]:
+    """Pieces of one side after another, as many as make a worker's while."""
+    waiting = {False: _Job(False, []), True: _Job(True, [])}
+    lengths = {False: 0, True: 0}
+    for side, piece in sides:
+        waiting[side].pieces.append(piece)
+        lengths[side] += len(piece.text)
+        if lengths[side] >= _JOB_LENGTH:
+            yield waiting[side]
+            waiting[side], lengths[side] = _Job(side, []), 0
+    yield from (job for job in waiting.values() if job.pieces)
+
+
+def _encode(
+    sides: Iterable[tuple[bool, Piece]], folder: Path, tokenizer: Tokenizer, fingerprint: bytes, workers: int | None
+) -> None:
+    with ExitStack() as stack:
+        writers = {
+            side: stack.enter_context(TokenWriter(folder / name, tokenizer.vocab_size, fingerprint))
+            for side, name in ((False, "train.bin"), (True, "val.bin"))
+        }
+        for side, ids, n_bytes in _encoded(_jobs(sides), tokenizer, workers or os.cpu_count() or 1):
+            writers[side].append(ids, n_bytes)
+
+
+def _encoded(jobs: Iterator[_Job], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[bool, bytes, int]]:
+    """(side, ids, bytes of text) of each job, in order; no more jobs are under way than keep the workers busy."""
+    first = [job for job, _ in zip(jobs, range(2), strict=False)]
+    if len(first) < 2 or workers == 1:  # too little to start processes for
+        for job in chain(first, jobs):
+            yield job.is_validation, *_encode_pieces(tokenizer, job.pieces)
+        return
+    # A forked process has torch and the tokenizer already; elsewhere it starts anew and imports them.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    under_way: deque[tuple[bool, Future[tuple[bytes, int]]]] = deque()
+    with ProcessPoolExecutor(workers, context, _remember_tokenizer, (tokenizer,)) as pool:
+        try:
+            for job in chain(first, jobs):
+                under_way.append((job.is_validation, _submit(pool, job)))
+                if len(under_way) > workers + 1:
+                    side, future = under_way.popleft()
+                    yield side, *future.result()
+            for side, future in under_way:
+                yield side, *future.result()
+        except BrokenProcessPool:
+            raise TrainingError("a process that encodes text was killed, perhaps for want of memory: start again") from None
+
+
+_tokenizer_of_worker: Tokenizer
+
+
+def _remember_tokenizer(tokenizer: Tokenizer) -> None:
+    global _tokenizer_of_worker
+    _tokenizer_of_worker = tokenizer
+
+
+def _submit(pool: Executor, job: _Job) -> Future[tuple[bytes, int]]:
+    return pool.submit(_encode_in_worker, job.pieces)
+
+
+def _encode_in_worker(pieces: list[Piece]) -> tuple[bytes, int]:
+    return _encode_pieces(_tokenizer_of_worker, pieces)
+
+
+def _encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> tuple[bytes, int]:
+    """The ids of `pieces` as bytes, with an end of text behind each document, and how many bytes of text they are."""
+    dtype, separator, n_bytes = dtype_for(tokenizer.vocab_size), tokenizer.eot_token_id, 0
+    parts = []
+    for text, ends in pieces:
+        parts.append(np.array(tokenizer.encode(text), dtype).tobytes())
+        n_bytes += len(text.encode("utf-8", errors="replace"))
+        if ends and separator is not None:
+            parts.append(np.array([separator], dtype).tobytes())
+    return b"".join(parts), n_bytes

@@ -1,0 +1,112 @@
+"""What a run tells: a bar on the terminal, metrics.jsonl, TensorBoard and loss.png. It knows numbers, not models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from gpt_config.atomic_write import atomic_write, atomic_write_text
+from gpt_config.errors import GPT2Warning, WriteError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Progress:
+    """The reports of one run, into `folder` and to standard error. Use it in a `with` block.
+
+    `first_step` is where the run begins or goes on: lines of steps that will be done again are dropped.
+    """
+
+    def __init__(
+        self, folder: Path, first_step: int, max_steps: int, *, is_quiet: bool = False, tensorboard: bool = False
+    ) -> None:
+        self._path = folder / METRICS_FILE
+        self._tensorboard = _tensorboard_writer(folder) if tensorboard else None
+        kept = [line for line in read_metrics(folder) if line["step"] <= first_step]
+        atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file: TextIO = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+        self._bar = tqdm(
+            total=max_steps, initial=first_step, unit="step", disable=is_quiet, file=sys.stderr, dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+        )  # fmt: skip
+        self._start, self._start_step = time.perf_counter(), first_step
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        with contextlib.suppress(OSError):  # a full disk; the error that ends the run says so already
+            self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def step(self, loss: float, tokens_per_second: float, peak_share: float) -> None:
+        """One more step is done."""
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s, {peak_share:.0%} of peak", False)
+        self._bar.update()
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl; "step" is among `values`. WriteError if there is no room."""
+        try:
+            self._file.write(json.dumps(dict(values)) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise WriteError(
+                f"cannot write {self._path} ({error.strerror}): make room, then continue with --resume"
+            ) from None
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(name, value, values["step"])
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that was cut short by a lost process is left out."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+            lines.append(json.loads(line))
+    return lines
+
+
+def plot_losses(folder: Path) -> None:
+    """Draw `folder`/loss.png from its metrics.jsonl; without matplotlib a warning says how to get it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        warnings.warn("no loss.png: it needs matplotlib (pip install 'gpt2-from-scratch[train]')", GPT2Warning, 2)
+        return
+    lines = read_metrics(folder)
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    for name, label in (("loss", "training"), ("validation_loss", "validation")):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    atomic_write(folder / "loss.png", lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        warnings.warn("no TensorBoard: it needs tensorboard (pip install 'gpt2-from-scratch[train]')", GPT2Warning, 2)
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,42 @@
+"""tinyshakespeare by name: fetched once, checked, and kept in the cache. It knows one file and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from gpt_config.atomic_write import atomic_write
+from gpt_config.errors import DataError
+
+NAME = "shakespeare"
+_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_TIMEOUT_SECONDS = 20.0
+
+
+def resolve(path: str) -> str:
+    """`path`, or where tinyshakespeare is on this machine if `path` is "shakespeare" and no such file is here."""
+    return str(fetch_shakespeare()) if path == NAME and not Path(path).exists() else path
+
+
+def fetch_shakespeare() -> Path:
+    """The cached file, downloaded if need be. DataError if it cannot be had, or is not the text it should be."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2-from-scratch" / "tinyshakespeare.txt"
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _SHA256:
+        return path
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(_URL, timeout=_TIMEOUT_SECONDS) as answer:
+            content = answer.read()
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(
+            f"tinyshakespeare cannot be fetched from {_URL} ({reason}): connect to the network, "
+            "or give the path of a text file"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != _SHA256:
+        raise DataError(f"{_URL} no longer gives the text it should (its SHA-256 is not {_SHA256[:8]}…): give a file's path")
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
+    return path

@@ -22,6 +22,7 @@ THIRD_PARTY = {
 ON_DEMAND = {
     ("gpt_config/locate.py", "huggingface_hub"),
     ("gpt_encoder/interface.py", "torch"),
+    ("gpt2/training/progress.py", "matplotlib"),
 }
 NAMES_THAT_SAY_NOTHING = {"utils.py", "util.py", "common.py", "helpers.py", "helper.py", "misc.py"}
 

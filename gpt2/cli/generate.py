@@ -13,10 +13,9 @@ import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
-from gpt2.model_folder import locate_model
-from gpt_config.errors import ConfigError, GPT2Warning, InputError, ModelNotFoundError
+from gpt2.cli.model_option import load_model_option
+from gpt_config.errors import ConfigError, GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
-from gpt_config.locate import shipped_models
 
 if TYPE_CHECKING:
     from gpt2.completion import Completion
@@ -66,7 +65,9 @@ def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **
     """
     prompts = _read_prompts(prompt, prompt_file)
     config = _generation_config(options)
-    model, tokenizer, name = _load(options)
+    model, tokenizer, name = load_model_option(
+        options["from_pretrained"], device=options["device"], dtype=options["dtype"], tokenizer_name=options["model_name"]
+    )
     _warn_of_idle_options(ctx, config)
     for first in range(0, len(prompts), options["batch_size"]):
         batch = prompts[first : first + options["batch_size"]]
@@ -114,32 +115,6 @@ def _warn_of_idle_options(ctx: click.Context, config: GenerationConfig) -> None:
     n_samples = config.num_return_sequences
     if n_samples > 1 and config.greedy and config.num_beams == 1:
         warnings.warn(f"--num_samples {n_samples} gives the same text each time: add --do_sample", GPT2Warning, 2)
-
-
-def _load(options: dict[str, Any]) -> tuple[GPT2, Tokenizer, str]:
-    name = _default_model() if options["from_pretrained"] is None else options["from_pretrained"]
-    folder = locate_model(name)  # before torch is imported, which takes longer than to say that there is no such model
-    from gpt2.checkpoints import load_model, load_tokenizer_for
-
-    model = load_model(folder, device=options["device"], dtype=options["dtype"])
-    return model, load_tokenizer_for(model, options["model_name"]), name
-
-
-def _default_model() -> str:
-    """gpt2 if it can be had, else the small model that ships with the package."""
-    try:
-        locate_model("gpt2")
-        return "gpt2"
-    except ModelNotFoundError:
-        if not shipped_models():
-            raise
-        warnings.warn(
-            f"gpt2 is not in the cache and cannot be downloaded: this is {shipped_models()[0]}, the small model that ships "
-            "(--from_pretrained names another)",
-            GPT2Warning,
-            2,
-        )
-        return shipped_models()[0]
 
 
 def _print_json(model: GPT2, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig, name: str) -> None:

@@ -57,8 +57,8 @@ def whole_weights(module: nn.Module) -> dict[str, Tensor]:
 def gather_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights ("model.…") and moments ("optimizer.….exp_avg") by name; every process must call it, the first gets them."""
     tensors = {f"model.{name}": tensor for name, tensor in whole_weights(module).items()}
-    moments: dict[str, Any] = get_optimizer_state_dict(module, optimizer, options=_WHOLE).get("state", {})
-    for name, values in moments.items():
+    whole: dict[str, Any] = {**get_optimizer_state_dict(module, optimizer, options=_WHOLE)}
+    for name, values in whole.get("state", {}).items():
         tensors.update({f"optimizer.{name}.{moment}": tensor for moment, tensor in values.items()})
     return tensors
 
@@ -134,6 +134,6 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
     checksum = 0
     for name in sorted(tensors):
-        flat = tensors[name].cpu().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(memoryview(flat.numpy()), zlib.crc32(name.encode(), checksum))
+        content: Any = tensors[name].cpu().reshape(-1).view(torch.uint8).numpy()  # a buffer
+        checksum = zlib.crc32(content, zlib.crc32(name.encode(), checksum))
     return checksum

@@ -27,7 +27,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in a large matrix product: what this machine can do at best. It takes half a second."""
+    """Floating-point operations a second in a large matrix product: the best this machine can do. Takes half a second."""
     size = 8192 if device.type == "cuda" else 1536
     a = torch.ones(size, size, device=device, dtype=dtype)
     best, deadline = float("inf"), time.perf_counter() + 0.5

@@ -1,0 +1,43 @@
+"""Which model a command works on, when the user names one and when not. It finds and loads; commands do the rest."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from gpt2.model_folder import locate_model
+from gpt_config.errors import GPT2Warning, ModelNotFoundError
+from gpt_config.locate import shipped_models
+
+if TYPE_CHECKING:
+    from gpt2.model import GPT2
+    from gpt_encoder.interface import Tokenizer
+
+
+def load_model_option(
+    name: str | None, *, device: str, dtype: str, tokenizer_name: str | None = None
+) -> tuple[GPT2, Tokenizer, str]:
+    """(model, its tokenizer, its name); without a `name` it is gpt2, or else the small model that ships."""
+    name = _default_model() if name is None else name
+    folder = locate_model(name)  # before torch is imported, which takes longer than to say that there is no such model
+    from gpt2.checkpoints import load_model, load_tokenizer_for
+
+    model = load_model(folder, device=device, dtype=dtype)
+    return model, load_tokenizer_for(model, tokenizer_name), name
+
+
+def _default_model() -> str:
+    """gpt2 if it can be had, else the small model that ships with the package."""
+    try:
+        locate_model("gpt2")
+        return "gpt2"
+    except ModelNotFoundError:
+        if not shipped_models():
+            raise
+        warnings.warn(
+            f"gpt2 is not in the cache and cannot be downloaded: this is {shipped_models()[0]}, the small model that ships "
+            "(--from_pretrained names another)",
+            GPT2Warning,
+            2,
+        )
+        return shipped_models()[0]

@@ -1,0 +1,59 @@
+"""A checkpoint comes back bit for bit; a damaged one is named, and the one before it offered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from gpt_config import CheckpointError, WriteError
+
+
+def write(folder: Path, step: int) -> Path:
+    tensors = {"model.a": torch.full((100, 3), float(step)), "optimizer.a.step": torch.tensor(float(step))}
+    return save_checkpoint(folder, Checkpoint(tensors, {"step": step, "best_loss": None}))
+
+
+def test_the_newest_two_are_kept_and_come_back(tmp_path: Path) -> None:
+    for step in (5, 10, 20):
+        write(tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000020.safetensors", "step-00000010.safetensors"]
+    found = load_checkpoint(tmp_path)
+    assert found.values == {"step": 20, "best_loss": None}
+    assert torch.equal(found.tensors["model.a"], torch.full((100, 3), 20.0))
+    assert load_checkpoint(tmp_path, 10).values["step"] == 10
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "header"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, 10)
+    path = write(tmp_path, 20)
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[-100:]
+    elif damage == "empty":
+        content.clear()
+    elif damage == "flipped":
+        content[-50] ^= 1
+    else:
+        content[0] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step-00000020.* is damaged .*--step 10"):
+        load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path, 10).values["step"] == 10
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(tmp_path)
+    write(tmp_path, 10)
+    with pytest.raises(CheckpointError, match=r"of step 11 \(it has: 10\)"):
+        load_checkpoint(tmp_path, 11)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError):
+        write(tmp_path / "file", 1)

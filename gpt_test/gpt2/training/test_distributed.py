@@ -1,0 +1,119 @@
+"""Two processes on the CPU compute what one does with all the rows; one that dies ends the run with a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt2.training.progress import read_metrics
+
+ROOT = Path(__file__).resolve().parents[3]
+SETTINGS = (
+    "--tokenizer char --n_layer 2 --n_head 2 --n_embd 16 --context 16 --batch_size 4 --max_steps 6 --warmup_steps 2 "
+    "--log_interval 1 --eval_interval 3 --eval_batches 2 --checkpoint_interval 3 --sample_tokens 0 --precision float32 "
+    "--device cpu --workers 1 --quiet"
+)
+
+
+def environment(rank: int = 0, world_size: int = 1, port: int = 0) -> dict[str, str]:
+    """What torchrun tells a process that it starts."""
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if world_size > 1:
+        own |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    return {**os.environ, **own}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def start(arguments: list[object], world_size: int) -> list[subprocess.Popen]:
+    port, command = free_port(), [sys.executable, "-m", "gpt2", "train", *map(str, arguments)]
+    return [
+        subprocess.Popen(command, env=environment(rank, world_size, port), stderr=subprocess.PIPE, text=True)
+        for rank in range(world_size)
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    names = ("loss", "validation_loss", "gradient_norm")
+    return [(line["step"], name, line[name]) for line in read_metrics(folder) for name in names if name in line]
+
+
+@pytest.fixture(scope="module")
+def alone(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    finish(start(["--data", text_file, "--out", folder, *SETTINGS.split()], 1))
+    return folder
+
+
+@pytest.mark.parametrize("options", [[], ["--accumulation", "2"], ["--sharding", "fsdp"]])
+def test_two_processes_equal_one(alone: Path, text_file: Path, tmp_path: Path, options: list[str]) -> None:
+    folder = tmp_path / "run"
+    finish(start(["--data", text_file, "--out", folder, *SETTINGS.split(), *options], 2))
+    for found, expected in zip(losses(folder), losses(alone), strict=True):
+        assert found[:2] == expected[:2]
+        assert found[2] == pytest.approx(expected[2], abs=1e-5)
+    one, other = load_file(alone / "model.safetensors"), load_file(folder / "model.safetensors")
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_processes(alone: Path, text_file: Path, tmp_path: Path, sharding: str) -> None:
+    folder = tmp_path / "run"
+    finish(start(["--data", text_file, "--out", folder, *SETTINGS.split(), "--sharding", sharding], 2))
+    (folder / "checkpoints" / "step-00000006.safetensors").unlink()
+    if sharding == "fsdp":  # one process has nobody to share with
+        stored = json.loads((folder / "training.json").read_text())
+        (folder / "training.json").write_text(json.dumps({**stored, "sharding": "ddp"}))
+    finish(start(["--resume", folder, "--quiet", "--device", "cpu"], 1))
+    for found, expected in zip(losses(folder), losses(alone), strict=True):
+        assert found[2] == pytest.approx(expected[2], abs=1e-5)
+
+
+def test_a_process_that_dies_ends_the_run_with_a_line(text_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--data", text_file, "--out", folder, *SETTINGS.split(), "--max_steps", "1000000"]
+    first, second = start(arguments, 2)
+    deadline = time.monotonic() + 90
+    while not (folder / "checkpoints").exists():
+        assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "process 0 of 2 has lost another one" in err and "--resume" in err and "Traceback" not in err
+
+
+def test_fsdp_alone_and_uneven_shares_are_refused(text_file: Path, tmp_path: Path) -> None:
+    for options, world_size, words in (
+        (["--sharding", "fsdp"], 1, "there is one: start it with torchrun"),
+        (["--batch_size", "5"], 2, "batch_size=5 cannot be shared by 2 processes"),
+    ):
+        arguments = ["--data", text_file, "--out", tmp_path / words[:5], *SETTINGS.split(), *options]
+        for process in start(arguments, world_size):
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 1 and words in err and "Traceback" not in err, err

@@ -1,0 +1,141 @@
+"""Token files: what is written comes back, damage is refused, and any number of workers writes the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2.training import preparation, prepare
+from gpt2.training.token_file import TokenFile, TokenWriter
+from gpt_config import ConfigError, DataError, GPT2Warning, WriteError
+from gpt_encoder import CharTokenizer, GPT2Tokenizer
+
+
+@pytest.mark.parametrize("vocab_size", [10, 65536, 65537])
+def test_a_token_file_keeps_its_ids(tmp_path: Path, vocab_size: int) -> None:
+    ids = np.array([0, 3, vocab_size - 1], np.uint16 if vocab_size <= 65536 else np.uint32)
+    with TokenWriter(tmp_path / "a.bin", vocab_size, b"f" * 24) as writer:
+        writer.append(ids[:1].tobytes(), 5)
+        writer.append(ids[1:].tobytes(), 6)
+    file = TokenFile.open(tmp_path / "a.bin")
+    assert file.tokens.tolist() == ids.tolist()
+    assert (file.vocab_size, file.n_bytes, file.fingerprint, len(file)) == (vocab_size, 11, b"f" * 24, 3)
+    assert isinstance(file.tokens, np.memmap)
+
+
+def test_damaged_token_files_are_refused(tmp_path: Path) -> None:
+    with TokenWriter(tmp_path / "a.bin", 10, b"f" * 24) as writer:
+        writer.append(bytes(20), 5)
+    whole = (tmp_path / "a.bin").read_bytes()
+    for content in (b"", whole[:30], b"X" + whole[1:], whole[:-1], whole[:8] + b"\x02" + whole[9:]):
+        (tmp_path / "b.bin").write_bytes(content)
+        with pytest.raises(DataError, match=r"b\.bin"):
+            TokenFile.open(tmp_path / "b.bin")
+
+
+def test_an_interrupted_token_file_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), TokenWriter(tmp_path / "a.bin", 10, b"f" * 24) as writer:
+        writer.append(bytes(20), 5)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_of_both_files_are_the_text(text_file: Path, tmp_path: Path) -> None:
+    data = prepare([text_file], tmp_path, tokenizer="bpe", vocab_size=270)
+    text = text_file.read_text()
+    cut = int(len(text) * 0.9)
+    eot = data.tokenizer.eot_token_id
+    assert data.train.tokens.tolist() == [*data.tokenizer.encode(text[:cut]), eot]
+    assert data.validation.tokens.tolist() == [*data.tokenizer.encode(text[cut:]), eot]
+    assert data.train.n_bytes == len(text[:cut].encode())
+    assert isinstance(GPT2Tokenizer.from_pretrained(tmp_path), GPT2Tokenizer)
+
+
+def test_any_number_of_workers_writes_the_same_bytes(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_JOB_LENGTH", 2000)
+    monkeypatch.setattr("gpt2.training.corpus._PIECE_LENGTH", 500)
+    monkeypatch.setattr("gpt2.training.corpus._BLOCK_BYTES", 700)
+    for workers in (1, 3):
+        prepare([text_file], tmp_path / str(workers), tokenizer="gpt2", workers=workers)
+    for name in ("train.bin", "val.bin"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
+def test_files_are_used_again_only_if_nothing_changed(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text(text_file.read_text())
+    made = []
+    original = preparation._encode
+    monkeypatch.setattr(preparation, "_encode", lambda *args: (made.append(1), original(*args)))
+    for changes, expected in (({}, 1), ({}, 1), ({"validation_fraction": 0.2}, 2)):
+        prepare([source], tmp_path / "data", tokenizer="char", **changes)
+        assert len(made) == expected
+    source.write_text(text_file.read_text() + "More.")
+    data = prepare([source], tmp_path / "data", tokenizer="char", validation_fraction=0.2)
+    assert len(made) == 3 and "M" in data.tokenizer.characters
+
+
+def test_a_validation_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc" * 50)
+    (tmp_path / "b.txt").write_text("cab")
+    data = prepare([tmp_path / "a.txt"], tmp_path / "d", tokenizer="char", validation_data=[tmp_path / "b.txt"])
+    assert data.tokenizer.decode(data.train.tokens) == "abc" * 50 + "<|endoftext|>"
+    assert data.tokenizer.decode(data.validation.tokens) == "cab<|endoftext|>"
+
+
+def test_bad_data_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "breaks.txt").write_bytes(b"<|endoftext|>\n<|endoftext|>")
+    with pytest.raises(DataError, match=r"empty\.txt is empty"):
+        prepare([tmp_path / "empty.txt"], tmp_path / "d")
+    with pytest.raises(DataError, match="no text"):
+        prepare([tmp_path / "breaks.txt"], tmp_path / "d", tokenizer="char")
+    with pytest.raises(ConfigError, match="validation_fraction=0"):
+        prepare([tmp_path / "breaks.txt"], tmp_path / "d", validation_fraction=0)
+    with pytest.raises(ConfigError, match="vocab_size=300"):
+        prepare([tmp_path / "breaks.txt"], tmp_path / "d", tokenizer="char", vocab_size=300)
+
+
+def test_replaced_bytes_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait " * 20)
+    with pytest.warns(GPT2Warning, match="20 bytes"):
+        prepare([tmp_path / "a.txt"], tmp_path / "d", tokenizer="char")
+
+
+def test_a_full_disk_leaves_no_token_file(text_file: Path, tmp_path: Path) -> None:
+    """A limit on the size of files makes the kernel refuse the write, as a full disk does."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from gpt2.training import prepare\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try:\n"
+        "    prepare([sys.argv[1]], sys.argv[2], tokenizer='char')\n"
+        "except OSError as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, text_file, tmp_path / "d"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(preparation.__file__).parents[2])},
+    )  # fmt: skip
+    assert done.stdout.startswith("WriteError") and "train.bin" in done.stdout
+    assert not list((tmp_path / "d").glob("*.bin")) and not list((tmp_path / "d").glob(".*.tmp"))
+    assert issubclass(WriteError, OSError)
+
+
+def test_tokenizers_survive_the_way_to_a_process_that_starts_anew(small_tokenizer: GPT2Tokenizer) -> None:
+    import pickle
+
+    for tokenizer in (small_tokenizer, CharTokenizer("abc")):
+        copy = pickle.loads(pickle.dumps(tokenizer))
+        assert copy.encode("cab") == tokenizer.encode("cab")

@@ -1,0 +1,295 @@
+"""The loop: it computes what a plain loop computes, learns, goes on bit for bit, and stops without losing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt2 import GPT2
+from gpt2.checkpoints import load_tokenizer_for
+from gpt2.training import Trainer, TrainingData, prepare
+from gpt2.training.loss import LanguageModelLoss
+from gpt2.training.optimizer import learning_rate, make_optimizer
+from gpt2.training.progress import read_metrics
+from gpt_config import ConfigError, DataError, GPT2Config, TrainingError
+from gpt_test.gpt2.training.conftest import tiny_config
+
+MakeTrainer = Callable[..., Trainer]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(accumulation=2, clip_norm=0.5, weight_decay=0.3)
+    config, model = trainer.config, GPT2(trainer.model.config)
+    model.load_state_dict(trainer.model.state_dict())
+    decay = [p for name, p in model.named_parameters() if name.endswith("weight") and "ln_" not in name]
+    others = [p for p in model.parameters() if not any(p is d for d in decay)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}],
+        betas=(config.beta1, config.beta2), foreach=False, fused=False,
+    )  # fmt: skip
+    for step in range(6):
+        x, y = (torch.from_numpy(rows) for rows in trainer._batches(step))
+        loss = F.cross_entropy(model(x).transpose(1, 2), y)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        optimizer.step()
+        found_loss, found_norm = trainer.train_step()
+        trainer.step += 1
+        assert found_loss == pytest.approx(loss.item(), abs=1e-5)
+        assert found_norm == pytest.approx(norm.item(), rel=1e-4)
+    for (name, one), other in zip(model.named_parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 900])
+def test_the_loss_is_cross_entropy_at_any_size_of_vocabulary(vocab_size: int) -> None:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=vocab_size, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double().eval()
+    x, y = torch.randint(0, vocab_size, (2, 3, 8))
+    loss = LanguageModelLoss(model)(x, y)
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, rtol=0, atol=1e-12, msg=name)
+
+
+def test_the_learning_rate_climbs_and_falls() -> None:
+    config = tiny_config(max_steps=100, warmup_steps=9, learning_rate=1.0, min_learning_rate=0.1)
+    rates = [learning_rate(config, step) for step in range(101)]
+    assert rates[:9] == pytest.approx([0.1 * (i + 1) for i in range(9)])
+    assert rates[9] == 1.0 and rates[100] == 0.1
+    assert rates[54] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 45 / 91)) / 2)
+    assert all(a >= b for a, b in pairwise(rates[9:]))
+
+
+def test_only_matrices_decay(small_model: GPT2) -> None:
+    decayed, others = make_optimizer(small_model, tiny_config(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in others["params"]} == {1}
+    assert len(decayed["params"]) + len(others["params"]) == len(list(small_model.parameters()))
+
+
+def test_training_learns_and_leaves_an_ordinary_model_folder(text_file: Path, tmp_path: Path) -> None:
+    data = prepare([text_file], tmp_path / "data", tokenizer="bpe", vocab_size=270)
+    torch.manual_seed(0)
+    config = tiny_config(
+        max_steps=60, learning_rate=1e-2, batch_size=8, eval_interval=20, sample_tokens=5, sample_prompt="the"
+    )
+    model = GPT2(GPT2Config(vocab_size=270, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+    stopped = Trainer(model, data, config, tmp_path / "run", is_quiet=True).train()
+    lines = read_metrics(tmp_path / "run")
+    evaluations = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 20, 40, 60]
+    assert evaluations[0]["validation_loss"] == pytest.approx(math.log(270), abs=0.1)
+    assert stopped.best_loss == min(line["validation_loss"] for line in evaluations) < 2.5
+    assert all(line["sample"].startswith("the") for line in evaluations)
+    expected_bits = evaluations[-1]["validation_loss"] / math.log(2) * len(data.validation) / data.validation.n_bytes
+    assert evaluations[-1]["bits_per_byte"] == pytest.approx(expected_bits)
+    loaded = GPT2.from_pretrained(tmp_path / "run")
+    assert load_tokenizer_for(loaded).encode("the cat") == data.tokenizer.encode("the cat")
+    trained = Trainer(loaded, data, config, tmp_path / "other", is_quiet=True)
+    assert trained.validation_loss() == pytest.approx(stopped.best_loss, abs=1e-6)
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
+def test_a_run_that_goes_on_equals_one_that_was_not_broken(make_trainer: MakeTrainer, tmp_path: Path, changes: dict) -> None:
+    unbroken = make_trainer(tmp_path / "unbroken", dropout=0.2, **changes)
+    unbroken.train()
+    first = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
+    first._must_stop = lambda: first.step == 7  # type: ignore[method-assign]
+    first.train()  # its newest checkpoint is that of step 4
+    second = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
+    second.load()
+    assert second.step == 4
+    torch.manual_seed(12345)  # what the process did before must not matter
+    second.train()
+    for name, tensor in unbroken.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+    kept = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate")
+    lines = [
+        [{key: line[key] for key in kept if key in line} for line in read_metrics(tmp_path / name)]
+        for name in ("unbroken", "broken")
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 12 + 4
+    assert first.best_loss >= second.best_loss == unbroken.best_loss
+
+
+def test_dropout_is_drawn_anew_in_each_step(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(dropout=0.5, learning_rate=0.0, min_learning_rate=0.0)
+    same_rows = trainer._batches(0)
+    trainer._batches = lambda *_: same_rows  # type: ignore[assignment]
+    losses = []
+    for trainer.step in (0, 1, 0):
+        losses.append(trainer.train_step()[0])
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    for dropout in (0.0, 0.3):
+        losses = [
+            [make.train_step()[0] for make.step in range(3)]
+            for make in (make_trainer(tmp_path, dropout=dropout, gradient_checkpointing=on) for on in (False, True))
+        ]
+        assert losses[0] == losses[1]
+
+
+def test_bfloat16_is_near_float32(make_trainer: MakeTrainer) -> None:
+    exact, rough = make_trainer().train_step()[0], make_trainer(precision="bfloat16").train_step()[0]
+    assert exact != rough == pytest.approx(exact, rel=0.01)
+
+
+def test_float16_scales_its_gradients(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(precision="float16")
+    assert trainer._scaler.is_enabled() and trainer._scaler.get_scale() > 1000
+    before = trainer.model.wte.weight.clone()
+    for trainer.step in range(3):
+        loss, norm = trainer.train_step()
+    assert math.isfinite(loss) and 0 < norm < 100
+    assert not torch.equal(before, trainer.model.wte.weight)
+
+
+def test_a_loss_of_nan_ends_the_run_and_the_state_before_it_is_kept(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    batches, poisoned = trainer._batches, []
+
+    def poison(step: int, *rest: int):
+        if step == 6:
+            poisoned.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+            with torch.no_grad():
+                trainer.model.ln_f.bias.fill_(math.nan)
+        return batches(step, *rest)
+
+    trainer._batches = poison  # type: ignore[assignment]
+    with pytest.raises(TrainingError, match="the loss of step 6 is nan"):
+        trainer.train()
+    again = make_trainer(tmp_path / "run")
+    again.load()
+    assert again.step == 6
+    for name, tensor in poisoned[0].items():
+        if name != "ln_f.bias":
+            assert torch.equal(again.model.state_dict()[name], tensor)
+
+
+def test_what_does_not_fit_is_said_at_the_start(make_trainer: MakeTrainer, char_data: TrainingData) -> None:
+    with pytest.raises(ConfigError, match="context=17 is longer than the 16"):
+        make_trainer(context=17)
+    small = GPT2(GPT2Config(vocab_size=3, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(ConfigError, match="token ids and the model 3"):
+        Trainer(small, char_data, tiny_config(), "nowhere")
+    with pytest.raises(DataError, match="too few"):
+        short = dataclasses.replace(char_data.validation, tokens=char_data.validation.tokens[:9])
+        make_trainer(data=dataclasses.replace(char_data, validation=short))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_with_a_saved_state(
+    make_trainer: MakeTrainer, tmp_path: Path, number: int
+) -> None:
+    trainer = make_trainer(tmp_path / "run", max_steps=100_000, checkpoint_interval=100_000, eval_interval=100_000)
+    handler = signal.getsignal(number)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
+    timer.start()
+    stopped = trainer.train()
+    assert stopped.signal == number and stopped.step > 0 and signal.getsignal(number) == handler
+    again = make_trainer(tmp_path / "run")
+    again.load()
+    assert again.step == stopped.step
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), trainer.model.parameters(), strict=True))
+
+
+def run_of_its_own(folder: Path, data: Path, *options: str, **kwargs: object) -> subprocess.Popen:
+    settings = "--tokenizer char --n_layer 1 --n_head 1 --n_embd 64 --context 16 --batch_size 2 --sample_tokens 0 --quiet "
+    settings += "--checkpoint_interval 1 --eval_interval 1000000 --max_steps 1000000"
+    command = [sys.executable, "-m", "gpt2", "train", "--data", data, "--out", folder, *settings.split(), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment, **kwargs)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(text_file: Path, tmp_path: Path) -> None:
+    """A checkpoint is written at every step, so most kills come in the middle of a save."""
+    folder = tmp_path / "run"
+    process = run_of_its_own(folder, text_file)
+    checkpoints = folder / "checkpoints"
+    wait_for(lambda: len(list(checkpoints.glob("step-*"))) >= 2, process)
+    from gpt2.training.checkpoint import load_checkpoint
+
+    for moment in range(12):  # copies of the folder as it is at some moment: what a kill at that moment would leave
+        copy = tmp_path / f"copy{moment}"
+        os.kill(process.pid, signal.SIGSTOP)
+        shutil.copytree(checkpoints, copy)
+        os.kill(process.pid, signal.SIGCONT)
+        assert load_checkpoint(copy).values["step"] > 0
+        time.sleep(0.011)
+    process.kill()
+    process.wait()
+    before = load_checkpoint(checkpoints).values["step"]
+    assert before > 0
+    for line in read_metrics(folder):
+        assert line["step"] >= 0
+    again = subprocess.Popen(
+        [sys.executable, "-m", "gpt2", "train", "--resume", folder, "--quiet"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    wait_for(lambda: bool(list(checkpoints.glob("step-*"))) and load_newest(checkpoints) > before, again)
+    again.terminate()
+    _, err = again.communicate()
+    assert again.returncode == 128 + signal.SIGTERM
+    assert f"go on with --resume {folder}" in err and "Traceback" not in err
+
+
+def load_newest(checkpoints: Path) -> int:
+    return max((int(path.name[5:13]) for path in checkpoints.glob("step-*")), default=0)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text_file: Path, tmp_path: Path) -> None:
+    """A limit on the size of files, set when a checkpoint is there, makes the kernel refuse the next one."""
+    import resource
+
+    from gpt2.training.checkpoint import load_checkpoint
+
+    folder = tmp_path / "run"
+    process = run_of_its_own(folder, text_file, preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN))
+    wait_for(lambda: len(list((folder / "checkpoints").glob("step-*"))) >= 2, process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "cannot write" in err.splitlines()[-1] and "Traceback" not in err
+    assert load_checkpoint(folder / "checkpoints").values["step"] > 0
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+def test_metrics_without_the_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]

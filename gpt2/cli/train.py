@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import CheckpointError, ConfigError
+from gpt_config.errors import CheckpointError, ConfigError, GPT2Warning
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
 
@@ -62,7 +62,7 @@ def _training_options(command: Any) -> Any:
         if field.name in ("precision", "sharding"):
             kind["type"] = click.Choice(PRECISIONS if field.name == "precision" else SHARDINGS)
         elif isinstance(field.default, bool):
-            kind = {"is_flag": True}
+            kind = {"is_flag": True, "default": False}
         elif field.default == "":
             kind["show_default"] = False
         command = click.option(f"--{field.name}", help=_HELP[field.name], **kind)(command)
@@ -226,7 +226,7 @@ def _model_config(options: dict[str, Any], data: TrainingData, config: TrainingC
 def _load(trainer: Any, from_step: int | None) -> None:
     trainer.load(from_step)
     if trainer.step >= trainer.config.max_steps:
-        warnings.warn(f"this run has done all of its {trainer.step} steps", UserWarning, 2)
+        warnings.warn(f"this run has done all of its {trainer.step} steps already", GPT2Warning, 2)
 
 
 def _describe(trainer: Any, data: TrainingData) -> None:

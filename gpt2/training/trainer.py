@@ -226,7 +226,7 @@ class Trainer:
         loss = self.validation_loss()
         is_best = loss < self.best_loss
         self.best_loss = min(loss, self.best_loss)
-        if is_best and self.step:
+        if is_best:  # before the first step too, so that there is a model from the start
             self._save_model()
         if progress is None:
             return

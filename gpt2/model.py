@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.dropout import attention_with_dropout, dropout
 from gpt2.kv_cache import KVCache
 from gpt_config.errors import InputError, InputTypeError
 from gpt_config.model_config import GPT2Config
@@ -72,17 +73,15 @@ class CausalSelfAttention(nn.Module):
         q, kv = heads[0], heads[1:]
         if kv_cache is not None:
             kv = kv_cache.append(self.layer, kv)  # (2, B, H, S, D)
-        y = F.scaled_dot_product_attention(
-            q,
-            kv[0],
-            kv[1],
-            attn_mask=mask,
-            dropout_p=self.attn_pdrop if self.training else 0.0,
-            is_causal=mask is None and T > 1,  # a single token sees everything; all else comes with a mask
-            scale=self.scale,
-        )
+        if self.training and self.attn_pdrop:
+            y = attention_with_dropout(q, kv[0], kv[1], mask, self.attn_pdrop, self.scale)
+        else:
+            # Causal where no mask says otherwise; a single token sees everything.
+            y = F.scaled_dot_product_attention(
+                q, kv[0], kv[1], attn_mask=mask, is_causal=mask is None and T > 1, scale=self.scale
+            )
         y = y.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.c_proj(y), self.resid_pdrop, self.training)
+        return dropout(self.c_proj(y), self.resid_pdrop, self.training)
 
 
 class MLP(nn.Module):
@@ -96,7 +95,7 @@ class MLP(nn.Module):
         self.resid_pdrop = config.resid_pdrop
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.c_proj(self.activation(self.c_fc(x))), self.resid_pdrop, self.training)
+        return dropout(self.c_proj(self.activation(self.c_fc(x))), self.resid_pdrop, self.training)
 
 
 class Block(nn.Module):
@@ -170,7 +169,7 @@ class GPT2(nn.Module):
             raise self._out_of_range(input_ids, positions) from None
         if kv_cache is not None:
             kv_cache.reserve(x)
-        x = F.dropout(x, self.config.embd_pdrop, self.training)
+        x = dropout(x, self.config.embd_pdrop, self.training)
         for block in self.h:
             x = block(x, mask, kv_cache)
         return self.ln_f(x)

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gpt2 import GPT2, KVCache
 from gpt2.model import Conv1D
@@ -215,8 +217,14 @@ def test_dropout_in_training_only() -> None:
 
 
 @pytest.mark.parametrize("where", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
-def test_each_dropout_is_where_gpt2_has_it(where: str) -> None:
-    """With the same seed and one kind of dropout at a time, transformers drops the same numbers."""
+def test_each_dropout_is_where_gpt2_has_it(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own draws, the same seed and one kind of dropout at a time, transformers drops the same numbers."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=scale)
+
+    monkeypatch.setattr("gpt2.model.dropout", F.dropout)
+    monkeypatch.setattr("gpt2.model.attention_with_dropout", attention)
     config = GPT2Config(**ODD, **{**dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0), where: 0.3})
     model = random_model(config).train()
     twin, ids = transformers_twin(model).train(), ids_for(config, 2, 12)

@@ -26,8 +26,10 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         raise _write_error(path, error) from None
+    mode = temporary.stat().st_mode
     try:
         write(temporary)
+        os.chmod(temporary, mode)  # a library may have put a file of its own there, for its user's eyes only
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gpt2.checkpoints.naming import published_names
 from gpt2.checkpoints.weight_files import read_tensors
@@ -35,7 +37,7 @@ def load_model(
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     folder = locate_model(name_or_folder)
     config = read_config(folder)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialWeights():
         model = GPT2(config)
     tensors = published_names(read_tensors(folder), folder)
     _check_fit(folder, tensors, {name: parameter.shape for name, parameter in model.named_parameters()})
@@ -44,6 +46,17 @@ def load_model(
     model.load_state_dict(tensors, assign=True)
     model.pretrained_from = folder
     return model.eval()
+
+
+class _NoInitialWeights(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` would draw: it is about to be replaced, and on "meta", where there is nothing to
+    fill, torch would import its compiler for it, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def read_config(folder: Path) -> GPT2Config:

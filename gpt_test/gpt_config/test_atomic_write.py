@@ -69,3 +69,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> N
         atomic_write_text(tmp_path / name, "new")
     assert isinstance(caught.value, OSError) and "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_the_file_has_the_mode_of_any_new_file_whoever_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").write_text("")
+
+    def replace_it(path: Path) -> None:
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    atomic_write(tmp_path / "file", replace_it)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

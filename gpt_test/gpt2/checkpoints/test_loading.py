@@ -322,3 +322,9 @@ def test_construction_on_meta_takes_no_memory() -> None:
         model = GPT2(GPT2Config.preset("gpt2-xl"))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert random_model(GPT2Config(vocab_size=5, n_embd=4, n_layer=1, n_head=1)).pretrained_from is None
+
+
+def test_loading_does_not_wake_torchs_compiler(small_folder: Path) -> None:
+    """To import torch._dynamo takes longer than all else that happens before the first token."""
+    code = "import sys; from gpt2 import GPT2; GPT2.from_pretrained(sys.argv[1]); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, small_folder], check=True, cwd=Path(__file__).parents[3])

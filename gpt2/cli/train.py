@@ -15,8 +15,9 @@ import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.model_folder import is_model_folder
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import CheckpointError, ConfigError, GPT2Warning
+from gpt_config.errors import CheckpointError, ConfigError, DataError, GPT2Warning
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
 
@@ -133,6 +134,10 @@ def _check_new_run(folder: Path, options: dict[str, Any], from_step: int | None)
         raise click.UsageError("name the text to learn from: --data PATH")
     if (folder / _RUN_FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
         raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
+    if not (folder / _RUN_FILE).exists() and is_model_folder(folder):
+        raise click.UsageError(f"{folder} holds a model, which training would overwrite: choose another --out")
+    if options["init_from"] and options["tokenizer"]:
+        raise click.UsageError("--init_from has its own tokenizer: leave out --tokenizer")
     if options["init_from"] and (options["preset"] or any(options[name] for name in _SIZES)):
         raise click.UsageError("--init_from has its own sizes: leave out --preset, --n_layer, --n_head and --n_embd")
     if options["preset"] and any(options[name] for name in _SIZES):
@@ -148,13 +153,13 @@ def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int 
     from gpt2.training.distributed import join_processes
 
     with join_processes(options["device"]) as processes:
-        data = _prepare(folder, options, processes)
+        data = _prepare(folder, options, processes) if is_new else _prepared(folder, options)
         model = _make_model(options, data, config, is_resumed=not is_new, folder=folder)
         trainer = Trainer(
             model, data, config, folder, processes=processes, is_quiet=options["quiet"], tensorboard=options["tensorboard"]
         )
         if is_new and processes.is_first:
-            atomic_write_json(folder / _RUN_FILE, options)
+            atomic_write_json(folder / _RUN_FILE, {**options, "data_fingerprint": data.train.fingerprint.hex()})
         if not is_new:
             _load(trainer, from_step)
         if processes.is_first:
@@ -188,6 +193,16 @@ def _prepare(folder: Path, options: dict[str, Any], processes: Processes) -> Tra
     data = prepare(**arguments) if processes.is_first else None
     processes.wait()
     return data or prepare(**arguments)
+
+
+def _prepared(folder: Path, options: dict[str, Any]) -> TrainingData:
+    """The token files of a run that goes on; the texts they were made from are not looked at again."""
+    from gpt2.training.preparation import TrainingData
+
+    data = TrainingData.open(folder / "data")
+    if data.train.fingerprint.hex() != options["data_fingerprint"]:
+        raise DataError(f"the files in {folder / 'data'} are not those this run began with: start a new run with --out")
+    return data
 
 
 def _make_model(

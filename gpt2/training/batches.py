@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2.training.token_file import TokenFile
-from gpt_config.errors import ConfigError, DataError
+from gpt_config.errors import DataError
 
 _ROUNDS = 4
 _MASK_64 = (1 << 64) - 1
@@ -47,7 +47,7 @@ class Batches:
     """Training batches: `batches(step)` is the inputs and targets, int64 arrays of shape (batch_size, context).
 
     With `rank` and `world_size` it is that process's share of the same rows. DataError if the file is shorter than one
-    row; ConfigError if the rows cannot be shared evenly.
+    row.
     """
 
     tokens: TokenFile
@@ -69,11 +69,8 @@ class Batches:
         return max(1, (len(self.tokens) - self.context) // self.context)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        share = self.batch_size // world_size
-        if share * world_size != self.batch_size:
-            raise ConfigError(
-                f"batch_size={self.batch_size} cannot be shared by {world_size} processes: choose a multiple of their number"
-            )
+        share, left_over = divmod(self.batch_size, world_size)
+        assert not left_over, "the trainer shares rows evenly"
         first = step * self.batch_size + rank * share
         return self._rows([self._start_of(row) for row in range(first, first + share)])
 

@@ -25,11 +25,10 @@ import numpy as np
 
 from gpt2.training.corpus import Corpus, Piece, Split
 from gpt2.training.token_file import FINGERPRINT_BYTES, TokenFile, TokenWriter, dtype_for
-from gpt_config.errors import ConfigError, DataError, GPT2Warning, TrainingError
+from gpt_config.errors import ConfigError, DataError, GPT2Warning, TrainingError, VocabularyError
 from gpt_config.validation import check_real
 from gpt_encoder import CharTokenizer, load_tokenizer, train_bpe
 from gpt_encoder.interface import Tokenizer
-from gpt_encoder.tokenizer import has_tokenizer
 
 _JOB_LENGTH = 1 << 20  # characters that a worker gets at once
 _BPE_VOCAB_SIZE = 4096
@@ -42,6 +41,14 @@ class TrainingData:
     train: TokenFile
     validation: TokenFile
     tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TrainingData:
+        """What `prepare` has written to `folder`, without a look at the texts. DataError if it is not all there."""
+        train, validation = (TokenFile.open(Path(folder) / name) for name in ("train.bin", "val.bin"))
+        if train.fingerprint != validation.fingerprint:
+            raise DataError(f"train.bin and val.bin in {folder} were not made together: make them anew from the text")
+        return cls(train, validation, load_tokenizer(folder))
 
 
 def prepare(
@@ -80,7 +87,7 @@ def prepare(
     replaced = corpus.replaced_bytes + validation.replaced_bytes
     if replaced:
         warnings.warn(f"{replaced} bytes of the data are not UTF-8: each became U+FFFD", GPT2Warning, 2)
-    return TrainingData(TokenFile.open(folder / "train.bin"), TokenFile.open(folder / "val.bin"), made)
+    return TrainingData.open(folder)
 
 
 def _state_of(corpus: Corpus) -> list[tuple[str, int, int]]:
@@ -96,12 +103,10 @@ def _state_of(corpus: Corpus) -> list[tuple[str, int, int]]:
 
 def _ready(folder: Path, fingerprint: bytes) -> TrainingData | None:
     try:
-        train, validation = TokenFile.open(folder / "train.bin"), TokenFile.open(folder / "val.bin")
-    except DataError:
+        data = TrainingData.open(folder)
+    except (DataError, VocabularyError):
         return None
-    if train.fingerprint != fingerprint or validation.fingerprint != fingerprint or not has_tokenizer(folder):
-        return None
-    return TrainingData(train, validation, load_tokenizer(folder))
+    return data if data.train.fingerprint == fingerprint else None
 
 
 def _make_tokenizer(name: str, vocab_size: int | None, corpus: Corpus, validation: Corpus) -> Tokenizer:

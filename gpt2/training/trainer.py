@@ -75,7 +75,7 @@ class Trainer:
         is_quiet: bool = False,
         tensorboard: bool = False,
     ) -> None:
-        _check_fit(model, data, config)
+        _check_fit(model, data, config, 1 if processes is None else processes.world_size)
         self.config, self.data, self.folder = config, data, Path(folder)
         self.processes = processes or Processes(0, 1, model.wte.weight.device)
         self.step, self.best_loss = 0, math.inf
@@ -334,7 +334,12 @@ def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
     return loss / math.log(2) * n_tokens / max(n_bytes, 1)
 
 
-def _check_fit(model: GPT2, data: TrainingData, config: TrainingConfig) -> None:
+def _check_fit(model: GPT2, data: TrainingData, config: TrainingConfig, world_size: int) -> None:
+    if config.batch_size % (world_size * config.accumulation):
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared by {world_size} processes in accumulation="
+            f"{config.accumulation} parts each: choose a multiple of {world_size * config.accumulation}"
+        )
     if config.context > model.config.n_positions:
         raise ConfigError(f"context={config.context} is longer than the {model.config.n_positions} positions of the model")
     if data.train.vocab_size > model.config.vocab_size:

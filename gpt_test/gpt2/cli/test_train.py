@@ -15,7 +15,7 @@ import pytest
 
 from gpt2 import GPT2
 from gpt2.cli.train import train
-from gpt2.training import shakespeare
+from gpt2.training import prepare, shakespeare
 from gpt2.training.progress import read_metrics
 from gpt_config import DataError, TrainingConfig
 
@@ -100,6 +100,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_taken(
         (["--data", "{text}", "--out", "{run}", "--precision", "int4"], 2, "int4"),
         (["--data", "{text}", "--out", "{run}", "--preset", "gpt2", "--n_layer", "2"], 2, "--preset has its own sizes"),
         (["--data", "{text}", "--out", "{run}", "--init_from", "x", "--n_embd", "2"], 2, "--init_from has its own sizes"),
+        (["--data", "{text}", "--out", "{run}", "--init_from", "x", "--tokenizer", "char"], 2, "has its own tokenizer"),
         (
             ["--data", "{text}", "--out", "{run}", "--tokenizer", "char", "--context", "900"],
             1,
@@ -119,7 +120,24 @@ def test_each_mistake_is_one_line(
     assert not (tmp_path / "run" / "training.json").exists(), "a run that cannot start must not be in the way of the next"
 
 
-def test_a_folder_with_a_run_is_not_overwritten(run_command: Callable, text: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_without_its_texts_but_not_with_others(run_command: Callable, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run_command("train", "--data", text, "--out", folder, *TINY, "--tokenizer", "char").status == 0
+    (folder / "checkpoints" / "step-00000004.safetensors").unlink()
+    content = text.read_text()
+    text.unlink()
+    assert run_command("train", "--resume", folder, "--quiet").status == 0
+    text.write_text(content + "!")
+    prepare([text], folder / "data", tokenizer="char")
+    result = run_command("train", "--resume", folder)
+    assert result.status == 1 and "are not those this run began with" in result.err
+
+
+def test_a_folder_with_a_model_or_a_run_is_not_overwritten(
+    run_command: Callable, text: Path, tmp_path: Path, small_folder: Path
+) -> None:
+    result = run_command("train", "--data", text, "--out", small_folder)
+    assert result.status == 2 and "holds a model, which training would overwrite" in result.err
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "training.json").write_text("{")
     result = run_command("train", "--data", text, "--out", tmp_path / "run")

@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from gpt2 import GPT2
 from gpt2.checkpoints import load_tokenizer_for
 from gpt2.training import Trainer, TrainingData, prepare
+from gpt2.training.distributed import Processes
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.optimizer import learning_rate, make_optimizer
 from gpt2.training.progress import read_metrics
 from gpt_config import ConfigError, DataError, GPT2Config, TrainingError
-from gpt_test.gpt2.training.conftest import tiny_config
+from gpt_test.gpt2.training.conftest import SIZES, tiny_config
 
 MakeTrainer = Callable[..., Trainer]
 ROOT = Path(__file__).resolve().parents[3]
@@ -195,8 +196,17 @@ def test_a_loss_of_nan_ends_the_run_and_the_state_before_it_is_kept(make_trainer
 
 
 def test_what_does_not_fit_is_said_at_the_start(make_trainer: MakeTrainer, char_data: TrainingData) -> None:
+    two = Processes(0, 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match="context=17 is longer than the 16"):
         make_trainer(context=17)
+    with pytest.raises(ConfigError, match="batch_size=6 cannot be shared by 2 processes in accumulation=2 parts"):
+        Trainer(
+            GPT2(GPT2Config(vocab_size=99, **SIZES)),
+            char_data,
+            tiny_config(batch_size=6, accumulation=2),
+            "x",
+            processes=two,
+        )
     small = GPT2(GPT2Config(vocab_size=3, n_positions=16, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(ConfigError, match="token ids and the model 3"):
         Trainer(small, char_data, tiny_config(), "nowhere")

@@ -109,7 +109,10 @@ class Trainer:
             keep_freed_memory()
         self._peak = measured_peak(self.processes.device, self._precision)
         with self._progress() as progress, self._signals():
-            while self.step < self.config.max_steps and not self._must_stop():
+            while self.step < self.config.max_steps:
+                if self._must_stop():
+                    self.save()
+                    break
                 if self.step == 0:
                     self._evaluate(progress)
                 self._do_step(progress)
@@ -118,8 +121,6 @@ class Trainer:
                     self._evaluate(progress)
                 if at_end or self.step % self.config.checkpoint_interval == 0:
                     self.save()
-            if self._received:
-                self.save()
         if self.processes.is_first and self.step == self.config.max_steps:
             plot_losses(self.folder)
         return Stopped(self.step, self.best_loss, self._received[0] if self._received else None)
@@ -133,6 +134,7 @@ class Trainer:
         )
 
     def _must_stop(self) -> bool:
+        """Whether any process got a signal: all of them take part in saving, so all of them must leave together."""
         return self.processes.any(bool(self._received))
 
     def _do_step(self, progress: Progress | None) -> None:

@@ -117,3 +117,19 @@ def test_fsdp_alone_and_uneven_shares_are_refused(text_file: Path, tmp_path: Pat
         for process in start(arguments, world_size):
             _, err = process.communicate(timeout=60)
             assert process.returncode == 1 and words in err and "Traceback" not in err, err
+
+
+def test_a_signal_to_one_process_ends_all_with_a_saved_state(text_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first, second = start(["--data", text_file, "--out", folder, *SETTINGS.split(), "--max_steps", "1000000"], 2)
+    deadline = time.monotonic() + 90
+    while not (folder / "checkpoints").exists():
+        assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    second.terminate()
+    for process in (first, second):
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+    assert second.returncode == 128 + signal.SIGTERM
+    steps = [line["step"] for line in read_metrics(folder)]
+    assert (folder / "checkpoints" / f"step-{steps[-1]:08}.safetensors").exists()

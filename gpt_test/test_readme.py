@@ -44,7 +44,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def run(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
-    (cwd / "generate.py").symlink_to(ROOT / "generate.py")
+    for name in ("generate.py", "README.md"):
+        (cwd / name).symlink_to(ROOT / name)
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -64,6 +64,34 @@ def test_imports_point_down_only(package: str) -> None:
             assert imported in THIRD_PARTY[package], f"{name} imports {imported}"
 
 
+# The oracles: what they import besides the floors below and each other. Of gpt2 itself only what finds a model's files.
+REFERENCE = {
+    "python_gpt2.py": set(),
+    "safetensors_reader.py": set(),
+    "classroom.py": {"numpy"},
+    "numpy_generation.py": {"numpy"},
+    "numpy_gpt2.py": {"numpy"},
+    "numpy_kv_cache.py": {"numpy"},
+    "numpy_layers.py": {"numpy"},
+    "numpy_model.py": {"numpy", "safetensors"},
+    "numpy_optimizers.py": {"numpy"},
+    "numpy_sampling.py": {"numpy"},
+    "numpy_training.py": {"numpy"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in sources("gpt2/reference") if path.name != "__init__.py"))
+def test_reference_engines_share_no_arithmetic(name: str) -> None:
+    tree = ast.parse((ROOT / "gpt2" / "reference" / name).read_text(encoding="utf-8"))
+    modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for module in modules:
+        top = module.split(".")[0]
+        below = top in sys.stdlib_module_names or top in ("gpt_config", "gpt_encoder")
+        own = module == "gpt2.model_folder" or module.startswith("gpt2.reference")
+        assert below or own or top in REFERENCE[name], f"{name} imports {module}"
+
+
 def test_no_file_is_named_for_nothing() -> None:
     assert not [path for package in FLOORS for path in sources(package) if path.name in NAMES_THAT_SAY_NOTHING]
 
@@ -87,6 +115,8 @@ def test_model_can_be_read_in_one_sitting() -> None:
         ("import gpt2", {"torch", "regex"}),
         ("import gpt2.cli.group, gpt2.cli.generate, gpt2.cli.tokenize", {"torch", "transformers"}),
         ("import gpt2; gpt2.GPT2; gpt2.complete", {"transformers", "tiktoken"}),
+        ("import gpt2.reference.python_gpt2", {"torch", "numpy", "safetensors", "huggingface_hub"}),
+        ("import gpt2.reference.numpy_training, gpt2.reference.numpy_generation, gpt2.reference.classroom", {"torch"}),
     ],
 )  # fmt: skip
 def test_imports_that_must_not_happen(statement: str, absent: set[str]) -> None:

@@ -1,0 +1,129 @@
+"""The decode loop of the NumPy engine: one sequence, a token at a time. It knows ids, and text only to stream it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpt2.reference import numpy_sampling as sampling
+from gpt2.reference.numpy_gpt2 import gpt2_forward
+from gpt2.reference.numpy_kv_cache import KVCache
+from gpt2.reference.numpy_model import NumpyGPT2
+from gpt_config.errors import CheckpointError, InputError
+from gpt_config.generation_config import GenerationConfig
+from gpt_config.model_config import GPT2Config
+from gpt_config.validation import check_real
+
+if TYPE_CHECKING:
+    from gpt_encoder.interface import Tokenizer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def stream_ids(
+    model: NumpyGPT2,
+    prompt_ids: Sequence[int],
+    config: GenerationConfig | None = None,
+    *,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    vocab_size: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """The tokens after the prompt, one at a time, up to the end-of-text token.
+
+    The repetition penalty looks at prompt and text, frequency and presence penalty at the text alone. Only ids below
+    `vocab_size` are chosen. When the text outgrows the context, its older half is dropped, and the rest computed anew.
+    `use_cache=False` computes everything anew for each token: the same ids, slowly.
+    """
+    config = config or GenerationConfig()
+    check_options(config, frequency_penalty, presence_penalty)
+    rng, limit = np.random.default_rng(config.seed), model.config.n_positions
+    ids = start_of(model.config, prompt_ids)
+    n_prompt, first = len(ids), max(0, len(ids) - limit)  # the model sees the ids from `first`
+    cache = KVCache(model.config, dtype=model.dtype)
+    for _ in range(config.max_new_tokens):
+        has_outgrown = len(ids) - first > limit
+        if has_outgrown:
+            first = len(ids) - max(1, limit // 2)
+        if has_outgrown or not use_cache:
+            cache = KVCache(model.config, dtype=model.dtype)
+        logits = next_logits(model, ids[first + cache.length :], cache)[:, :vocab_size]
+        logits = sampling.apply_repetition_penalty(logits, [ids], config.repetition_penalty)
+        logits = sampling.apply_frequency_penalty(logits, [ids[n_prompt:]], frequency_penalty)
+        logits = sampling.apply_presence_penalty(logits, [ids[n_prompt:]], presence_penalty)
+        token = choose(logits, config, rng)
+        ids.append(token)
+        yield token
+        if token == model.config.eos_token_id and config.stop_at_eot:
+            return
+
+
+def stream_text(
+    model: NumpyGPT2,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig | None = None,
+    *,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+) -> Iterator[str]:
+    """The text after `prompt` in pieces, as it is made; never half a character. Arguments as for `stream_ids`."""
+    from gpt_encoder.stream_decoder import StreamDecoder
+
+    decoder = StreamDecoder(tokenizer)
+    tokens = stream_ids(
+        model,
+        tokenizer.encode(prompt),
+        config,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        vocab_size=tokenizer.vocab_size,
+    )
+    for token in tokens:
+        if token != tokenizer.eot_token_id:
+            yield decoder.push(token)
+    yield decoder.flush()
+
+
+def next_logits(model: NumpyGPT2, ids: Sequence[int], cache: KVCache) -> Array:
+    """The logits (1, V) after `ids`, which are put into the cache. Nothing is dropped out, in training mode neither."""
+    logits, _ = gpt2_forward(model.parameters, model.config, np.array([ids]), None, cache)
+    last = logits[:, -1]
+    if not np.isfinite(last).all():
+        raise CheckpointError("the model computes NaN or infinite logits: its weights are damaged, or it did not converge")
+    return last
+
+
+def choose(logits: Array, config: GenerationConfig, rng: np.random.Generator) -> int:
+    """The next token of one row of logits, the most probable or by chance."""
+    if config.greedy:
+        return int(sampling.greedy(logits)[0])
+    return int(sampling.sample(sampling.logits_to_probs(logits, config), [rng.random()])[0])
+
+
+def start_of(config: GPT2Config, prompt_ids: Sequence[int]) -> list[int]:
+    """The prompt, or the token from which texts begin where it is empty."""
+    if not len(prompt_ids) and config.bos_token_id is None:
+        raise InputError("the prompt is empty and this model has no bos_token_id to start from: give it a token")
+    ids = [int(token) for token in prompt_ids] or [config.bos_token_id or 0]
+    wrong = [token for token in ids if not 0 <= token < config.vocab_size]
+    if wrong:
+        raise InputError(
+            f"token id {wrong[0]} is outside the vocabulary of this model: ids go from 0 to {config.vocab_size - 1}; "
+            "use the tokenizer that belongs to it"
+        )
+    return ids
+
+
+def check_options(config: GenerationConfig, frequency_penalty: float, presence_penalty: float) -> None:
+    """The penalties are numbers, and nothing is asked for that only the PyTorch engine does."""
+    for name, value in (("frequency_penalty", frequency_penalty), ("presence_penalty", presence_penalty)):
+        check_real(name, value, lambda _: True, "a number (0 is no penalty)")
+    if config.num_beams > 1 or config.num_return_sequences > 1 or config.stop:
+        raise InputError(
+            "the NumPy engine continues one prompt once, without beams and stop strings: leave out num_beams, "
+            "num_return_sequences and stop, or use gpt2.complete()"
+        )

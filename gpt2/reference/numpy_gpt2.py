@@ -1,0 +1,254 @@
+"""GPT-2 in NumPy, with every gradient derived by hand: attention, MLP, block and model, put together from `numpy_layers`.
+
+A forward returns its result and what its backward needs; a backward takes dL/d(result), called `d_out`, and returns dL/d
+of each input and the gradients of its parameters, where L is the loss. No argument is changed. Arithmetic stays in the type
+of the inputs, float32 or float64. It knows nothing of text, files or optimizers. Dropout happens where a generator `rng` is
+given, and nowhere without one.
+
+B is the batch, T the tokens of this call, S those and the cached ones, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2.reference.numpy_kv_cache import KVCache
+from gpt2.reference.numpy_layers import (
+    ACTIVATIONS,
+    Array,
+    Saved,
+    causal_attention_backward,
+    causal_attention_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    dropout_backward,
+    dropout_forward,
+    embedding_backward,
+    embedding_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+    linear_backward,
+    linear_forward,
+    merge_heads,
+    split_heads,
+    tied_head_backward,
+    tied_head_forward,
+)
+from gpt_config.errors import InputError, InputTypeError
+from gpt_config.model_config import GPT2Config
+
+# By the names of the published files, within a block without the "h.0." before them.
+Parameters = dict[str, Array]
+Gradients = dict[str, Array]
+
+# ---- Attention ------------------------------------------------------------------------------------------------------
+
+
+def attention_scale(config: GPT2Config, layer: int) -> float:
+    """1 / sqrt(D), unless the config says otherwise."""
+    scale = 1 / math.sqrt(config.head_dim) if config.scale_attn_weights else 1.0
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+
+def attention_forward(
+    x: Array,
+    parameters: Parameters,
+    config: GPT2Config,
+    layer: int,
+    rng: np.random.Generator | None = None,
+    kv_cache: KVCache | None = None,
+) -> tuple[Array, Saved]:
+    """(B, T, C) to (B, T, C): queries, keys and values of all heads from one linear layer, attention, and a linear layer."""
+    qkv, c_attn_saved = linear_forward(x, parameters["attn.c_attn.weight"], parameters["attn.c_attn.bias"])
+    q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
+    if kv_cache is not None:
+        k, v = kv_cache.append(layer, k, v)  # (B, H, S, D)
+    y, saved = causal_attention_forward(q, k, v, attention_scale(config, layer), config.attn_pdrop, rng)
+    out, c_proj_saved = linear_forward(merge_heads(y), parameters["attn.c_proj.weight"], parameters["attn.c_proj.bias"])
+    return out, (config.n_head, c_attn_saved, saved, c_proj_saved)
+
+
+def attention_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
+    """dL/dx and the gradients of `attn.c_attn` and `attn.c_proj`. Without a cache only: the past has no gradients."""
+    n_head, c_attn_saved, attention_saved, c_proj_saved = saved
+    d_merged, d_proj_weight, d_proj_bias = linear_backward(d_out, c_proj_saved)
+    d_heads = causal_attention_backward(split_heads(d_merged, n_head), attention_saved)
+    d_qkv = np.concatenate([merge_heads(d_head) for d_head in d_heads], axis=-1)  # (B, T, 3C)
+    d_x, d_attn_weight, d_attn_bias = linear_backward(d_qkv, c_attn_saved)
+    return d_x, {
+        "attn.c_attn.weight": d_attn_weight,
+        "attn.c_attn.bias": d_attn_bias,
+        "attn.c_proj.weight": d_proj_weight,
+        "attn.c_proj.bias": d_proj_bias,
+    }
+
+
+# ---- The block ------------------------------------------------------------------------------------------------------
+
+
+def mlp_forward(x: Array, parameters: Parameters, config: GPT2Config) -> tuple[Array, Saved]:
+    """(..., C) to (..., C): widen, activate, narrow."""
+    wide, fc_saved = linear_forward(x, parameters["mlp.c_fc.weight"], parameters["mlp.c_fc.bias"])
+    forward, backward = ACTIVATIONS[config.activation_function]
+    active, activation_saved = forward(wide)
+    out, proj_saved = linear_forward(active, parameters["mlp.c_proj.weight"], parameters["mlp.c_proj.bias"])
+    return out, (fc_saved, backward, activation_saved, proj_saved)
+
+
+def mlp_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
+    """dL/dx and the gradients of `mlp.c_fc` and `mlp.c_proj`."""
+    fc_saved, activation_backward, activation_saved, proj_saved = saved
+    d_active, d_proj_weight, d_proj_bias = linear_backward(d_out, proj_saved)
+    d_x, d_fc_weight, d_fc_bias = linear_backward(activation_backward(d_active, activation_saved), fc_saved)
+    return d_x, {
+        "mlp.c_fc.weight": d_fc_weight,
+        "mlp.c_fc.bias": d_fc_bias,
+        "mlp.c_proj.weight": d_proj_weight,
+        "mlp.c_proj.bias": d_proj_bias,
+    }
+
+
+def block_forward(
+    x: Array,
+    parameters: Parameters,
+    config: GPT2Config,
+    layer: int,
+    rng: np.random.Generator | None = None,
+    kv_cache: KVCache | None = None,
+) -> tuple[Array, Saved]:
+    """x + dropout(attention(norm(x))), then the same with the MLP. Radford et al. 2019, section 2.3."""
+    epsilon, p = config.layer_norm_epsilon, config.resid_pdrop
+    normed, ln_1 = layer_norm_forward(x, parameters["ln_1.weight"], parameters["ln_1.bias"], epsilon)
+    attended, attention = attention_forward(normed, parameters, config, layer, rng, kv_cache)
+    attended, dropout_1 = dropout_forward(attended, p, rng)
+    x = x + attended
+    normed, ln_2 = layer_norm_forward(x, parameters["ln_2.weight"], parameters["ln_2.bias"], epsilon)
+    out, mlp = mlp_forward(normed, parameters, config)
+    out, dropout_2 = dropout_forward(out, p, rng)
+    return x + out, (ln_1, attention, dropout_1, ln_2, mlp, dropout_2)
+
+
+def block_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
+    """dL/dx and the gradients of the block's parameters.
+
+    The derivative of x + f(x) is 1 + f'(x): what comes back goes past each layer unchanged, and once more through it.
+    """
+    ln_1, attention, dropout_1, ln_2, mlp, dropout_2 = saved
+    d_normed, gradients = mlp_backward(dropout_backward(d_out, dropout_2), mlp)
+    d_x, gradients["ln_2.weight"], gradients["ln_2.bias"] = layer_norm_backward(d_normed, ln_2)
+    d_x += d_out
+    d_normed, attention_gradients = attention_backward(dropout_backward(d_x, dropout_1), attention)
+    d_through, gradients["ln_1.weight"], gradients["ln_1.bias"] = layer_norm_backward(d_normed, ln_1)
+    d_x += d_through
+    return d_x, gradients | attention_gradients
+
+
+# ---- The model and its loss -----------------------------------------------------------------------------------------
+
+
+def layer_parameters(parameters: Parameters, layer: int) -> Parameters:
+    """The parameters of one block, without the `h.{layer}.` before their names."""
+    prefix = f"h.{layer}."
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
+
+
+class ForwardSaved(NamedTuple):
+    """What `gpt2_forward` keeps for `gpt2_backward`."""
+
+    tokens: Saved
+    positions: Saved
+    dropout: Saved
+    blocks: list[Saved]
+    ln_f: Saved
+    head: Saved
+
+
+def gpt2_forward(
+    parameters: Parameters,
+    config: GPT2Config,
+    input_ids: Array,
+    rng: np.random.Generator | None = None,
+    kv_cache: KVCache | None = None,
+) -> tuple[Array, ForwardSaved]:
+    """Ids (B, T) to the logits (B, T, V) of the token after each. With a cache, the ids follow the tokens in it.
+
+    InputError for ids outside the vocabulary or more tokens than n_positions.
+    """
+    past = 0 if kv_cache is None else kv_cache.length
+    check_ids(config, input_ids, past)
+    tokens, tokens_saved = embedding_forward(parameters["wte.weight"], input_ids)
+    at = np.arange(past, past + input_ids.shape[1])
+    positions, positions_saved = embedding_forward(parameters["wpe.weight"], at)
+    x, dropout_saved = dropout_forward(tokens + positions, config.embd_pdrop, rng)
+    blocks = []
+    for layer in range(config.n_layer):
+        x, saved = block_forward(x, layer_parameters(parameters, layer), config, layer, rng, kv_cache)
+        blocks.append(saved)
+    if kv_cache is not None:
+        kv_cache.length += input_ids.shape[1]
+    x, ln_f = layer_norm_forward(x, parameters["ln_f.weight"], parameters["ln_f.bias"], config.layer_norm_epsilon)
+    logits, head = tied_head_forward(x, parameters["wte.weight"])
+    return logits, ForwardSaved(tokens_saved, positions_saved, dropout_saved, blocks, ln_f, head)
+
+
+def gpt2_backward(d_logits: Array, saved: ForwardSaved) -> Gradients:
+    """The gradient of every parameter, by its published name.
+
+    The token embedding is used at both ends, so its gradient is a sum: what the head sends and what the input rows receive.
+    """
+    gradients: Gradients = {}
+    d_x, d_wte = tied_head_backward(d_logits, saved.head)
+    d_x, gradients["ln_f.weight"], gradients["ln_f.bias"] = layer_norm_backward(d_x, saved.ln_f)
+    for layer in reversed(range(len(saved.blocks))):
+        d_x, of_block = block_backward(d_x, saved.blocks[layer])
+        gradients |= {f"h.{layer}.{name}": gradient for name, gradient in of_block.items()}
+    d_x = dropout_backward(d_x, saved.dropout)
+    d_wte += embedding_backward(d_x, saved.tokens)
+    gradients["wte.weight"] = d_wte
+    gradients["wpe.weight"] = embedding_backward(d_x.sum(0), saved.positions)  # the batch's rows share their positions
+    return gradients
+
+
+def loss_and_gradients(
+    parameters: Parameters,
+    config: GPT2Config,
+    input_ids: Array,
+    targets: Array,
+    rng: np.random.Generator | None = None,
+) -> tuple[float, Gradients]:
+    """The mean cross-entropy of `targets` (B, T) after `input_ids` (B, T), and its gradient for every parameter."""
+    check_targets(config, input_ids, targets)
+    logits, saved = gpt2_forward(parameters, config, input_ids, rng)
+    loss, loss_saved = cross_entropy_forward(logits, targets)
+    return loss, gpt2_backward(cross_entropy_backward(loss_saved), saved)
+
+
+def check_targets(config: GPT2Config, input_ids: Array, targets: Array) -> None:
+    """InputError unless there is a target of the vocabulary for each of `input_ids`."""
+    check_ids(config, targets, 0)
+    if targets.shape != input_ids.shape:
+        raise InputError(f"targets have shape {targets.shape}: they must have that of the input, {input_ids.shape}")
+
+
+def check_ids(config: GPT2Config, ids: Array, past: int) -> None:
+    """InputError unless `ids` are (B, T) whole numbers of the vocabulary that fit behind `past` others.
+
+    NumPy would take -1 for the last row without a word.
+    """
+    if not isinstance(ids, np.ndarray):
+        raise InputTypeError(f"ids must be an array of shape (batch, tokens), not {type(ids).__name__}")
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
+        raise InputError(f"ids have shape {ids.shape} and dtype {ids.dtype}: they must be (batch, tokens) of whole numbers")
+    wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if wrong.size:
+        raise InputError(
+            f"token id {wrong[0]} is outside the vocabulary of this model: ids go from 0 to {config.vocab_size - 1}; "
+            "use the tokenizer that belongs to it"
+        )
+    if past + ids.shape[1] > config.n_positions:
+        raise InputError(
+            f"{past + ids.shape[1]} tokens are more than the {config.n_positions} positions of this model: cut the input"
+        )

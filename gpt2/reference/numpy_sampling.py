@@ -1,0 +1,115 @@
+"""From logits to the next token in NumPy: small pure functions on a batch. They know nothing of models or text.
+
+Every `apply_` takes logits (B, V) and returns logits of the same shape, in which -inf marks what is excluded; `choose` has
+their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt_config.errors import InputError
+from gpt_config.generation_config import GenerationConfig
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Ids = Sequence[Sequence[int]]
+
+
+def apply_repetition_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Array:
+    """Divide positive logits of the tokens in each row of `seen_ids` by `penalty`, multiply negative ones by it.
+
+    Keskar et al. 2019, section 4.1. A token counts once, however often it was seen.
+    """
+    out = logits.copy()
+    for row, ids in zip(out, seen_ids, strict=True):
+        seen = np.unique(np.asarray(ids, dtype=np.int64))
+        row[seen] = np.where(row[seen] < 0, row[seen] * penalty, row[seen] / penalty)
+    return out
+
+
+def apply_frequency_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Array:
+    """Take `penalty` from a token's logit for each time it stands in its row of `seen_ids`.
+
+    With the next one, the penalties of OpenAI's API: logit - count * frequency_penalty - (count > 0) * presence_penalty.
+    """
+    return logits - penalty * _counts(logits, seen_ids)
+
+
+def apply_presence_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Array:
+    """Take `penalty` from the logit of each token that stands in its row of `seen_ids`, once."""
+    return logits - penalty * (_counts(logits, seen_ids) > 0)
+
+
+def _counts(logits: Array, seen_ids: Ids) -> Array:
+    n = logits.shape[-1]
+    return np.stack([np.bincount(np.asarray(ids, dtype=np.int64), minlength=n)[:n] for ids in seen_ids])
+
+
+def apply_temperature(logits: Array, temperature: float) -> Array:
+    """Divide by `temperature`. The largest logit of a row becomes 0 first, so that any positive number will do."""
+    return (logits - logits.max(-1, keepdims=True)) / temperature
+
+
+def apply_top_k(logits: Array, top_k: int | None) -> Array:
+    """Keep the `top_k` largest logits (Fan et al. 2018), and any that equal the last of them."""
+    if top_k is None:
+        return logits
+    if top_k > logits.shape[-1]:
+        raise InputError(
+            f"top_k={top_k} is more than the {logits.shape[-1]} tokens of this vocabulary: choose fewer, or leave it out"
+        )
+    smallest_kept = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
+    return np.where(logits < smallest_kept, -np.inf, logits)
+
+
+def apply_top_p(logits: Array, top_p: float | None) -> Array:
+    """Keep the fewest tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et al. 2019)."""
+    if top_p is None or top_p == 1:
+        return logits
+    probs = softmax(logits)
+    order = np.argsort(-probs, axis=-1, kind="stable")
+    descending = np.take_along_axis(probs, order, -1)
+    before = np.cumsum(descending, -1) - descending  # the probability of all that is more probable
+    kept = np.zeros(logits.shape, bool)
+    np.put_along_axis(kept, order, before < top_p, -1)
+    return np.where(kept, logits, -np.inf)
+
+
+def apply_min_p(logits: Array, min_p: float | None) -> Array:
+    """Keep tokens at least `min_p` times as probable as the most probable one (Nguyen et al. 2024)."""
+    if not min_p:
+        return logits
+    probs = softmax(logits)
+    return np.where(probs < min_p * probs.max(-1, keepdims=True), -np.inf, logits)
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities in float64."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def logits_to_probs(logits: Array, config: GenerationConfig) -> Array:
+    """The distribution to draw from, float64 (B, V): temperature first, so that the cuts are of what is drawn from."""
+    logits = apply_temperature(logits.astype(np.float64), config.temperature)
+    logits = apply_top_k(logits, config.top_k)
+    logits = apply_top_p(logits, config.top_p)
+    logits = apply_min_p(logits, config.min_p)
+    return softmax(logits)
+
+
+def sample(probs: Array, uniforms: Sequence[float]) -> Array:
+    """One token a row, int64 (B,): the first whose cumulative probability exceeds the row's number from [0, 1)."""
+    cumulative = np.cumsum(probs, -1)
+    total = cumulative[:, -1]
+    # Never all of the total: behind it there is no token, and the last one may have probability 0.
+    thresholds = np.minimum(np.asarray(uniforms) * total, np.nextafter(total, 0))
+    return (cumulative <= thresholds[:, None]).sum(-1)
+
+
+def greedy(logits: Array) -> Array:
+    """The most probable token of each row, int64 (B,)."""
+    return logits.argmax(-1)

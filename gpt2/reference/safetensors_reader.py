@@ -1,0 +1,193 @@
+"""A model folder's weights with the standard library: where each tensor lies in the safetensors file, and its name.
+
+The format: eight bytes with the length of a header, the header in JSON, then the raw numbers of all tensors. It is described
+at https://huggingface.co/docs/safetensors. This module knows the format and GPT-2's names and shapes, and computes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import sys
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.model_folder import CONFIG_FILES, weight_files
+from gpt_config.errors import CheckpointError
+from gpt_config.model_config import GPT2Config
+
+# The floating-point types of the format, and the bytes of one number.
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+# The format's own limit on its header; without one, eight random bytes could ask for all memory.
+_MAX_HEADER_BYTES = 100_000_000
+
+# What torch.compile, DistributedDataParallel and transformers put before the published names.
+_PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|transformer\.)+")
+# The causal mask and its filler, which old files hold as if they were weights.
+_NOT_WEIGHTS = re.compile(r"^h\.\d+\.attn\.(?:bias|masked_bias)$")
+_HEAD, _TOKEN_EMBEDDING = "lm_head.weight", "wte.weight"
+
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: its numbers are the `n_bytes` bytes of `path` from `start`, row after row, little-endian."""
+
+    path: Path
+    dtype: str  # a key of ITEM_SIZES for those that can be read as floats
+    shape: tuple[int, ...]
+    start: int
+    n_bytes: int
+
+    def read_bytes(self) -> bytes:
+        """The raw bytes."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.start)
+                return file.read(self.n_bytes)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {self.path} ({error.strerror}): check the file and its permissions"
+            ) from None
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a safetensors file by name. CheckpointError if the file is damaged or cut short."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            if size < 8 or n_header > min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError(f"its header should have {n_header} bytes, and the file has {size}")
+            header = json.loads(file.read(n_header))
+        if not isinstance(header, dict):
+            raise ValueError("its header is not a JSON object")
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        return {name: _stored_tensor(path, name, entry, 8 + n_header, size) for name, entry in entries.items()}
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error.strerror}): check the file and its permissions") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is not a readable safetensors file ({reason}): get it again") from None
+
+
+def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> StoredTensor:
+    """One entry of the header: {"dtype": "F32", "shape": [2, 3], "data_offsets": [first byte, last byte + 1]}."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        is_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        is_whole = False
+    if not is_whole or not isinstance(dtype, str):
+        raise ValueError(f"the entry of {name!r} lacks a dtype, shape or place")
+    if begin > end or data_start + end > file_size:
+        raise ValueError(f"{name!r} lies beyond the end of the file")
+    if dtype in ITEM_SIZES and math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
+        raise ValueError(f"{name!r} of shape {shape} has {end - begin} bytes")
+    return StoredTensor(path, dtype, shape, data_start + begin, end - begin)
+
+
+def read_floats(tensor: StoredTensor) -> array[float]:
+    """The numbers of a tensor in one flat array: of 4 bytes each, or of 8 where the file has that many."""
+    raw = tensor.read_bytes()
+    if tensor.dtype == "F16":  # there are only 65,536 such numbers, so each is looked up
+        table = struct.unpack("<65536e", struct.pack("<65536H", *range(65536)))
+        return array("f", map(table.__getitem__, _little_endian("H", raw)))
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        widened = bytearray(2 * len(raw))
+        widened[2::4], widened[3::4] = raw[0::2], raw[1::2]
+        return _little_endian("f", widened)
+    return _little_endian("d" if tensor.dtype == "F64" else "f", raw)
+
+
+def _little_endian(code: str, raw: bytes | bytearray) -> array[Any]:
+    values = array(code, raw)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The config of a model folder, from `config.json` or OpenAI's `hparams.json`."""
+    for name in CONFIG_FILES:
+        if (folder / name).is_file():
+            return GPT2Config.from_json_file(folder / name)
+    raise CheckpointError(f"{folder} has no config.json: name a folder that holds config.json and the weights")
+
+
+def find_parameters(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
+    """Every parameter of the model in `folder` by its published name. CheckpointError if the file is not that model's."""
+    files = weight_files(folder)
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        found = f"its weights in {len(files)} files, such as {files[0].name}" if files else "no weights"
+        raise CheckpointError(
+            f"{folder} has {found}: the reference engines read a single model.safetensors; make one with "
+            "GPT2.from_pretrained(folder).save_pretrained(new_folder) and name the new folder"
+        )
+    tensors = _published_names(read_header(files[0]), files[0])
+    _check_fit(files[0], tensors, parameter_shapes(config))
+    return tensors
+
+
+def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """The name and shape of each parameter in the published files. Matrices are (inputs, outputs), for y = x W + b."""
+    n_embd, n_inner = config.n_embd, config.inner_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (config.vocab_size, n_embd),
+        "wpe.weight": (config.n_positions, n_embd),
+    }
+    for layer in range(config.n_layer):
+        linears = {"attn.c_attn": (n_embd, 3 * n_embd), "attn.c_proj": (n_embd, n_embd)}
+        linears |= {"mlp.c_fc": (n_embd, n_inner), "mlp.c_proj": (n_inner, n_embd)}
+        for name, (n_in, n_out) in linears.items():
+            shapes |= {f"h.{layer}.{name}.weight": (n_in, n_out), f"h.{layer}.{name}.bias": (n_out,)}
+        for norm in (f"h.{layer}.ln_1", f"h.{layer}.ln_2"):
+            shapes |= {f"{norm}.weight": (n_embd,), f"{norm}.bias": (n_embd,)}
+    return shapes | {"ln_f.weight": (n_embd,), "ln_f.bias": (n_embd,)}
+
+
+def _published_names(tensors: Mapping[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
+    """Without prefixes, masks, or the head, which must be the token embedding: to ignore another would be another model."""
+    named: dict[str, StoredTensor] = {}
+    for key, tensor in tensors.items():
+        name = _PREFIXES.sub("", key)
+        if _NOT_WEIGHTS.match(name):
+            continue
+        if name in named:
+            raise CheckpointError(f"{path} holds {name!r} twice under different prefixes: remove one of them")
+        named[name] = tensor
+    head = named.pop(_HEAD, None)
+    if head is not None and not _same(head, named.setdefault(_TOKEN_EMBEDDING, head)):
+        raise CheckpointError(
+            f"{path} has a {_HEAD} that differs from {_TOKEN_EMBEDDING}: GPT-2's head is its token embedding; "
+            "use a checkpoint with a tied head"
+        )
+    return named
+
+
+def _same(a: StoredTensor, b: StoredTensor) -> bool:
+    return a is b or ((a.dtype, a.shape) == (b.dtype, b.shape) and a.read_bytes() == b.read_bytes())
+
+
+def _check_fit(path: Path, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """One CheckpointError for all that is missing, extra, of another shape, or not of floating point."""
+    wrong = [f"{name} is missing" for name in shapes.keys() - tensors.keys()]
+    wrong += [f"{name} is unknown" for name in tensors.keys() - shapes.keys()]
+    for name in shapes.keys() & tensors.keys():
+        if tensors[name].shape != shapes[name]:
+            wrong.append(f"{name} is {tensors[name].shape} instead of {shapes[name]}")
+        elif tensors[name].dtype not in ITEM_SIZES:
+            wrong.append(f"{name} is {tensors[name].dtype} instead of one of {', '.join(ITEM_SIZES)}")
+    if wrong:
+        more = f"; and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
+        raise CheckpointError(
+            f"{path} does not fit its config: {'; '.join(sorted(wrong)[:_MAX_NAMED])}{more}: "
+            "use weights and config of the same model"
+        )

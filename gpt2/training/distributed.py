@@ -6,9 +6,11 @@ data or steps.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,20 +74,31 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
         return
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
+    is_lost = False
     try:
         dist.init_process_group("nccl" if processes.device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         yield processes
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, TrainingError) or not _is_lost_connection(error):
             raise
+        is_lost = True
+        atexit.register(_leave_at_once)
         raise TrainingError(
             f"process {rank} of {world_size} has lost another one ({str(error).splitlines()[0][:200]}): "
             "see that one's message, then continue with --resume"
         ) from None
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not is_lost:
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def _leave_at_once() -> None:
+    """End the process without torch's own farewell, which waits for the lost process, sometimes for ever."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(1)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

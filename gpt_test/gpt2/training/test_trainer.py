@@ -122,7 +122,8 @@ def test_a_run_that_goes_on_equals_one_that_was_not_broken(make_trainer: MakeTra
     unbroken.train()
     first = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
     first._must_stop = lambda: first.step == 7  # type: ignore[method-assign]
-    first.train()  # its newest checkpoint is that of step 4
+    first.train()
+    (tmp_path / "broken" / "checkpoints" / "step-00000007.safetensors").unlink()  # as if it had been killed
     second = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
     second.load()
     assert second.step == 4

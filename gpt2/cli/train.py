@@ -150,7 +150,7 @@ def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int 
     except ConfigError as error:
         raise click.UsageError(f"--{error}") from None
     from gpt2.training import Trainer
-    from gpt2.training.distributed import join_processes
+    from gpt2.training.distributed import join_processes, leave_at_once
 
     with join_processes(options["device"]) as processes:
         data = _prepare(folder, options, processes) if is_new else _prepared(folder, options)
@@ -171,8 +171,11 @@ def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int 
         else:
             name = signal.Signals(stopped.signal).name
             click.echo(f"{name}: stopped after step {stopped.step}, saved; go on with --resume {folder}", err=True)
-    if stopped.signal is not None:
-        sys.exit(128 + stopped.signal)
+    status = 0 if stopped.signal is None else 128 + stopped.signal
+    if processes.world_size > 1:
+        leave_at_once(status)
+    if status:
+        sys.exit(status)
 
 
 def _prepare(folder: Path, options: dict[str, Any], processes: Processes) -> TrainingData:

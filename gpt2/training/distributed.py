@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -82,7 +82,7 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
         if isinstance(error, TrainingError) or not _is_lost_connection(error):
             raise
         is_lost = True
-        atexit.register(_leave_at_once)
+        atexit.register(leave_at_once, 1)
         raise TrainingError(
             f"process {rank} of {world_size} has lost another one ({str(error).splitlines()[0][:200]}): "
             "see that one's message, then continue with --resume"
@@ -93,12 +93,17 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
                 dist.destroy_process_group()
 
 
-def _leave_at_once() -> None:
-    """End the process without torch's own farewell, which waits for the lost process, sometimes for ever."""
+def leave_at_once(status: int) -> NoReturn:
+    """End a process of a group, without Python's and torch's farewells.
+
+    FSDP's caches keep the group, and so its threads, beyond the end of Python; a thread that asks for Python's lock then
+    aborts the process ("terminate called without an active exception"). And after a loss, torch's farewell waits for the
+    lost process, sometimes for ever.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

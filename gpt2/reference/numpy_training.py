@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +14,10 @@ from gpt2.reference.numpy_optimizers import clip_gradients
 from gpt_config.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+# Of glibc's malloc.h: which setting, and its value in bytes; the second is the largest that glibc takes.
+_TRIM_THRESHOLD = (-1, 1 << 30)
+_MMAP_THRESHOLD = (-3, 1 << 25)
 
 
 class Optimizer(Protocol):
@@ -65,7 +71,20 @@ def train(
     max_norm: float | None = 1.0,
 ) -> Iterator[float]:
     """A step for each of `batches`, in training mode; yields the loss of each. `learning_rate` is asked with 0, 1, 2, ..."""
+    keep_freed_memory()
     for step, (inputs, targets) in enumerate(batches):
         model.train()  # each time, for the reader may have looked at samples since the last step
         yield train_step(model, optimizer, inputs, targets, learning_rate=learning_rate(step), max_norm=max_norm)
     model.eval()
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what arrays give back, where the C library is glibc.
+
+    By default it goes back to the system after each step and is asked for again in the next, page by page: a fifth of the
+    time of a step.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such switch
+        malloc_option = ctypes.CDLL(None).mallopt
+        malloc_option(*_TRIM_THRESHOLD)
+        malloc_option(*_MMAP_THRESHOLD)

@@ -79,6 +79,8 @@ def test_the_draw_never_falls_behind_the_last_token() -> None:
 def test_greedy_ids_equal_pytorch_past_the_context(n_positions: int, penalty: float) -> None:
     config = GPT2Config(vocab_size=13, n_positions=n_positions, n_embd=6, n_layer=2, n_head=3, eos_token_id=None)
     model = random_model(config, dtype=torch.float64)
+    with torch.no_grad():
+        model.wpe.weight.mul_(20)  # so that the text depends on where its window begins
     how = GenerationConfig(max_new_tokens=17, repetition_penalty=penalty)
     for prompt in ([1], [1, 2, 3], list(range(12))):
         theirs = model.generate(torch.tensor([prompt]), how)[0, len(prompt) :].tolist()

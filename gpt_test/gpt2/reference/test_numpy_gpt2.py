@@ -140,6 +140,28 @@ def test_gradients_of_the_whole_with_dropout_by_central_differences() -> None:
             assert abs((above - below) / (2 * h) - gradients[name][place]) < 1e-8, name
 
 
+class RecordedDraws:
+    """In place of a generator: always 0.5, and the shapes that were asked for."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def random(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        self.shapes.append(shape)
+        return np.full(shape, 0.5, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("embd_pdrop", [(4, 5, 6)]), ("attn_pdrop", [(4, 3, 5, 5)] * 2), ("resid_pdrop", [(4, 5, 6)] * 4)],
+)
+def test_each_dropout_is_where_its_name_says(name: str, shapes: list[tuple[int, ...]]) -> None:
+    config = GPT2Config(**{**vars(DROPPING), **NO_DROPOUT, name: 0.4})
+    draws, parameters = RecordedDraws(), parameters_of(random_model(config))
+    numpy_gpt2.gpt2_forward(parameters, config, batch(config, 4, 5), draws)
+    assert draws.shapes == shapes
+
+
 def test_both_ends_of_the_tied_head_reach_the_embedding() -> None:
     """A token that stands only in the input has a gradient through the input row too."""
     model = random_model(ODD, dtype=torch.float64)

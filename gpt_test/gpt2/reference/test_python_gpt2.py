@@ -135,6 +135,8 @@ def test_logits_equal_pytorch_with_and_without_cache(config: GPT2Config, seed: i
 def test_greedy_ids_equal_pytorch_past_the_context(n_positions: int) -> None:
     config = GPT2Config(vocab_size=13, n_positions=n_positions, n_embd=6, n_layer=2, n_head=3, eos_token_id=None)
     model = random_model(config, dtype=torch.float64)
+    with torch.no_grad():
+        model.wpe.weight.mul_(20)  # so that the text depends on where its window begins
     for prompt in ([1], [1, 2, 3], list(range(12))):
         theirs = model.generate(torch.tensor([prompt]), max_new_tokens=17)[0, len(prompt) :].tolist()
         assert list(py.generate(twin(model), prompt, max_new_tokens=17)) == theirs

@@ -23,6 +23,10 @@ ON_DEMAND = {
     ("gpt_config/locate.py", "huggingface_hub"),
     ("gpt_encoder/interface.py", "torch"),
     ("gpt2/training/progress.py", "matplotlib"),
+    ("gpt2/verification/folder.py", "transformers"),
+    ("gpt2/verification/tokenizers.py", "tiktoken"),
+    ("gpt2/verification/tokenizers.py", "tiktoken_ext"),
+    ("gpt2/verification/whole.py", "transformers"),
 }
 NAMES_THAT_SAY_NOTHING = {"utils.py", "util.py", "common.py", "helpers.py", "helper.py", "misc.py"}
 

@@ -1,0 +1,88 @@
+"""`gpt2 verify`: run the checks of `gpt2.verification`, print a table. It computes nothing itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.model_folder import locate_model
+from gpt_config.locate import shipped_models
+
+if TYPE_CHECKING:
+    from gpt2.verification import Outcome
+
+_RANDOM = "random"
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(model: str | None, as_json: bool) -> None:
+    """Hold the engines against each other on MODEL, part by part: PyTorch, NumPy, plain Python, transformers, tiktoken.
+
+    MODEL is a folder, a shipped model (the default), a hub name, or "random" for a tiny model of random weights. The exit
+    status is 1 if a check fails. Large models take long: plain Python computes some twenty million products a second.
+    """
+    name = model or (shipped_models() or [_RANDOM])[0]
+    folder = None if name == _RANDOM else locate_model(name)  # before torch is imported
+    from tqdm import tqdm
+
+    from gpt2.verification import Status
+    from gpt2.verification import verify as run_checks
+    from gpt2.verification.whole import random_model
+
+    bar = tqdm(file=sys.stderr, unit="check", leave=False, disable=not sys.stderr.isatty())
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar, random_model() if folder is None else contextlib.nullcontext(folder) as place:
+        outcomes = list(run_checks(place, show))
+    failed = sum(outcome.status == Status.FAIL for outcome in outcomes)
+    if as_json:
+        click.echo(json.dumps({"model": name, "failed": failed, "checks": [_as_dict(outcome) for outcome in outcomes]}))
+    else:
+        _print_table(name, outcomes)
+    if failed:
+        sys.exit(1)
+
+
+def _as_dict(outcome: Outcome) -> dict[str, Any]:
+    values = dataclasses.asdict(outcome)
+    for key in ("absolute", "relative"):  # JSON has no NaN
+        values[key] = values[key] if values[key] is not None and math.isfinite(values[key]) else None
+    return values
+
+
+def _print_table(name: str, outcomes: list[Outcome]) -> None:
+    from gpt2.verification.checks import SMALL
+
+    head = ("part", "subject", "against", "numbers", "largest", "relative", "allowed", "result")
+    rows = [head, *(_row(outcome) for outcome in outcomes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row, note in zip(rows, ["", *(outcome.note for outcome in outcomes)], strict=True):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(f"{line}  {note}".rstrip())
+    reasons = {outcome.tolerance.value: outcome.tolerance.reason for outcome in outcomes if outcome.tolerance}
+    click.echo(
+        "\nlargest: of |subject - against|; relative: that, as a share of the largest number of the other,"
+        f"\n  or of {SMALL:g} where all are smaller"
+    )
+    for value, reason in reasons.items():
+        click.echo(f"allowed {value:g}: {reason}")
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in {o.status for o in outcomes}}
+    click.echo(f"\n{name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    differences = ["" if value is None else f"{value:.1e}" for value in (outcome.absolute, outcome.relative)]
+    allowed = f"{outcome.tolerance.value:g}" if outcome.tolerance else ""
+    return (outcome.part, outcome.subject, outcome.oracle, outcome.dtype, *differences, allowed, outcome.status.value)

@@ -1,0 +1,432 @@
+"""Every component on its own, forward and backward, in NumPy and pure Python against PyTorch, over odd shapes.
+
+A `Component` says how each engine computes it from the same inputs; the checks are made from that in one place. Engines are
+asked through their modules at the time of the check, so what is checked is what stands there then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gpt2.model as torch_model
+from gpt2.reference import numpy_gpt2, numpy_layers, python_gpt2
+from gpt2.verification.checks import BY_DTYPE, DIFFERENCES, FLOAT64, Check, Pair
+from gpt_config.model_config import GPT2Config
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Inputs = dict[str, Array]  # those of floating point have gradients
+Gradients = dict[str, Array]
+
+
+class Shape(NamedTuple):
+    """Batch, tokens, channels, heads, vocabulary: what the inputs of a component are as large as."""
+
+    B: int
+    T: int
+    C: int
+    H: int
+    V: int
+
+    @property
+    def config(self) -> GPT2Config:
+        """A model of that shape, without dropout."""
+        return GPT2Config(
+            vocab_size=self.V, n_positions=self.T, n_embd=self.C, n_head=self.H, n_layer=1,
+            embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
+        )  # fmt: skip
+
+
+# As many rows as tokens, one of each, odd numbers, more heads than channels in a head: where ports mix up their axes.
+SHAPES = (Shape(2, 5, 12, 3, 11), Shape(4, 4, 8, 2, 7), Shape(1, 1, 4, 1, 2), Shape(3, 7, 10, 5, 5), Shape(6, 2, 6, 6, 13))
+# Of a central difference: the steps' length, and how many directions are tried.
+_STEP, _DIRECTIONS = 1e-5, 3
+
+
+@dataclass(frozen=True)
+class Component:
+    """One function of GPT-2. `numpy` gives the output and what maps its gradient to those of the inputs, by name."""
+
+    name: str
+    inputs: Callable[[Shape, np.random.Generator], Inputs]
+    torch: Callable[[dict[str, Tensor], Shape], Tensor]
+    numpy: Callable[[Inputs, Shape], tuple[Any, Callable[[Any], Gradients]]] | None = None
+    python: Callable[[dict[str, Any], Shape], Any] | None = None
+
+    def checks(self) -> Iterator[Check]:
+        """All that can be compared."""
+        if self.numpy is not None:
+            for dtype, tolerance in BY_DTYPE.items():
+                yield Check(f"{self.name}, forward", "NumPy", "PyTorch", dtype, tolerance, partial(self._forwards, dtype))
+                yield Check(f"{self.name}, backward", "NumPy", "PyTorch", dtype, tolerance, partial(self._backwards, dtype))
+            yield Check(
+                f"{self.name}, backward", "NumPy", "central differences", "float64", DIFFERENCES, self._central_differences
+            )
+        if self.python is not None:
+            yield Check(f"{self.name}, forward", "Python", "PyTorch", "float64", FLOAT64, self._python_forwards)
+
+    def _cases(self, dtype: str) -> Iterator[tuple[str, Shape, Inputs, np.random.Generator]]:
+        for shape in SHAPES:
+            rng = np.random.default_rng(0)
+            inputs = self.inputs(shape, rng)
+            cast = {name: x.astype(dtype) if x.dtype.kind == "f" else x for name, x in inputs.items()}
+            yield f"shape {tuple(shape)}", shape, cast, rng
+
+    def _forwards(self, dtype: str) -> Iterator[Pair]:
+        assert self.numpy is not None
+        for name, shape, inputs, _ in self._cases(dtype):
+            yield name, self.numpy(inputs, shape)[0], self.torch(_tensors(inputs), shape)
+
+    def _python_forwards(self) -> Iterator[Pair]:
+        assert self.python is not None
+        for name, shape, inputs, _ in self._cases("float64"):
+            lists = {key: value.tolist() for key, value in inputs.items()}
+            yield name, self.python(lists, shape), self.torch(_tensors(inputs), shape)
+
+    def _backwards(self, dtype: str) -> Iterator[Pair]:
+        assert self.numpy is not None
+        for name, shape, inputs, rng in self._cases(dtype):
+            out, backward = self.numpy(inputs, shape)
+            d_out = rng.standard_normal(np.shape(out)).astype(dtype)
+            tensors = _tensors(inputs, requires_grad=True)
+            self.torch(tensors, shape).backward(torch.from_numpy(np.asarray(d_out)))
+            gradients = backward(d_out)
+            for key, tensor in tensors.items():
+                if tensor.requires_grad:
+                    yield f"{key} at {name}", gradients[key], tensor.grad
+
+    def _central_differences(self) -> Iterator[Pair]:
+        """The gradient along a direction, against how much the loss sum(out * d_out) changes along it."""
+        assert self.numpy is not None
+        for name, shape, inputs, rng in self._cases("float64"):
+            out, backward = self.numpy(inputs, shape)
+            d_out = rng.standard_normal(np.shape(out))
+            gradients = backward(d_out)
+            for key in gradients:
+                directions = [rng.standard_normal(inputs[key].shape) for _ in range(_DIRECTIONS)]
+                losses = [
+                    [
+                        float(np.sum(self.numpy({**inputs, key: inputs[key] + sign * _STEP * direction}, shape)[0] * d_out))
+                        for sign in (1, -1)
+                    ]
+                    for direction in directions
+                ]
+                slopes = [(above - below) / (2 * _STEP) for above, below in losses]
+                yield f"{key} at {name}", [float(np.vdot(gradients[key], d)) for d in directions], slopes
+
+
+def component_checks() -> Iterator[Check]:
+    """The checks of all components."""
+    for component in COMPONENTS:
+        yield from component.checks()
+
+
+def _tensors(inputs: Inputs, requires_grad: bool = False) -> dict[str, Tensor]:
+    return {
+        name: torch.tensor(value, requires_grad=requires_grad and value.dtype.kind == "f") for name, value in inputs.items()
+    }
+
+
+def _normal(**shapes: tuple[str, ...]) -> Callable[[Shape, np.random.Generator], Inputs]:
+    """Normal inputs, each of the axes named: a letter is a size of the `Shape`, "3C" three times one."""
+
+    def draw(shape: Shape, rng: np.random.Generator) -> Inputs:
+        return {name: rng.standard_normal([_size(axis, shape) for axis in axes]) for name, axes in shapes.items()}
+
+    return draw
+
+
+def _size(axis: str, shape: Shape) -> int:
+    if axis == "D":
+        return shape.C // shape.H
+    return int(axis[:-1] or 1) * int(getattr(shape, axis[-1]))
+
+
+# ---- The parts of a layer -------------------------------------------------------------------------------------------
+
+
+def _pointwise(forward: str, backward: str) -> Callable[[Inputs, Shape], tuple[Any, Callable[[Any], Gradients]]]:
+    """A function of `numpy_layers` with one input, by the names of its two halves."""
+
+    def run(inputs: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+        out, saved = getattr(numpy_layers, forward)(inputs["x"])
+        return out, lambda d_out: {"x": getattr(numpy_layers, backward)(d_out, saved)}
+
+    return run
+
+
+def _by_row(function: Callable[[Any], Any], x: Any, depth: int = 2) -> Any:
+    """`function` of each innermost row of nested lists."""
+    return function(x) if depth == 0 else [_by_row(function, row, depth - 1) for row in x]
+
+
+def _embedding_inputs(shape: Shape, rng: np.random.Generator) -> Inputs:
+    return {"table": rng.standard_normal((shape.V, shape.C)), "ids": rng.integers(0, shape.V, (shape.B, shape.T))}
+
+
+def _numpy_embedding(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_layers.embedding_forward(i["table"], i["ids"])
+    return out, lambda d_out: {"table": numpy_layers.embedding_backward(d_out, saved)}
+
+
+def _numpy_layer_norm(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_layers.layer_norm_forward(i["x"], i["weight"], i["bias"], _EPSILON)
+    names = ("x", "weight", "bias")
+    return out, lambda d_out: dict(zip(names, numpy_layers.layer_norm_backward(d_out, saved), strict=True))
+
+
+def _numpy_linear(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_layers.linear_forward(i["x"], i["weight"], i["bias"])
+    names = ("x", "weight", "bias")
+    return out, lambda d_out: dict(zip(names, numpy_layers.linear_backward(d_out, saved), strict=True))
+
+
+def _torch_linear(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    return _called(torch_model.Conv1D(shape.C, 3 * shape.C), {"weight": i["weight"], "bias": i["bias"]}, i["x"])
+
+
+def _numpy_attention_core(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_layers.causal_attention_forward(i["q"], i["k"], i["v"], 0.7)
+    names = ("q", "k", "v")
+    return out, lambda d_out: dict(zip(names, numpy_layers.causal_attention_backward(d_out, saved), strict=True))
+
+
+def _python_attention_core(i: dict[str, Any], shape: Shape) -> Any:
+    return [
+        [python_gpt2.attention_head(q, k, v, 0.7) for q, k, v in zip(*row, strict=True)]
+        for row in zip(i["q"], i["k"], i["v"], strict=True)
+    ]
+
+
+def _numpy_tied_head(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_layers.tied_head_forward(i["x"], i["table"])
+    return out, lambda d_out: dict(zip(("x", "table"), numpy_layers.tied_head_backward(d_out, saved), strict=True))
+
+
+def _cross_entropy_inputs(shape: Shape, rng: np.random.Generator) -> Inputs:
+    logits = 3 * rng.standard_normal((shape.B, shape.T, shape.V))
+    return {"logits": logits, "targets": rng.integers(0, shape.V, (shape.B, shape.T))}
+
+
+def _numpy_cross_entropy(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_layers.cross_entropy_forward(i["logits"], i["targets"])
+    return out, lambda d_out: {"logits": numpy_layers.cross_entropy_backward(saved, float(d_out))}
+
+
+def _numpy_dropout(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_layers.dropout_forward(i["x"], _DROPOUT, np.random.default_rng(7))
+    return out, lambda d_out: {"x": numpy_layers.dropout_backward(d_out, saved)}
+
+
+def _torch_dropout(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    """The formula, for the places that this seed draws: PyTorch's own would draw others."""
+    kept = np.random.default_rng(7).random(tuple(i["x"].shape), dtype=np.float32) >= _DROPOUT
+    return torch.where(torch.from_numpy(kept), i["x"] / (1 - _DROPOUT), 0.0)
+
+
+_EPSILON, _DROPOUT = 1e-5, 0.3
+
+# ---- Layers with parameters, by their published names ---------------------------------------------------------------
+
+_ATTENTION = {
+    "attn.c_attn.weight": ("C", "3C"), "attn.c_attn.bias": ("3C",),
+    "attn.c_proj.weight": ("C", "C"), "attn.c_proj.bias": ("C",),
+}  # fmt: skip
+_MLP = {
+    "mlp.c_fc.weight": ("C", "4C"), "mlp.c_fc.bias": ("4C",),
+    "mlp.c_proj.weight": ("4C", "C"), "mlp.c_proj.bias": ("C",),
+}  # fmt: skip
+_NORMS = {"ln_1.weight": ("C",), "ln_1.bias": ("C",), "ln_2.weight": ("C",), "ln_2.bias": ("C",)}
+
+
+def _called(module: nn.Module, parameters: dict[str, Tensor], *arguments: Any) -> Tensor:
+    """What `module` gives with these for its parameters; every one must be named."""
+    return torch.func.functional_call(module.eval(), parameters, arguments, strict=True)
+
+
+def _without(prefix: str, i: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in i.items() if name != "x"}
+
+
+def _columns(i: dict[str, Any]) -> dict[str, Any]:
+    """As the pure-Python engine holds parameters: the weight of a linear layer by its columns."""
+    return {
+        name: [list(column) for column in zip(*value, strict=True)] if "c_" in name and name.endswith("weight") else value
+        for name, value in i.items()
+    }
+
+
+def _torch_attention(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    return _called(torch_model.CausalSelfAttention(shape.config, 0), _without("attn.", i), i["x"], None, None)
+
+
+def _torch_mlp(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    return _called(torch_model.MLP(shape.config), _without("mlp.", i), i["x"])
+
+
+def _torch_block(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    return _called(torch_model.Block(shape.config, 0), _without("", i), i["x"], None, None)
+
+
+def _numpy_attention(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_gpt2.attention_forward(i["x"], i, shape.config, 0)
+    return out, lambda d_out: _named(numpy_gpt2.attention_backward(d_out, saved))
+
+
+def _numpy_mlp(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_gpt2.mlp_forward(i["x"], i, shape.config)
+    return out, lambda d_out: _named(numpy_gpt2.mlp_backward(d_out, saved))
+
+
+def _numpy_block(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
+    out, saved = numpy_gpt2.block_forward(i["x"], i, shape.config, 0)
+    return out, lambda d_out: _named(numpy_gpt2.block_backward(d_out, saved))
+
+
+def _named(result: tuple[Array, Gradients]) -> Gradients:
+    d_x, gradients = result
+    return {"x": d_x, **gradients}
+
+
+def _python_linear(i: dict[str, Any], shape: Shape) -> Any:
+    columns = [list(column) for column in zip(*i["weight"], strict=True)]
+    return [python_gpt2.linear(row, columns, i["bias"]) for row in i["x"]]
+
+
+def _first_visible(x: Any) -> Any:
+    """Row t of a square of scores sees t + 1 of them."""
+    return [[python_gpt2.masked_softmax(scores, t + 1) for t, scores in enumerate(square)] for square in x]
+
+
+def _torch_masked_softmax(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    later = torch.ones(shape.T, shape.T, dtype=torch.bool).triu(1)
+    return i["x"].masked_fill(later, -torch.inf).softmax(-1)
+
+
+_X = _normal(x=("B", "T", "C"))
+COMPONENTS = (
+    Component(
+        "matrix product",
+        _normal(a=("B", "T"), b=("T", "C")),
+        lambda i, s: i["a"] @ i["b"],
+        python=lambda i, s: python_gpt2.matmul(i["a"], i["b"]),
+    ),
+    Component(
+        "transpose",
+        _normal(a=("B", "T")),
+        lambda i, s: i["a"].mT,
+        python=lambda i, s: python_gpt2.transpose(i["a"]),
+    ),
+    Component(
+        "residual addition",
+        _normal(a=("T", "C"), b=("T", "C")),
+        lambda i, s: i["a"] + i["b"],
+        python=lambda i, s: python_gpt2.add(i["a"], i["b"]),
+    ),
+    Component(
+        "embedding",
+        _embedding_inputs,
+        lambda i, s: F.embedding(i["ids"], i["table"]),
+        _numpy_embedding,
+        lambda i, s: [python_gpt2.embedding(i["table"], row) for row in i["ids"]],
+    ),
+    Component(
+        "layer norm",
+        _normal(x=("B", "T", "C"), weight=("C",), bias=("C",)),
+        lambda i, s: F.layer_norm(i["x"], (s.C,), i["weight"], i["bias"], _EPSILON),
+        _numpy_layer_norm,
+        lambda i, s: _by_row(lambda row: python_gpt2.layer_norm(row, i["weight"], i["bias"], _EPSILON), i["x"]),
+    ),
+    Component(
+        "linear", _normal(x=("B", "T", "C"), weight=("C", "3C"), bias=("3C",)), _torch_linear, _numpy_linear, _python_linear
+    ),
+    Component(
+        "GELU",
+        _X,
+        lambda i, s: torch_model._ACTIVATIONS["gelu_new"](i["x"]),
+        _pointwise("gelu_forward", "gelu_backward"),
+        lambda i, s: _by_row(python_gpt2.gelu, i["x"], 3),
+    ),
+    Component(
+        "exact GELU",
+        _X,
+        lambda i, s: torch_model._ACTIVATIONS["gelu"](i["x"]),
+        _pointwise("exact_gelu_forward", "exact_gelu_backward"),
+        lambda i, s: _by_row(python_gpt2.exact_gelu, i["x"], 3),
+    ),
+    Component(
+        "ReLU",
+        _X,
+        lambda i, s: torch_model._ACTIVATIONS["relu"](i["x"]),
+        _pointwise("relu_forward", "relu_backward"),
+        lambda i, s: _by_row(python_gpt2.relu, i["x"], 3),
+    ),
+    Component("dropout", _X, _torch_dropout, _numpy_dropout),
+    Component(
+        "softmax",
+        _normal(x=("B", "T", "V")),
+        lambda i, s: i["x"].softmax(-1),
+        _pointwise("softmax_forward", "softmax_backward"),
+        lambda i, s: _by_row(python_gpt2.softmax, i["x"]),
+    ),
+    Component(
+        "masked softmax",
+        _normal(x=("B", "T", "T")),
+        _torch_masked_softmax,
+        python=lambda i, s: _first_visible(i["x"]),
+    ),
+    Component(
+        "probabilities at a temperature",
+        _normal(x=("B", "T", "V")),
+        lambda i, s: (i["x"] / 0.7).softmax(-1),
+        python=lambda i, s: _by_row(lambda row: python_gpt2.logits_to_probs(row, 0.7), i["x"]),
+    ),
+    Component(
+        "causal attention",
+        _normal(q=("B", "H", "T", "D"), k=("B", "H", "T", "D"), v=("B", "H", "T", "D")),
+        lambda i, s: F.scaled_dot_product_attention(i["q"], i["k"], i["v"], is_causal=True, scale=0.7),
+        _numpy_attention_core,
+        _python_attention_core,
+    ),
+    Component(
+        "multi-head attention",
+        _normal(x=("B", "T", "C"), **_ATTENTION),
+        _torch_attention,
+        _numpy_attention,
+        lambda i, s: [python_gpt2.multi_head_attention(row, _columns(i), s.config, 0) for row in i["x"]],
+    ),
+    Component(
+        "MLP",
+        _normal(x=("B", "T", "C"), **_MLP),
+        _torch_mlp,
+        _numpy_mlp,
+        lambda i, s: [python_gpt2.mlp(row, _columns(i), s.config) for row in i["x"]],
+    ),
+    Component(
+        "block",
+        _normal(x=("B", "T", "C"), **_NORMS, **_ATTENTION, **_MLP),
+        _torch_block,
+        _numpy_block,
+        lambda i, s: [python_gpt2.block(row, _columns(i), s.config, 0) for row in i["x"]],
+    ),
+    Component(
+        "tied head",
+        _normal(x=("B", "T", "C"), table=("V", "C")),
+        lambda i, s: i["x"] @ i["table"].mT,
+        _numpy_tied_head,
+        lambda i, s: _by_row(lambda row: python_gpt2.tied_head(row, i["table"]), i["x"]),
+    ),
+    Component(
+        "cross-entropy",
+        _cross_entropy_inputs,
+        lambda i, s: F.cross_entropy(i["logits"].flatten(0, 1), i["targets"].flatten()),
+        _numpy_cross_entropy,
+    ),
+)

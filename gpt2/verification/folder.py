@@ -1,0 +1,125 @@
+"""What breaks model folders in practice, looked for in the files as they are, before any reader has mended them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2.model_folder import CONFIG_FILES
+from gpt2.reference.safetensors_reader import ITEM_SIZES, StoredTensor, read_config, read_floats, read_header
+from gpt2.verification.checks import Outcome, Status
+from gpt_config.errors import GPT2Error
+from gpt_encoder.tokenizer import has_tokenizer, load_tokenizer
+
+_COMPILED, _HEAD, _TABLE = "_orig_mod.", "lm_head.weight", "wte.weight"
+
+
+def folder_checks(folder: Path) -> Iterator[Outcome]:
+    """All of them, on a folder with one model.safetensors; others have a reader that the engines do not share."""
+    yield _outcome("config: n_ctx", *_n_ctx(folder))
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        yield _outcome("weights", Status.SKIPPED, "not in one model.safetensors: save the model anew to have them checked")
+        return
+    try:
+        tensors = read_header(path)
+    except GPT2Error as error:
+        yield _outcome("weights", Status.FAIL, str(error))
+        return
+    yield _outcome("weights: names", *_names(tensors))
+    yield _outcome("weights: tied head", *_tied(tensors))
+    yield _outcome("weights: finite numbers", *_finite(tensors))
+    yield _outcome("tokenizer: fits the vocabulary", *_vocabulary(folder, tensors))
+    yield _outcome("transformers: reads the folder", *_transformers(folder))
+
+
+def _outcome(part: str, status: Status, note: str = "") -> Outcome:
+    return Outcome(part, "folder", "", "", status, note=note)
+
+
+def _n_ctx(folder: Path) -> tuple[Status, str]:
+    if not (folder / "config.json").is_file():
+        return Status.SKIPPED, f"no config.json; {' or '.join(CONFIG_FILES[1:])} has it always"
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        positions, context = values.get("n_positions", 1024), values.get("n_ctx")
+    except (OSError, ValueError, AttributeError) as error:
+        return Status.FAIL, f"config.json cannot be read ({error})"
+    if context is None:
+        return Status.WARNING, "n_ctx is missing, which older tools ask for: save the model anew, or add it to config.json"
+    if context != positions:
+        return Status.FAIL, f"n_ctx is {context} and n_positions {positions}: make them equal"
+    return Status.PASS, ""
+
+
+def _names(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
+    compiled = [name for name in tensors if _COMPILED in name]
+    if compiled:
+        what = f"{len(compiled)} names have {_COMPILED}, such as {compiled[0]}"
+        return Status.FAIL, f"{what}: save the model itself, not what torch.compile made of it"
+    return Status.PASS, ""
+
+
+def _find(tensors: dict[str, StoredTensor], name: str) -> StoredTensor | None:
+    return next((tensor for key, tensor in tensors.items() if key == name or key.endswith(f".{name}")), None)
+
+
+def _tied(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
+    head, table = _find(tensors, _HEAD), _find(tensors, _TABLE)
+    if head is None or table is None:
+        return Status.PASS, ""
+    if head.shape != table.shape or read_floats(head) != read_floats(table):
+        return Status.FAIL, f"{_HEAD} differs from {_TABLE}: GPT-2's head is its token embedding, so this is another model"
+    return Status.PASS, ""
+
+
+def _finite(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
+    for name, tensor in tensors.items():
+        if tensor.dtype in ITEM_SIZES and not _is_finite(read_floats(tensor)):
+            return Status.FAIL, f"{name} holds NaN or infinite numbers: get the weights again, or an earlier checkpoint"
+    return Status.PASS, ""
+
+
+def _is_finite(numbers: array[float]) -> bool:
+    return math.isfinite(math.fsum(numbers)) if all(map(math.isfinite, numbers)) else False
+
+
+def _vocabulary(folder: Path, tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
+    table = _find(tensors, _TABLE)
+    if not has_tokenizer(folder) or table is None:
+        return Status.SKIPPED, "the folder has no tokenizer"
+    try:
+        n_tokens, n_rows, stated = load_tokenizer(folder).vocab_size, table.shape[0], read_config(folder).vocab_size
+    except GPT2Error as error:
+        return Status.FAIL, str(error)
+    if stated != n_rows:
+        return Status.FAIL, f"config.json says vocab_size={stated} and the token embedding has {n_rows} rows"
+    if n_tokens > n_rows:
+        return Status.FAIL, f"the tokenizer has {n_tokens} tokens and the model {n_rows} rows: it belongs to another model"
+    if n_tokens < n_rows:
+        return Status.WARNING, f"{n_rows} rows for {n_tokens} tokens: a padded vocabulary, whose last ids stand for nothing"
+    return Status.PASS, ""
+
+
+def _transformers(folder: Path) -> tuple[Status, str]:
+    """Whether it loads, with every parameter found; the logits are compared among the checks of the whole model."""
+    if not importlib.util.find_spec("transformers"):
+        return Status.SKIPPED, "transformers is not installed"
+    from transformers import GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        found: Any = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # whatever it raises, it did not read the folder
+        return Status.FAIL, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    missing = sorted(found[1]["missing_keys"])
+    if missing:
+        return Status.FAIL, f"it finds no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+    return Status.PASS, ""

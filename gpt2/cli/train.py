@@ -24,6 +24,7 @@ from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
 if TYPE_CHECKING:
     from gpt2.model import GPT2
     from gpt2.training.distributed import Processes
+    from gpt2.training.loop import TrainingLoop
     from gpt2.training.preparation import TrainingData
 
 _DEFAULTS = TrainingConfig()
@@ -91,6 +92,10 @@ def _training_options(command: Any) -> Any:
     "--dropout", type=float, help="Share of activations that are dropped in training.  [default: 0, or the model's]"
 )
 @_training_options
+@click.option(
+    "--engine", type=click.Choice(("torch", "numpy")), default="torch", show_default=True,
+    help="numpy has every gradient by hand: to read, and to compare.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that encode text.  [default: one a core]")
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
@@ -147,17 +152,15 @@ def _check_new_run(folder: Path, options: dict[str, Any], from_step: int | None)
 def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int | None) -> None:
     try:
         config = TrainingConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainingConfig)})
+        if options.get("engine") == "numpy":
+            _check_numpy(config, options)
     except ConfigError as error:
         raise click.UsageError(f"--{error}") from None
-    from gpt2.training import Trainer
     from gpt2.training.distributed import join_processes, leave_at_once
 
     with join_processes(options["device"]) as processes:
         data = _prepare(folder, options, processes) if is_new else _prepared(folder, options)
-        model = _make_model(options, data, config, is_resumed=not is_new, folder=folder)
-        trainer = Trainer(
-            model, data, config, folder, processes=processes, is_quiet=options["quiet"], tensorboard=options["tensorboard"]
-        )
+        trainer = _make_trainer(options, data, config, folder, processes, is_resumed=not is_new)
         if is_new and processes.is_first:
             atomic_write_json(folder / _RUN_FILE, {**options, "data_fingerprint": data.train.fingerprint.hex()})
         if not is_new:
@@ -176,6 +179,17 @@ def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int 
         leave_at_once(status)
     if status:
         sys.exit(status)
+
+
+def _check_numpy(config: TrainingConfig, options: dict[str, Any]) -> None:
+    from gpt2.training.numpy_trainer import check_settings
+
+    check_settings(config)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise click.UsageError("--engine numpy is one process: start it without torchrun")
+    if options["device"] not in ("auto", "cpu"):
+        raise click.UsageError(f"--device {options['device']} is not for --engine numpy, which runs on the CPU")
+    options["device"] = "cpu"
 
 
 def _prepare(folder: Path, options: dict[str, Any], processes: Processes) -> TrainingData:
@@ -206,6 +220,29 @@ def _prepared(folder: Path, options: dict[str, Any]) -> TrainingData:
     if data.train.fingerprint.hex() != options["data_fingerprint"]:
         raise DataError(f"the files in {folder / 'data'} are not those this run began with: start a new run with --out")
     return data
+
+
+def _make_trainer(
+    options: dict[str, Any],
+    data: TrainingData,
+    config: TrainingConfig,
+    folder: Path,
+    processes: Processes,
+    *,
+    is_resumed: bool,
+) -> TrainingLoop:
+    """The trainer of the engine that was asked for. Both begin with the weights that PyTorch draws."""
+    told = {"is_quiet": options["quiet"], "tensorboard": options["tensorboard"]}
+    model = _make_model(options, data, config, is_resumed=is_resumed, folder=folder)
+    if options.get("engine", "torch") == "torch":  # runs of before there were engines do not name one
+        from gpt2.training.trainer import Trainer
+
+        return Trainer(model, data, config, folder, processes=processes, **told)
+    from gpt2.reference.numpy_model import NumpyGPT2
+    from gpt2.training.numpy_trainer import NumpyTrainer
+
+    weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    return NumpyTrainer(NumpyGPT2(model.config, weights), data, config, folder, **told)
 
 
 def _make_model(
@@ -241,16 +278,15 @@ def _model_config(options: dict[str, Any], data: TrainingData, config: TrainingC
     return GPT2Config(**fields)
 
 
-def _load(trainer: Any, from_step: int | None) -> None:
+def _load(trainer: TrainingLoop, from_step: int | None) -> None:
     trainer.load(from_step)
     if trainer.step >= trainer.config.max_steps:
         warnings.warn(f"this run has done all of its {trainer.step} steps already", GPT2Warning, 2)
 
 
-def _describe(trainer: Any, data: TrainingData) -> None:
-    n_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+def _describe(trainer: TrainingLoop, data: TrainingData) -> None:
     click.echo(
-        f"{n_parameters / 1e6:.1f} million parameters, {len(data.train) / 1e6:.2f} million tokens to learn from, "
+        f"{trainer.n_parameters / 1e6:.1f} million parameters, {len(data.train) / 1e6:.2f} million tokens to learn from, "
         f"{len(data.validation) / 1e6:.2f} to measure on; a vocabulary of {data.tokenizer.vocab_size}",
         err=True,
     )

@@ -1,0 +1,124 @@
+"""Training with the NumPy engine: the same loop, batches, schedule and files as with PyTorch, every gradient by hand.
+
+It is there to be read and to be compared: with the same initial weights and without dropout, the losses of both engines lie
+on each other. One process, one device, float32 or float64.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpt2.reference.numpy_generation import stream_text
+from gpt2.reference.numpy_model import NumpyGPT2
+from gpt2.reference.numpy_optimizers import AdamW, clip_gradients
+from gpt2.training.batches import mix
+from gpt2.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpt2.training.distributed import Processes
+from gpt2.training.hardware import keep_freed_memory, measured_peak
+from gpt2.training.loop import CHECKPOINT_FOLDER, TrainingLoop, training_operations
+from gpt2.training.optimizer import learning_rate
+from gpt2.training.preparation import TrainingData
+from gpt_config.errors import CheckpointError, ConfigError
+from gpt_config.generation_config import GenerationConfig
+from gpt_config.training_config import TrainingConfig
+
+# What PyTorch's trainer calls the state of AdamW, and what it is called here: a checkpoint of one engine suits the other.
+_MOMENTS = {"exp_avg": "mean", "exp_avg_sq": "square"}
+_WEIGHT, _STATE = "model.model.", "optimizer.model."
+
+
+class NumpyTrainer(TrainingLoop):
+    """Trains `model` on `data` with NumPy: see `TrainingLoop`. ConfigError for settings that only PyTorch has."""
+
+    def __init__(
+        self,
+        model: NumpyGPT2,
+        data: TrainingData,
+        config: TrainingConfig,
+        folder: str | Path,
+        *,
+        is_quiet: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
+        check_settings(config)
+        processes = Processes(0, 1, torch.device("cpu"))
+        super().__init__(model.config, data, config, folder, processes, is_quiet=is_quiet, tensorboard=tensorboard)
+        self.model = model.train()
+        self._optimizer = AdamW(model.parameters, (config.beta1, config.beta2), weight_decay=config.weight_decay)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.size for parameter in self.model.parameters.values())
+
+    def _begin(self) -> float:
+        keep_freed_memory()
+        return measured_peak(self.processes.device, getattr(torch, self.model.dtype))
+
+    def _operations_per_token(self) -> float:
+        sizes = {name: parameter.size for name, parameter in self.model.parameters.items()}
+        n_used = sum(size for name, size in sizes.items() if name.startswith(("h.", "wte.")))
+        return training_operations(n_used, self.model.config, self.config)
+
+    def train_step(self) -> tuple[float, float]:
+        self.model.rng = np.random.default_rng(mix(self.config.seed, 3, self.step, 0))  # dropout
+        loss, gradients = self.model.train().loss_and_gradients(*self._batches(self.step))
+        norm = clip_gradients(gradients, self.config.clip_norm or math.inf)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._fail_on_nan(loss, norm)
+        self._optimizer.step(gradients, learning_rate(self.config, self.step))
+        return loss, norm
+
+    def validation_loss(self) -> float:
+        self.model.eval()
+        losses = [self.model.loss(*self._evaluation(number)) for number in range(self._evaluation.count)]
+        return sum(losses) / len(losses)
+
+    def _sample(self) -> str:
+        tokenizer, config = self.data.tokenizer, self.config
+        if not config.sample_tokens or not (config.sample_prompt or tokenizer.eot_token_id is not None):
+            return ""
+        options = GenerationConfig(max_new_tokens=config.sample_tokens, do_sample=True, temperature=0.8, seed=config.seed)
+        return config.sample_prompt + "".join(stream_text(self.model, tokenizer, config.sample_prompt, options))
+
+    def save(self) -> None:
+        arrays = {_WEIGHT + name: parameter for name, parameter in self.model.parameters.items()}
+        for name, state in self._optimizer.states.items():
+            arrays |= {f"{_STATE}{name}.{theirs}": state[ours] for theirs, ours in _MOMENTS.items()}
+            arrays[f"{_STATE}{name}.step"] = np.array(state["steps"], np.float32)  # as PyTorch stores it
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        save_checkpoint(self.folder / CHECKPOINT_FOLDER, Checkpoint(tensors, self._progress_values()))
+
+    def load(self, step: int | None = None) -> None:
+        checkpoint = load_checkpoint(self.folder / CHECKPOINT_FOLDER, step)
+        arrays = {name: tensor.numpy() for name, tensor in checkpoint.tensors.items()}
+        try:
+            for name, parameter in self.model.parameters.items():
+                parameter[...] = arrays[_WEIGHT + name]
+                if f"{_STATE}{name}.step" in arrays:
+                    state = {ours: arrays[f"{_STATE}{name}.{theirs}"].copy() for theirs, ours in _MOMENTS.items()}
+                    self._optimizer.states[name] = {"steps": int(arrays[f"{_STATE}{name}.step"]), **state}
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint in {self.folder} is not of this model ({error})") from None
+        self._go_on_from(checkpoint)
+
+    def _save_model(self) -> None:
+        self.model.save_pretrained(self.folder, tokenizer=self.data.tokenizer)
+
+
+def check_settings(config: TrainingConfig) -> None:
+    """ConfigError for what this engine does not do, instead of doing something else."""
+    allowed: dict[str, tuple[object, ...]] = {
+        "precision": ("auto", "float32"),
+        "compile": (False,),
+        "gradient_checkpointing": (False,),
+        "accumulation": (1,),
+        "sharding": ("ddp",),
+    }
+    for name, values in allowed.items():
+        value = getattr(config, name)
+        if value not in values:
+            raise ConfigError(f"{name}={value} is not for engine=numpy: leave it out, or use engine=torch")

@@ -39,6 +39,9 @@ class Tolerance:
 # Some gradients are zero in theory (a lone token has nothing to compare its query with), and rounding in practice.
 SMALL = 0.01
 
+# How far from a point its neighbours are, of which the slope is computed: nearer, rounding would tell; farther, curvature.
+DIFFERENCE_STEP = 1e-5
+
 EXACT = Tolerance(0.0, "whole numbers: they are equal or they are not")
 FLOAT64 = Tolerance(1e-10, "float64 rounds at 1e-16, and each engine adds up in another order")
 FLOAT32 = Tolerance(1e-4, "float32 rounds at 6e-8, and each engine adds up in another order")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import gpt2.model as torch_model
 from gpt2.reference import numpy_gpt2, numpy_layers, python_gpt2
-from gpt2.verification.checks import BY_DTYPE, DIFFERENCES, FLOAT64, Check, Pair
+from gpt2.verification.checks import BY_DTYPE, DIFFERENCE_STEP, DIFFERENCES, FLOAT64, Check, Pair
 from gpt_config.model_config import GPT2Config
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -46,8 +46,7 @@ class Shape(NamedTuple):
 
 # As many rows as tokens, one of each, odd numbers, more heads than channels in a head: where ports mix up their axes.
 SHAPES = (Shape(2, 5, 12, 3, 11), Shape(4, 4, 8, 2, 7), Shape(1, 1, 4, 1, 2), Shape(3, 7, 10, 5, 5), Shape(6, 2, 6, 6, 13))
-# Of a central difference: the steps' length, and how many directions are tried.
-_STEP, _DIRECTIONS = 1e-5, 3
+_DIRECTIONS = 3  # that are tried with each input
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,17 @@ class Component:
                 directions = [rng.standard_normal(inputs[key].shape) for _ in range(_DIRECTIONS)]
                 losses = [
                     [
-                        float(np.sum(self.numpy({**inputs, key: inputs[key] + sign * _STEP * direction}, shape)[0] * d_out))
+                        float(
+                            np.sum(
+                                self.numpy({**inputs, key: inputs[key] + sign * DIFFERENCE_STEP * direction}, shape)[0]
+                                * d_out
+                            )
+                        )
                         for sign in (1, -1)
                     ]
                     for direction in directions
                 ]
-                slopes = [(above - below) / (2 * _STEP) for above, below in losses]
+                slopes = [(above - below) / (2 * DIFFERENCE_STEP) for above, below in losses]
                 yield f"{key} at {name}", [float(np.vdot(gradients[key], d)) for d in directions], slopes
 
 

@@ -31,7 +31,7 @@ from gpt2.reference.numpy_model import NumpyGPT2
 from gpt2.reference.numpy_training import train_step
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.optimizer import make_optimizer
-from gpt2.verification.checks import BY_DTYPE, EXACT, FLOAT64, STEPS, Check, Pair
+from gpt2.verification.checks import BY_DTYPE, DIFFERENCE_STEP, DIFFERENCES, EXACT, FLOAT64, STEPS, Check, Pair
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.training_config import TrainingConfig
 
@@ -48,6 +48,8 @@ def model_checks(folder: Path) -> Iterator[Check]:
     for dtype, tolerance in BY_DTYPE.items():
         yield Check("logits", "NumPy", "PyTorch", dtype, tolerance, partial(_numpy_logits, engines, dtype))
         yield Check("loss and gradients", "NumPy", "PyTorch", dtype, tolerance, partial(_numpy_gradients, engines, dtype))
+    slopes = partial(_central_differences, engines)
+    yield Check("loss and gradients", "NumPy", "central differences", "float64", DIFFERENCES, slopes)
     yield Check("logits with a KV cache", "PyTorch", "NumPy", "float64", FLOAT64, partial(_torch_cached, engines))
     yield Check("logits with a KV cache", "NumPy", "PyTorch", "float64", FLOAT64, partial(_numpy_cached, engines))
     yield Check("logits with a KV cache", "Python", "PyTorch", "float64", FLOAT64, partial(_python_cached, engines))
@@ -179,6 +181,27 @@ def _numpy_gradients(engines: _Engines, dtype: str) -> Iterator[Pair]:
     for name, ids in engines.batches:
         loss, gradients = numpy_gpt2.loss_and_gradients(model.parameters, model.config, ids[:, :-1], ids[:, 1:])
         yield from _paired(name, (loss, gradients), _torch_gradients(engines.torch(dtype), ids))
+
+
+def _central_differences(engines: _Engines) -> Iterator[Pair]:
+    """The slope of the loss when all parameters move at once, each tensor as far as its numbers are large."""
+    model, rng = engines.numpy("float64"), np.random.default_rng(2)
+    for name, ids in engines.batches:
+        inputs, targets = ids[:, :-1], ids[:, 1:]
+        _, gradients = numpy_gpt2.loss_and_gradients(model.parameters, model.config, inputs, targets)
+        found, expected = [], []
+        for _ in range(3):
+            way = {key: rng.standard_normal(value.shape) * np.abs(value).mean() for key, value in model.parameters.items()}
+            found.append(sum(float(np.vdot(gradients[key], step)) for key, step in way.items()))
+            above, below = (_loss_along(model, way, sign * DIFFERENCE_STEP, inputs, targets) for sign in (1, -1))
+            expected.append((above - below) / (2 * DIFFERENCE_STEP))
+        yield name, found, expected
+
+
+def _loss_along(model: NumpyGPT2, way: dict[str, Array], step: float, inputs: Array, targets: Array) -> float:
+    parameters = {key: value + step * way[key] for key, value in model.parameters.items()}
+    logits, _ = numpy_gpt2.gpt2_forward(parameters, model.config, inputs)
+    return numpy_gpt2.cross_entropy_forward(logits, targets)[0]
 
 
 def _transformers_gradients(engines: _Engines) -> Iterator[Pair]:

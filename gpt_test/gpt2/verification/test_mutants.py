@@ -90,6 +90,7 @@ MODEL_MUTANTS = [
     ("logits", "NumPy", "PyTorch", numpy_model, "gpt2_forward", "tokens + positions", "tokens - positions"),
     ("logits", "PyTorch", "transformers", torch_model.GPT2, "hidden_states", "+ self.wpe", "- self.wpe"),
     ("loss and gradients", "NumPy", "PyTorch", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
+    ("loss and gradients", "NumPy", "central differences", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
     ("loss and gradients", "PyTorch", "transformers", LanguageModelLoss, "forward", "(hidden", "(-hidden"),
     ("logits with a KV cache", "PyTorch", "NumPy", torch_model, "_visible", "<= slots[past:, None]", ">= slots[past:, None]"),
     ("logits with a KV cache", "NumPy", "PyTorch", numpy_model, "gpt2_forward", "at = np.arange(past, past +", "at = np.arange(0,"),

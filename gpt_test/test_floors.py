@@ -23,6 +23,7 @@ ON_DEMAND = {
     ("gpt_config/locate.py", "huggingface_hub"),
     ("gpt_encoder/interface.py", "torch"),
     ("gpt2/training/progress.py", "matplotlib"),
+    ("gpt2/verification/components.py", "transformers"),
     ("gpt2/verification/folder.py", "transformers"),
     ("gpt2/verification/tokenizers.py", "tiktoken"),
     ("gpt2/verification/tokenizers.py", "tiktoken_ext"),

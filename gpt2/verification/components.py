@@ -1,11 +1,12 @@
-"""Every component on its own, forward and backward, in NumPy and pure Python against PyTorch, over odd shapes.
+"""Every component on its own, forward and backward: NumPy and pure Python against PyTorch, that against transformers.
 
-A `Component` says how each engine computes it from the same inputs; the checks are made from that in one place. Engines are
-asked through their modules at the time of the check, so what is checked is what stands there then.
+A `Component` says how each engine computes it from the same inputs; the checks, over odd shapes, are made from that in one
+place. Engines are asked through their modules at the time of the check, so what is checked is what stands there then.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,7 @@ class Component:
     torch: Callable[[dict[str, Tensor], Shape], Tensor]
     numpy: Callable[[Inputs, Shape], tuple[Any, Callable[[Any], Gradients]]] | None = None
     python: Callable[[dict[str, Any], Shape], Any] | None = None
+    transformers: Callable[[dict[str, Tensor], Shape], Tensor] | None = None
 
     def checks(self) -> Iterator[Check]:
         """All that can be compared."""
@@ -70,6 +72,12 @@ class Component:
             )
         if self.python is not None:
             yield Check(f"{self.name}, forward", "Python", "PyTorch", "float64", FLOAT64, self._python_forwards)
+
+        if self.transformers is not None and importlib.util.find_spec("transformers"):
+            for dtype, tolerance in BY_DTYPE.items():
+                names = ("PyTorch", "transformers", dtype, tolerance)
+                yield Check(f"{self.name}, forward", *names, partial(self._transformers_forwards, dtype))
+                yield Check(f"{self.name}, backward", *names, partial(self._transformers_backwards, dtype))
 
     def _cases(self, dtype: str) -> Iterator[tuple[str, Shape, Inputs, np.random.Generator]]:
         for shape in SHAPES:
@@ -100,6 +108,22 @@ class Component:
             for key, tensor in tensors.items():
                 if tensor.requires_grad:
                     yield f"{key} at {name}", gradients[key], tensor.grad
+
+    def _transformers_forwards(self, dtype: str) -> Iterator[Pair]:
+        assert self.transformers is not None
+        for name, shape, inputs, _ in self._cases(dtype):
+            yield name, self.torch(_tensors(inputs), shape).detach(), self.transformers(_tensors(inputs), shape).detach()
+
+    def _transformers_backwards(self, dtype: str) -> Iterator[Pair]:
+        assert self.transformers is not None
+        for name, shape, inputs, rng in self._cases(dtype):
+            ours, theirs = _tensors(inputs, requires_grad=True), _tensors(inputs, requires_grad=True)
+            out = self.torch(ours, shape)
+            d_out = torch.from_numpy(rng.standard_normal(tuple(out.shape)).astype(dtype))
+            out.backward(d_out)
+            self.transformers(theirs, shape).backward(d_out)
+            for key, tensor in ours.items():
+                yield f"{key} at {name}", tensor.grad, theirs[key].grad
 
     def _central_differences(self) -> Iterator[Pair]:
         """The gradient along a direction, against how much the loss sum(out * d_out) changes along it."""
@@ -279,6 +303,38 @@ def _torch_block(i: dict[str, Tensor], shape: Shape) -> Tensor:
     return _called(torch_model.Block(shape.config, 0), _without("", i), i["x"], None, None)
 
 
+def _transformers_linear(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    from transformers.pytorch_utils import Conv1D
+
+    return _called(Conv1D(3 * shape.C, shape.C), {"weight": i["weight"], "bias": i["bias"]}, i["x"])
+
+
+def _transformers_config(shape: Shape) -> Any:
+    from transformers import GPT2Config as TransformersConfig
+
+    values: dict[str, Any] = {**shape.config.to_dict(), "attn_implementation": "sdpa"}
+    return TransformersConfig(**values)
+
+
+def _transformers_attention(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+    return _called(GPT2Attention(_transformers_config(shape), layer_idx=0), _without("attn.", i), i["x"])[0]
+
+
+def _transformers_mlp(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+    return _called(GPT2MLP(4 * shape.C, _transformers_config(shape)), _without("mlp.", i), i["x"])
+
+
+def _transformers_block(i: dict[str, Tensor], shape: Shape) -> Tensor:
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+    out: Any = _called(GPT2Block(_transformers_config(shape), layer_idx=0), _without("", i), i["x"])
+    return out if isinstance(out, Tensor) else out[0]  # some versions give the attention's weights too
+
+
 def _numpy_attention(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
     out, saved = numpy_gpt2.attention_forward(i["x"], i, shape.config, 0)
     return out, lambda d_out: _named(numpy_gpt2.attention_backward(d_out, saved))
@@ -349,7 +405,12 @@ COMPONENTS = (
         lambda i, s: _by_row(lambda row: python_gpt2.layer_norm(row, i["weight"], i["bias"], _EPSILON), i["x"]),
     ),
     Component(
-        "linear", _normal(x=("B", "T", "C"), weight=("C", "3C"), bias=("3C",)), _torch_linear, _numpy_linear, _python_linear
+        "linear",
+        _normal(x=("B", "T", "C"), weight=("C", "3C"), bias=("3C",)),
+        _torch_linear,
+        _numpy_linear,
+        _python_linear,
+        _transformers_linear,
     ),
     Component(
         "GELU",
@@ -405,6 +466,7 @@ COMPONENTS = (
         _torch_attention,
         _numpy_attention,
         lambda i, s: [python_gpt2.multi_head_attention(row, _columns(i), s.config, 0) for row in i["x"]],
+        _transformers_attention,
     ),
     Component(
         "MLP",
@@ -412,6 +474,7 @@ COMPONENTS = (
         _torch_mlp,
         _numpy_mlp,
         lambda i, s: [python_gpt2.mlp(row, _columns(i), s.config) for row in i["x"]],
+        _transformers_mlp,
     ),
     Component(
         "block",
@@ -419,6 +482,7 @@ COMPONENTS = (
         _torch_block,
         _numpy_block,
         lambda i, s: [python_gpt2.block(row, _columns(i), s.config, 0) for row in i["x"]],
+        _transformers_block,
     ),
     Component(
         "tied head",

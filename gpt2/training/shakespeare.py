@@ -16,8 +16,11 @@ _TIMEOUT_SECONDS = 20.0
 
 
 def resolve(path: str) -> str:
-    """`path`, or where tinyshakespeare is on this machine if `path` is "shakespeare" and no such file is here."""
-    return str(fetch_shakespeare()) if path == NAME and not Path(path).exists() else path
+    """`path`, or where tinyshakespeare is on this machine if `path` is "shakespeare".
+
+    The name means that text even where a folder is called so, for a run of it often is; "./shakespeare" means the folder.
+    """
+    return str(fetch_shakespeare()) if path == NAME else path
 
 
 def fetch_shakespeare() -> Path:

@@ -49,7 +49,9 @@ def test_a_folder_that_cannot_be_read_still_has_its_parts_checked(run_command: C
     assert "the whole model" in result.out and "block, backward" in result.out
 
 
-def test_random_and_unknown_models(run_command: Callable) -> None:
+def test_random_and_unknown_models(run_command: Callable, tmp_path: Path) -> None:
+    result = run_command("verify", tmp_path)
+    assert result.status == 1 and not result.out and "is no model: name a folder that holds" in result.err
     assert run_command("verify", "random").status == 0
     result = run_command("verify", "no-such-model")
     assert result.status == 1 and result.err.startswith("error: ")

@@ -1,16 +1,13 @@
 """Every component on its own, forward and backward: NumPy and pure Python against PyTorch, that against transformers.
 
-A `Component` says how each engine computes it from the same inputs; the checks, over odd shapes, are made from that in one
-place. Engines are asked through their modules at the time of the check, so what is checked is what stands there then.
+A list of `Component`s. Engines are asked through their modules at the time of the check, so what is checked is what stands
+there then.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,162 +16,14 @@ from torch import Tensor, nn
 
 import gpt2.model as torch_model
 from gpt2.reference import numpy_gpt2, numpy_layers, python_gpt2
-from gpt2.verification.checks import BY_DTYPE, DIFFERENCE_STEP, DIFFERENCES, FLOAT64, Check, Pair
-from gpt_config.model_config import GPT2Config
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Inputs = dict[str, Array]  # those of floating point have gradients
-Gradients = dict[str, Array]
-
-
-class Shape(NamedTuple):
-    """Batch, tokens, channels, heads, vocabulary: what the inputs of a component are as large as."""
-
-    B: int
-    T: int
-    C: int
-    H: int
-    V: int
-
-    @property
-    def config(self) -> GPT2Config:
-        """A model of that shape, without dropout."""
-        return GPT2Config(
-            vocab_size=self.V, n_positions=self.T, n_embd=self.C, n_head=self.H, n_layer=1,
-            embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
-        )  # fmt: skip
-
-
-# As many rows as tokens, one of each, odd numbers, more heads than channels in a head: where ports mix up their axes.
-SHAPES = (Shape(2, 5, 12, 3, 11), Shape(4, 4, 8, 2, 7), Shape(1, 1, 4, 1, 2), Shape(3, 7, 10, 5, 5), Shape(6, 2, 6, 6, 13))
-_DIRECTIONS = 3  # that are tried with each input
-
-
-@dataclass(frozen=True)
-class Component:
-    """One function of GPT-2. `numpy` gives the output and what maps its gradient to those of the inputs, by name."""
-
-    name: str
-    inputs: Callable[[Shape, np.random.Generator], Inputs]
-    torch: Callable[[dict[str, Tensor], Shape], Tensor]
-    numpy: Callable[[Inputs, Shape], tuple[Any, Callable[[Any], Gradients]]] | None = None
-    python: Callable[[dict[str, Any], Shape], Any] | None = None
-    transformers: Callable[[dict[str, Tensor], Shape], Tensor] | None = None
-
-    def checks(self) -> Iterator[Check]:
-        """All that can be compared."""
-        if self.numpy is not None:
-            for dtype, tolerance in BY_DTYPE.items():
-                yield Check(f"{self.name}, forward", "NumPy", "PyTorch", dtype, tolerance, partial(self._forwards, dtype))
-                yield Check(f"{self.name}, backward", "NumPy", "PyTorch", dtype, tolerance, partial(self._backwards, dtype))
-            yield Check(
-                f"{self.name}, backward", "NumPy", "central differences", "float64", DIFFERENCES, self._central_differences
-            )
-        if self.python is not None:
-            yield Check(f"{self.name}, forward", "Python", "PyTorch", "float64", FLOAT64, self._python_forwards)
-
-        if self.transformers is not None and importlib.util.find_spec("transformers"):
-            for dtype, tolerance in BY_DTYPE.items():
-                names = ("PyTorch", "transformers", dtype, tolerance)
-                yield Check(f"{self.name}, forward", *names, partial(self._transformers_forwards, dtype))
-                yield Check(f"{self.name}, backward", *names, partial(self._transformers_backwards, dtype))
-
-    def _cases(self, dtype: str) -> Iterator[tuple[str, Shape, Inputs, np.random.Generator]]:
-        for shape in SHAPES:
-            rng = np.random.default_rng(0)
-            inputs = self.inputs(shape, rng)
-            cast = {name: x.astype(dtype) if x.dtype.kind == "f" else x for name, x in inputs.items()}
-            yield f"shape {tuple(shape)}", shape, cast, rng
-
-    def _forwards(self, dtype: str) -> Iterator[Pair]:
-        assert self.numpy is not None
-        for name, shape, inputs, _ in self._cases(dtype):
-            yield name, self.numpy(inputs, shape)[0], self.torch(_tensors(inputs), shape)
-
-    def _python_forwards(self) -> Iterator[Pair]:
-        assert self.python is not None
-        for name, shape, inputs, _ in self._cases("float64"):
-            lists = {key: value.tolist() for key, value in inputs.items()}
-            yield name, self.python(lists, shape), self.torch(_tensors(inputs), shape)
-
-    def _backwards(self, dtype: str) -> Iterator[Pair]:
-        assert self.numpy is not None
-        for name, shape, inputs, rng in self._cases(dtype):
-            out, backward = self.numpy(inputs, shape)
-            d_out = rng.standard_normal(np.shape(out)).astype(dtype)
-            tensors = _tensors(inputs, requires_grad=True)
-            self.torch(tensors, shape).backward(torch.from_numpy(np.asarray(d_out)))
-            gradients = backward(d_out)
-            for key, tensor in tensors.items():
-                if tensor.requires_grad:
-                    yield f"{key} at {name}", gradients[key], tensor.grad
-
-    def _transformers_forwards(self, dtype: str) -> Iterator[Pair]:
-        assert self.transformers is not None
-        for name, shape, inputs, _ in self._cases(dtype):
-            yield name, self.torch(_tensors(inputs), shape).detach(), self.transformers(_tensors(inputs), shape).detach()
-
-    def _transformers_backwards(self, dtype: str) -> Iterator[Pair]:
-        assert self.transformers is not None
-        for name, shape, inputs, rng in self._cases(dtype):
-            ours, theirs = _tensors(inputs, requires_grad=True), _tensors(inputs, requires_grad=True)
-            out = self.torch(ours, shape)
-            d_out = torch.from_numpy(rng.standard_normal(tuple(out.shape)).astype(dtype))
-            out.backward(d_out)
-            self.transformers(theirs, shape).backward(d_out)
-            for key, tensor in ours.items():
-                yield f"{key} at {name}", tensor.grad, theirs[key].grad
-
-    def _central_differences(self) -> Iterator[Pair]:
-        """The gradient along a direction, against how much the loss sum(out * d_out) changes along it."""
-        assert self.numpy is not None
-        for name, shape, inputs, rng in self._cases("float64"):
-            out, backward = self.numpy(inputs, shape)
-            d_out = rng.standard_normal(np.shape(out))
-            gradients = backward(d_out)
-            for key in gradients:
-                directions = [rng.standard_normal(inputs[key].shape) for _ in range(_DIRECTIONS)]
-                losses = [
-                    [
-                        float(
-                            np.sum(
-                                self.numpy({**inputs, key: inputs[key] + sign * DIFFERENCE_STEP * direction}, shape)[0]
-                                * d_out
-                            )
-                        )
-                        for sign in (1, -1)
-                    ]
-                    for direction in directions
-                ]
-                slopes = [(above - below) / (2 * DIFFERENCE_STEP) for above, below in losses]
-                yield f"{key} at {name}", [float(np.vdot(gradients[key], d)) for d in directions], slopes
+from gpt2.verification.checks import Check
+from gpt2.verification.component import Array, Component, Gradients, Inputs, Shape, normal
 
 
 def component_checks() -> Iterator[Check]:
     """The checks of all components."""
     for component in COMPONENTS:
         yield from component.checks()
-
-
-def _tensors(inputs: Inputs, requires_grad: bool = False) -> dict[str, Tensor]:
-    return {
-        name: torch.tensor(value, requires_grad=requires_grad and value.dtype.kind == "f") for name, value in inputs.items()
-    }
-
-
-def _normal(**shapes: tuple[str, ...]) -> Callable[[Shape, np.random.Generator], Inputs]:
-    """Normal inputs, each of the axes named: a letter is a size of the `Shape`, "3C" three times one."""
-
-    def draw(shape: Shape, rng: np.random.Generator) -> Inputs:
-        return {name: rng.standard_normal([_size(axis, shape) for axis in axes]) for name, axes in shapes.items()}
-
-    return draw
-
-
-def _size(axis: str, shape: Shape) -> int:
-    if axis == "D":
-        return shape.C // shape.H
-    return int(axis[:-1] or 1) * int(getattr(shape, axis[-1]))
 
 
 # ---- The parts of a layer -------------------------------------------------------------------------------------------
@@ -370,23 +219,23 @@ def _torch_masked_softmax(i: dict[str, Tensor], shape: Shape) -> Tensor:
     return i["x"].masked_fill(later, -torch.inf).softmax(-1)
 
 
-_X = _normal(x=("B", "T", "C"))
+_X = normal(x=("B", "T", "C"))
 COMPONENTS = (
     Component(
         "matrix product",
-        _normal(a=("B", "T"), b=("T", "C")),
+        normal(a=("B", "T"), b=("T", "C")),
         lambda i, s: i["a"] @ i["b"],
         python=lambda i, s: python_gpt2.matmul(i["a"], i["b"]),
     ),
     Component(
         "transpose",
-        _normal(a=("B", "T")),
+        normal(a=("B", "T")),
         lambda i, s: i["a"].mT,
         python=lambda i, s: python_gpt2.transpose(i["a"]),
     ),
     Component(
         "residual addition",
-        _normal(a=("T", "C"), b=("T", "C")),
+        normal(a=("T", "C"), b=("T", "C")),
         lambda i, s: i["a"] + i["b"],
         python=lambda i, s: python_gpt2.add(i["a"], i["b"]),
     ),
@@ -399,14 +248,14 @@ COMPONENTS = (
     ),
     Component(
         "layer norm",
-        _normal(x=("B", "T", "C"), weight=("C",), bias=("C",)),
+        normal(x=("B", "T", "C"), weight=("C",), bias=("C",)),
         lambda i, s: F.layer_norm(i["x"], (s.C,), i["weight"], i["bias"], _EPSILON),
         _numpy_layer_norm,
         lambda i, s: _by_row(lambda row: python_gpt2.layer_norm(row, i["weight"], i["bias"], _EPSILON), i["x"]),
     ),
     Component(
         "linear",
-        _normal(x=("B", "T", "C"), weight=("C", "3C"), bias=("3C",)),
+        normal(x=("B", "T", "C"), weight=("C", "3C"), bias=("3C",)),
         _torch_linear,
         _numpy_linear,
         _python_linear,
@@ -436,33 +285,33 @@ COMPONENTS = (
     Component("dropout", _X, _torch_dropout, _numpy_dropout),
     Component(
         "softmax",
-        _normal(x=("B", "T", "V")),
+        normal(x=("B", "T", "V")),
         lambda i, s: i["x"].softmax(-1),
         _pointwise("softmax_forward", "softmax_backward"),
         lambda i, s: _by_row(python_gpt2.softmax, i["x"]),
     ),
     Component(
         "masked softmax",
-        _normal(x=("B", "T", "T")),
+        normal(x=("B", "T", "T")),
         _torch_masked_softmax,
         python=lambda i, s: _first_visible(i["x"]),
     ),
     Component(
         "probabilities at a temperature",
-        _normal(x=("B", "T", "V")),
+        normal(x=("B", "T", "V")),
         lambda i, s: (i["x"] / 0.7).softmax(-1),
         python=lambda i, s: _by_row(lambda row: python_gpt2.logits_to_probs(row, 0.7), i["x"]),
     ),
     Component(
         "causal attention",
-        _normal(q=("B", "H", "T", "D"), k=("B", "H", "T", "D"), v=("B", "H", "T", "D")),
+        normal(q=("B", "H", "T", "D"), k=("B", "H", "T", "D"), v=("B", "H", "T", "D")),
         lambda i, s: F.scaled_dot_product_attention(i["q"], i["k"], i["v"], is_causal=True, scale=0.7),
         _numpy_attention_core,
         _python_attention_core,
     ),
     Component(
         "multi-head attention",
-        _normal(x=("B", "T", "C"), **_ATTENTION),
+        normal(x=("B", "T", "C"), **_ATTENTION),
         _torch_attention,
         _numpy_attention,
         lambda i, s: [python_gpt2.multi_head_attention(row, _columns(i), s.config, 0) for row in i["x"]],
@@ -470,7 +319,7 @@ COMPONENTS = (
     ),
     Component(
         "MLP",
-        _normal(x=("B", "T", "C"), **_MLP),
+        normal(x=("B", "T", "C"), **_MLP),
         _torch_mlp,
         _numpy_mlp,
         lambda i, s: [python_gpt2.mlp(row, _columns(i), s.config) for row in i["x"]],
@@ -478,7 +327,7 @@ COMPONENTS = (
     ),
     Component(
         "block",
-        _normal(x=("B", "T", "C"), **_NORMS, **_ATTENTION, **_MLP),
+        normal(x=("B", "T", "C"), **_NORMS, **_ATTENTION, **_MLP),
         _torch_block,
         _numpy_block,
         lambda i, s: [python_gpt2.block(row, _columns(i), s.config, 0) for row in i["x"]],
@@ -486,7 +335,7 @@ COMPONENTS = (
     ),
     Component(
         "tied head",
-        _normal(x=("B", "T", "C"), table=("V", "C")),
+        normal(x=("B", "T", "C"), table=("V", "C")),
         lambda i, s: i["x"] @ i["table"].mT,
         _numpy_tied_head,
         lambda i, s: _by_row(lambda row: python_gpt2.tied_head(row, i["table"]), i["x"]),

@@ -49,11 +49,13 @@ class KVCache:
             )
         self.length += n_tokens
 
-    def append(self, layer: int, keys_and_values: Tensor) -> Tensor:
-        """Store (2, B, n_head, T, head_dim) in the last T reserved slots; return the same for all slots in use."""
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, n_head, T, head_dim) each in the last T reserved slots; return the same for all slots in use."""
         stored = self.layers[layer][:, :, :, : self.length]
-        stored[:, :, :, -keys_and_values.shape[3] :] = keys_and_values
-        return stored
+        n_tokens = keys.shape[2]
+        stored[0, :, :, -n_tokens:] = keys
+        stored[1, :, :, -n_tokens:] = values
+        return stored[0], stored[1]
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in that order; a row may be named several times (as beams are) or not at all."""

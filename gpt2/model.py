@@ -68,18 +68,15 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        heads = self.c_attn(x).view(B, T, 3, self.n_head, self.head_dim)
-        heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        q, kv = heads[0], heads[1:]
+        # Three tensors of shape (B, H, T, D): queries, keys, values
+        q, k, v = (heads.view(B, T, self.n_head, self.head_dim).transpose(1, 2) for heads in self.c_attn(x).split(C, dim=2))
         if kv_cache is not None:
-            kv = kv_cache.append(self.layer, kv)  # (2, B, H, S, D)
+            k, v = kv_cache.append(self.layer, k, v)  # (B, H, S, D)
         if self.training and self.attn_pdrop:
-            y = attention_with_dropout(q, kv[0], kv[1], mask, self.attn_pdrop, self.scale)
+            y = attention_with_dropout(q, k, v, mask, self.attn_pdrop, self.scale)
         else:
             # Causal where no mask says otherwise; a single token sees everything.
-            y = F.scaled_dot_product_attention(
-                q, kv[0], kv[1], attn_mask=mask, is_causal=mask is None and T > 1, scale=self.scale
-            )
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, scale=self.scale)
         y = y.transpose(1, 2).reshape(B, T, C)
         return dropout(self.c_proj(y), self.resid_pdrop, self.training)
 

@@ -27,15 +27,19 @@ from gpt2.training.distributed import Processes
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.optimizer import learning_rate, make_optimizer
 from gpt2.training.progress import read_metrics
-from gpt_config import ConfigError, DataError, GPT2Config, TrainingError
+from gpt2.training.trainer import _n_parts
+from gpt_config import ConfigError, DataError, GPT2Config, TrainingConfig, TrainingError
 from gpt_test.gpt2.training.conftest import SIZES, tiny_config
 
 MakeTrainer = Callable[..., Trainer]
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(accumulation=2, clip_norm=0.5, weight_decay=0.3)
+# On a CPU 512 rows of 16 tokens are done in two parts without being asked.
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"batch_size": 512}])
+def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer, changes: dict) -> None:
+    trainer = make_trainer(**changes, clip_norm=0.5, weight_decay=0.3)
+    assert trainer._n_parts == 2
     config, model = trainer.config, GPT2(trainer.model.config)
     model.load_state_dict(trainer.model.state_dict())
     decay = [p for name, p in model.named_parameters() if name.endswith("weight") and "ln_" not in name]
@@ -114,6 +118,19 @@ def test_training_learns_and_leaves_an_ordinary_model_folder(text_file: Path, tm
     trained = Trainer(loaded, data, config, tmp_path / "other", is_quiet=True)
     assert trained.validation_loss() == pytest.approx(stopped.best_loss, abs=1e-6)
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("rows", "context", "accumulation", "world_size", "parts"),
+    [
+        (64, 256, 1, 1, 4), (64, 256, 8, 1, 8), (64, 256, 1, 2, 2), (16, 256, 1, 1, 1), (12, 1024, 1, 1, 3),
+        (12, 1024, 2, 1, 4), (17, 256, 1, 1, 1), (5, 1024, 1, 1, 5), (2, 5000, 1, 1, 1),
+    ],
+)  # fmt: skip
+def test_parts_on_a_cpu(rows: int, context: int, accumulation: int, world_size: int, parts: int) -> None:
+    config = TrainingConfig(batch_size=rows, context=context, accumulation=accumulation)
+    assert _n_parts(config, Processes(0, world_size, torch.device("cpu"))) == parts
+    assert _n_parts(config, Processes(0, world_size, torch.device("meta"))) == accumulation
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulation": 2, "gradient_checkpointing": True}])

@@ -46,6 +46,7 @@ class TrainingConfig:
 
     # What is reported and kept, in steps
     eval_interval: int = 250
+    patience: int = 0  # evaluations in a row without a better loss, after which the run ends; 0: it goes to the end
     eval_batches: int = 20  # batches that each evaluation looks at, spread over the validation text
     checkpoint_interval: int = 250
     log_interval: int = 10
@@ -57,7 +58,7 @@ class TrainingConfig:
             check_whole(name, getattr(self, name), 1)
         check_whole("checkpoint_interval", self.checkpoint_interval, 1)
         check_whole("log_interval", self.log_interval, 1)
-        for name in ("warmup_steps", "seed", "sample_tokens"):
+        for name in ("warmup_steps", "seed", "sample_tokens", "patience"):
             check_whole(name, getattr(self, name), 0)
         for name in ("learning_rate", "min_learning_rate", "weight_decay", "clip_norm"):
             check_real(name, getattr(self, name), lambda value: value >= 0, "a number of 0 or more")

@@ -50,6 +50,7 @@ _HELP = {
     "sharding": "With torchrun: the whole model on each process (ddp), or a part (fsdp).",
     "seed": "Of weights, batches and dropout: one seed, one run.",
     "eval_interval": "Steps between evaluations.",
+    "patience": "End after so many evaluations in a row without a better loss; 0 never.",
     "eval_batches": "Batches of validation text in each evaluation.",
     "checkpoint_interval": "Steps between checkpoints.",
     "log_interval": "Steps between lines of metrics.jsonl.",
@@ -256,7 +257,7 @@ def _make_model(
     if options["init_from"] and not is_resumed:
         model = GPT2.from_pretrained(options["init_from"])
         if dropout is not None:
-            model.config = dataclasses.replace(model.config, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
+            model.set_dropout(dropout)
         return model
     torch.manual_seed(config.seed)
     return GPT2(_model_config(options, data, config))

@@ -18,11 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from gpt2.training.batches import Batches, EvaluationBatches
 from gpt2.training.checkpoint import Checkpoint
 from gpt2.training.distributed import Processes
+from gpt2.training.objective import Objective
 from gpt2.training.optimizer import learning_rate
-from gpt2.training.preparation import TrainingData
 from gpt2.training.progress import Progress, plot_losses
 from gpt_config.errors import ConfigError, TrainingError
 from gpt_config.model_config import GPT2Config
@@ -33,11 +32,15 @@ CHECKPOINT_FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class Stopped:
-    """How a run ended: after how many steps, with what best validation loss, and by which signal if by one."""
+    """How a run ended: after how many steps, with what best validation loss, and by which signal if by one.
+
+    `is_early`: before `max_steps`, for the validation loss had not fallen in `patience` evaluations.
+    """
 
     step: int
     best_loss: float
     signal: int | None = None
+    is_early: bool = False
 
 
 class TrainingLoop(abc.ABC):
@@ -47,13 +50,13 @@ class TrainingLoop(abc.ABC):
         folder/checkpoints/step-NNNNNNNN.safetensors              the newest two states, to go on from
         folder/metrics.jsonl, loss.png                            how it went
 
-    ConfigError if the context is longer than the model's, or the vocabularies differ.
+    ConfigError if the objective does not fit the model, or the rows cannot be shared evenly.
     """
 
     def __init__(
         self,
         model_config: GPT2Config,
-        data: TrainingData,
+        objective: Objective,
         config: TrainingConfig,
         folder: str | Path,
         processes: Processes,
@@ -61,14 +64,13 @@ class TrainingLoop(abc.ABC):
         is_quiet: bool = False,
         tensorboard: bool = False,
     ) -> None:
-        _check_fit(model_config, data, config, processes.world_size)
-        self.config, self.data, self.folder, self.processes = config, data, Path(folder), processes
+        _check_shares(config, processes.world_size)
+        objective.check(model_config, config)
+        self.config, self.objective, self.folder, self.processes = config, objective, Path(folder), processes
         self.step, self.best_loss = 0, math.inf
+        self._n_since_best = 0  # evaluations
         self._is_quiet, self._tensorboard = is_quiet or not processes.is_first, tensorboard
-        self._batches = Batches(data.train, config.context, config.batch_size, config.seed)
-        self._evaluation = EvaluationBatches(
-            data.validation, config.context, config.batch_size, config.seed, limit=config.eval_batches
-        )
+        self._batches, self._evaluation = objective.batches, objective.evaluation
         self._received: list[int] = []
 
     # -- what an engine does ---------------------------------------------------------------------------------------------
@@ -107,8 +109,8 @@ class TrainingLoop(abc.ABC):
         """Make ready; the operations a second that all processes could do at best."""
 
     @abc.abstractmethod
-    def _operations_per_token(self) -> float:
-        """Of a training step."""
+    def _operations_per_token(self) -> float | None:
+        """Of a training step, if that can be said."""
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
@@ -119,7 +121,7 @@ class TrainingLoop(abc.ABC):
         """
         self._peak = self._begin()
         with self._progress() as progress, self._signals():
-            while self.step < self.config.max_steps:
+            while self.step < self.config.max_steps and not self._has_had_enough():
                 if self._must_stop():
                     self.save()
                     break
@@ -129,11 +131,15 @@ class TrainingLoop(abc.ABC):
                 at_end = self.step == self.config.max_steps
                 if at_end or self.step % self.config.eval_interval == 0:
                     self._evaluate(progress)
-                if at_end or self.step % self.config.checkpoint_interval == 0:
+                if at_end or self.step % self.config.checkpoint_interval == 0 or self._has_had_enough():
                     self.save()
-        if self.processes.is_first and self.step == self.config.max_steps:
+        is_early = self.step < self.config.max_steps and self._has_had_enough()
+        if self.processes.is_first and (is_early or self.step == self.config.max_steps):
             plot_losses(self.folder)
-        return Stopped(self.step, self.best_loss, self._received[0] if self._received else None)
+        return Stopped(self.step, self.best_loss, self._received[0] if self._received else None, is_early)
+
+    def _has_had_enough(self) -> bool:
+        return 0 < self.config.patience <= self._n_since_best
 
     def _progress(self) -> Any:
         if not self.processes.is_first:
@@ -153,8 +159,9 @@ class TrainingLoop(abc.ABC):
         self.step += 1
         if progress is None:
             return
-        rate = self.config.tokens_per_step / (time.perf_counter() - start)
-        progress.step(loss, rate, rate * self._operations_per_token() / self._peak)
+        rate = self.objective.tokens_per_step / (time.perf_counter() - start)
+        operations = self._operations_per_token()
+        progress.step(loss, rate, None if operations is None else rate * operations / self._peak)
         if self.step % self.config.log_interval == 0 or self.step == 1:
             progress.record(
                 {
@@ -179,36 +186,28 @@ class TrainingLoop(abc.ABC):
     def _evaluate(self, progress: Progress | None) -> None:
         loss = self.validation_loss()
         is_best = loss < self.best_loss
+        self._n_since_best = 0 if is_best else self._n_since_best + 1
         self.best_loss = min(loss, self.best_loss)
         if is_best:  # before the first step too, so that there is a model from the start
             self._save_model()
         if progress is None:
             return
-        bits = bits_per_byte(loss, len(self.data.validation), self.data.validation.n_bytes)
-        sample = self._sample()
-        values: dict[str, Any] = {
-            "step": self.step,
-            "validation_loss": loss,
-            "perplexity": math.exp(min(loss, 700)),
-            "bits_per_byte": bits,
-        }
-        if sample:
-            values["sample"] = sample
-        progress.record(values)
-        progress.say(
-            f"step {self.step}: validation loss {loss:.4f}, perplexity {values['perplexity']:.2f}, "
-            f"{bits:.3f} bits a byte{' (best so far)' if is_best else ''}"
-        )
+        figures, sample = self.objective.figures(loss), self._sample()
+        progress.record({"step": self.step, "validation_loss": loss, **figures, **({"sample": sample} if sample else {})})
+        told = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+        progress.say(f"step {self.step}: validation loss {loss:.4f}{told}{' (best so far)' if is_best else ''}")
         if sample:
             progress.say("  | " + sample.replace("\n", "\n  | "))
 
     def _progress_values(self) -> dict[str, Any]:
         """Where the run is, for a checkpoint."""
-        return {"step": self.step, "best_loss": self.best_loss if math.isfinite(self.best_loss) else None}
+        best_loss = self.best_loss if math.isfinite(self.best_loss) else None
+        return {"step": self.step, "best_loss": best_loss, "n_since_best": self._n_since_best}
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         best_loss = checkpoint.values["best_loss"]
         self.step, self.best_loss = checkpoint.values["step"], math.inf if best_loss is None else best_loss
+        self._n_since_best = checkpoint.values.get("n_since_best", 0)  # checkpoints of before there was patience lack it
 
     # -- signals -------------------------------------------------------------------------------------------------------
 
@@ -240,21 +239,9 @@ def training_operations(n_parameters: int, model: GPT2Config, config: TrainingCo
     return 6 * n_parameters + 6 * model.n_layer * config.context * model.n_embd
 
 
-def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
-    """`loss` (nats a token) as bits a byte of text: a measure that does not depend on how text is cut into tokens."""
-    return loss / math.log(2) * n_tokens / max(n_bytes, 1)
-
-
-def _check_fit(model: GPT2Config, data: TrainingData, config: TrainingConfig, world_size: int) -> None:
+def _check_shares(config: TrainingConfig, world_size: int) -> None:
     if config.batch_size % (world_size * config.accumulation):
         raise ConfigError(
             f"batch_size={config.batch_size} cannot be shared by {world_size} processes in accumulation="
             f"{config.accumulation} parts each: choose a multiple of {world_size * config.accumulation}"
-        )
-    if config.context > model.n_positions:
-        raise ConfigError(f"context={config.context} is longer than the {model.n_positions} positions of the model")
-    if data.train.vocab_size > model.vocab_size:
-        raise ConfigError(
-            f"the data has {data.train.vocab_size} token ids and the model {model.vocab_size}: "
-            "encode it with the model's tokenizer"
         )

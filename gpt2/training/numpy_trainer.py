@@ -20,6 +20,7 @@ from gpt2.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from gpt2.training.distributed import Processes
 from gpt2.training.hardware import keep_freed_memory, measured_peak
 from gpt2.training.loop import CHECKPOINT_FOLDER, TrainingLoop, training_operations
+from gpt2.training.objective import LanguageModelling
 from gpt2.training.optimizer import learning_rate
 from gpt2.training.preparation import TrainingData
 from gpt_config.errors import CheckpointError, ConfigError
@@ -46,7 +47,9 @@ class NumpyTrainer(TrainingLoop):
     ) -> None:
         check_settings(config)
         processes = Processes(0, 1, torch.device("cpu"))
-        super().__init__(model.config, data, config, folder, processes, is_quiet=is_quiet, tensorboard=tensorboard)
+        objective = LanguageModelling(data, config)
+        super().__init__(model.config, objective, config, folder, processes, is_quiet=is_quiet, tensorboard=tensorboard)
+        self._tokenizer = data.tokenizer
         self.model = model.train()
         self._optimizer = AdamW(model.parameters, (config.beta1, config.beta2), weight_decay=config.weight_decay)
 
@@ -78,7 +81,7 @@ class NumpyTrainer(TrainingLoop):
         return sum(losses) / len(losses)
 
     def _sample(self) -> str:
-        tokenizer, config = self.data.tokenizer, self.config
+        tokenizer, config = self._tokenizer, self.config
         if not config.sample_tokens or not (config.sample_prompt or tokenizer.eot_token_id is not None):
             return ""
         options = GenerationConfig(max_new_tokens=config.sample_tokens, do_sample=True, temperature=0.8, seed=config.seed)
@@ -106,7 +109,7 @@ class NumpyTrainer(TrainingLoop):
         self._go_on_from(checkpoint)
 
     def _save_model(self) -> None:
-        self.model.save_pretrained(self.folder, tokenizer=self.data.tokenizer)
+        self.model.save_pretrained(self.folder, tokenizer=self._tokenizer)
 
 
 def check_settings(config: TrainingConfig) -> None:

@@ -49,9 +49,10 @@ class Progress:
         if self._tensorboard is not None:
             self._tensorboard.close()
 
-    def step(self, loss: float, tokens_per_second: float, peak_share: float) -> None:
+    def step(self, loss: float, tokens_per_second: float, peak_share: float | None) -> None:
         """One more step is done."""
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s, {peak_share:.0%} of peak", False)
+        of_peak = "" if peak_share is None else f", {peak_share:.0%} of peak"
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s{of_peak}", False)
         self._bar.update()
 
     def record(self, values: Mapping[str, Any]) -> None:

@@ -75,3 +75,18 @@ def test_each_rate_of_the_config_drops_where_it_says(small_config: GPT2Config) -
         expected = model.eval()(ids)
         assert torch.equal(expected, model(ids))
         assert not torch.allclose(expected, model.train()(ids)), name
+
+
+def test_the_rate_can_be_set_afterwards(small_config: GPT2Config) -> None:
+    rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.5)
+    sizes = {"vocab_size": 20, "n_positions": 20, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    made, changed = GPT2(GPT2Config(**sizes, **rates)), GPT2(GPT2Config(**sizes))
+    changed.set_dropout(0.5)
+    changed.load_state_dict(made.state_dict())
+    assert changed.config == made.config
+    outputs = []
+    for model in (made, changed):
+        torch.manual_seed(0)
+        outputs.append(model.train()(torch.arange(20)[None]))
+    assert torch.equal(*outputs)
+    assert not torch.allclose(outputs[0], made.eval()(torch.arange(20)[None]))

@@ -28,18 +28,16 @@ from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.optimizer import learning_rate, make_optimizer
 from gpt2.training.progress import read_metrics
 from gpt2.training.trainer import _n_parts
-from gpt_config import ConfigError, DataError, GPT2Config, TrainingConfig, TrainingError
+from gpt_config import ConfigError, DataError, GPT2Config, TrainingError
 from gpt_test.gpt2.training.conftest import SIZES, tiny_config
 
 MakeTrainer = Callable[..., Trainer]
 ROOT = Path(__file__).resolve().parents[3]
 
 
-# On a CPU 512 rows of 16 tokens are done in two parts without being asked.
-@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"batch_size": 512}])
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"batch_size": 512}])  # the latter in two parts too
 def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer, changes: dict) -> None:
     trainer = make_trainer(**changes, clip_norm=0.5, weight_decay=0.3)
-    assert trainer._n_parts == 2
     config, model = trainer.config, GPT2(trainer.model.config)
     model.load_state_dict(trainer.model.state_dict())
     decay = [p for name, p in model.named_parameters() if name.endswith("weight") and "ln_" not in name]
@@ -121,16 +119,15 @@ def test_training_learns_and_leaves_an_ordinary_model_folder(text_file: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("rows", "context", "accumulation", "world_size", "parts"),
+    ("rows", "tokens", "accumulation", "parts"),
     [
-        (64, 256, 1, 1, 4), (64, 256, 8, 1, 8), (64, 256, 1, 2, 2), (16, 256, 1, 1, 1), (12, 1024, 1, 1, 3),
-        (12, 1024, 2, 1, 4), (17, 256, 1, 1, 1), (5, 1024, 1, 1, 5), (2, 5000, 1, 1, 1),
+        (64, 256, 1, 4), (64, 256, 8, 8), (16, 256, 1, 1), (12, 1024, 1, 3), (12, 1024, 2, 4), (17, 256, 1, 1),
+        (5, 1024, 1, 5), (2, 5000, 1, 1), (512, 16, 1, 2),
     ],
 )  # fmt: skip
-def test_parts_on_a_cpu(rows: int, context: int, accumulation: int, world_size: int, parts: int) -> None:
-    config = TrainingConfig(batch_size=rows, context=context, accumulation=accumulation)
-    assert _n_parts(config, Processes(0, world_size, torch.device("cpu"))) == parts
-    assert _n_parts(config, Processes(0, world_size, torch.device("meta"))) == accumulation
+def test_parts_on_a_cpu(rows: int, tokens: int, accumulation: int, parts: int) -> None:
+    assert _n_parts(rows, tokens, accumulation, torch.device("cpu")) == parts
+    assert _n_parts(rows, tokens, accumulation, torch.device("meta")) == accumulation
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
@@ -321,3 +318,15 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text
 def test_metrics_without_the_line_that_a_kill_cut_short(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_a_run_without_progress_ends_early_and_knows_it_when_it_goes_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    changes = {"patience": 2, "eval_interval": 1, "learning_rate": 0.0, "min_learning_rate": 0.0}
+    trainer = make_trainer(tmp_path / "run", **changes)
+    stopped = trainer.train()
+    assert stopped.is_early and stopped.step == 2 and stopped.signal is None
+    resumed = make_trainer(tmp_path / "run", **changes)
+    resumed.load()
+    assert resumed.train() == stopped
+    patient = make_trainer(tmp_path / "other", **changes | {"patience": 0}).train()
+    assert patient.step == 12 and not patient.is_early

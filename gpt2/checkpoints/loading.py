@@ -37,12 +37,22 @@ def load_model(
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     folder = locate_model(name_or_folder)
     config = read_config(folder)
+    tensors = published_names(read_tensors(folder), folder)
+    if "score.weight" in tensors:
+        raise CheckpointError(f"{folder} holds a classifier, which has no words to say: use gpt2 classify")
+    return assemble(config, tensors, folder, device=target_device, dtype=target_dtype)
+
+
+def assemble(
+    config: GPT2Config, tensors: dict[str, Tensor], folder: Path, *, device: torch.device, dtype: torch.dtype
+) -> GPT2:
+    """The model of `config`, in eval mode, with `tensors` for its parameters; CheckpointError names `folder` if they do not
+    fit."""
     with torch.device("meta"), _NoInitialWeights():
         model = GPT2(config)
-    tensors = published_names(read_tensors(folder), folder)
     _check_fit(folder, tensors, {name: parameter.shape for name, parameter in model.named_parameters()})
     for name in list(tensors):
-        tensors[name] = tensors[name].to(device=target_device, dtype=target_dtype)
+        tensors[name] = tensors[name].to(device=device, dtype=dtype)
     model.load_state_dict(tensors, assign=True)
     model.pretrained_from = folder
     return model.eval()

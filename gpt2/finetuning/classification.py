@@ -1,0 +1,230 @@
+"""Classification: a head on the last token of a text, what it learns from, and how well it does. It reads no files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
+from gpt2.model import GPT2
+from gpt2.training.batches import shuffled
+from gpt2.training.objective import Batch, Objective
+from gpt_config.errors import DataError, InputError
+from gpt_config.training_config import TrainingConfig
+from gpt_encoder.interface import Tokenizer
+
+
+class GPT2Classifier(nn.Module):
+    """A GPT-2 and a linear head on the state of the last token, as `GPT2ForSequenceClassification` of transformers has it.
+
+    `labels` are the names of the classes, in the order of the head's outputs.
+    """
+
+    def __init__(self, transformer: GPT2, labels: Sequence[str]) -> None:
+        super().__init__()
+        self.transformer, self.labels = transformer, tuple(labels)
+        self.score = nn.Linear(transformer.config.n_embd, len(labels), bias=False)
+        nn.init.normal_(self.score.weight, std=transformer.config.initializer_range)
+        self.score.to(transformer.wte.weight)  # its device and dtype
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, labels) of the rows of `input_ids` (B, T); `attention_mask` (B, T) is 1 for a token and 0 for padding,
+        on either side. InputError for a row without a token."""
+        hidden = self.transformer.hidden_states(input_ids, attention_mask=attention_mask)
+        if attention_mask is None:
+            return self.logits(hidden, torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device))
+        if not bool(attention_mask.any(-1).all()):
+            raise InputError("a row of attention_mask has no token: there is nothing to classify")
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        return self.logits(hidden, (places * attention_mask.bool()).argmax(-1))
+
+    def logits(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """Logits (B, labels) from the states `hidden` (B, T, C) at the places `last` (B,)."""
+        logits: Tensor = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last])
+        return logits
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """The token ids of a text, and the number of its label."""
+
+    ids: list[int]
+    label: int
+
+
+def encode_texts(
+    texts: Sequence[tuple[str, str]], labels: Sequence[str], tokenizer: Tokenizer, context: int
+) -> tuple[list[LabelledText], int]:
+    """(examples, how many were cut) of (text, label) pairs: of a text longer than `context` tokens the first are kept."""
+    number = {label: place for place, label in enumerate(labels)}
+    encoded = [(tokenizer.encode(text), number[label]) for text, label in texts]
+    return [LabelledText(ids[:context], label) for ids, label in encoded], sum(len(ids) > context for ids, _ in encoded)
+
+
+def split_by_label(labels: Sequence[str], fractions: Sequence[float], seed: int) -> list[list[int]]:
+    """The numbers 0 to len(labels) - 1 in parts of these fractions, every label in each part as often as in the whole.
+
+    The parts are in the order of `fractions`; what is left after them comes first. DataError if a part would lack a label
+    altogether.
+    """
+    parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
+    for number, label in enumerate(sorted(set(labels))):
+        rows = [row for row, other in enumerate(labels) if other == label]
+        rows = [rows[shuffled(place, len(rows), seed, 7, number)] for place in range(len(rows))]
+        first = 0
+        for part, fraction in zip(parts[1:], fractions, strict=True):
+            n_rows = max(1, round(fraction * len(rows))) if fraction else 0
+            part += rows[first : first + n_rows]
+            first += n_rows
+        if first >= len(rows):
+            raise DataError(f"the label {label!r} has {len(rows)} rows, too few to learn from and to measure on: give more")
+        parts[0] += rows[first:]
+    return [sorted(part) for part in parts]
+
+
+class ClassificationLoss(nn.Module):
+    """The mean cross-entropy, in nats, of the right labels, each times its row's weight."""
+
+    def __init__(self, classifier: GPT2Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.n_right = self.n_seen = 0  # of what was measured since the last report
+
+    def forward(self, input_ids: Tensor, last: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        # Padding stands on the right, where no token looks: no mask is needed.
+        logits = self.classifier.logits(self.classifier.transformer.hidden_states(input_ids), last)
+        if not self.training:
+            self.n_right += int((logits.argmax(-1) == labels).sum())
+            self.n_seen += len(labels)
+        return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).mean()
+
+
+class Classification(Objective):
+    """The label of a text. With `balance` every label weighs as much as any other, however rare it is."""
+
+    def __init__(
+        self,
+        classifier: GPT2Classifier,
+        train: Sequence[LabelledText],
+        validation: Sequence[LabelledText],
+        tokenizer: Tokenizer,
+        config: TrainingConfig,
+        *,
+        balance: bool = False,
+    ) -> None:
+        self.classifier, self._tokenizer = classifier, tokenizer
+        self._loss = ClassificationLoss(classifier)
+        rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
+        self.tokens_per_step = rows.mean_width * config.batch_size
+        counts = Counter(example.label for example in train)
+        weights = np.ones(len(classifier.labels), np.float32)
+        if balance:
+            weights = np.array([len(train) / len(counts) / counts[place] for place in range(len(weights))], np.float32)
+        self.batches = _TrainingRows(train, rows, weights)
+        self.evaluation = _ValidationRows(validation, config.batch_size)
+
+    def loss(self, model: GPT2) -> nn.Module:
+        assert model is self.classifier.transformer
+        return self._loss
+
+    def figures(self, loss: float) -> dict[str, float]:
+        accuracy = self._loss.n_right / max(1, self._loss.n_seen)
+        self._loss.n_right = self._loss.n_seen = 0
+        return {"accuracy": accuracy}
+
+    def sample(self, model: GPT2, config: TrainingConfig) -> str:
+        return ""
+
+    def save(self, model: GPT2, folder: Path) -> None:
+        from gpt2.finetuning.classifier_files import save_classifier
+
+        save_classifier(self.classifier, folder, self._tokenizer)
+
+
+class _TrainingRows:
+    def __init__(self, examples: Sequence[LabelledText], rows: LengthSortedRows, weights: NDArray[np.float32]) -> None:
+        self._examples, self._rows, self._weights = examples, rows, weights
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        return _batch([self._examples[row] for row in self._rows(step)[rank::world_size]], self._weights)
+
+
+class _ValidationRows:
+    def __init__(self, examples: Sequence[LabelledText], batch_size: int) -> None:
+        batches = in_order_of_length([len(example.ids) for example in examples], batch_size)
+        self._batches = [[examples[row] for row in rows] for rows in batches]
+        self.count, self._n_examples = len(self._batches), len(examples)
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """Every process does all rows; the mean over the batches is the mean over all rows."""
+        examples = self._batches[step]
+        n_labels = 1 + max(example.label for example in examples)
+        return _batch(examples, np.full(n_labels, self.count * len(examples) / self._n_examples, np.float32))
+
+
+def _batch(examples: Sequence[LabelledText], weights: NDArray[np.float32]) -> Batch:
+    labels = np.array([example.label for example in examples])
+    last = np.array([len(example.ids) - 1 for example in examples])
+    return pad([example.ids for example in examples], 0), last, labels, weights[labels]
+
+
+@torch.inference_mode()
+def classify(
+    classifier: GPT2Classifier, rows: Sequence[list[int]], batch_size: int = 32
+) -> Iterator[tuple[int, list[float]]]:
+    """(number of the row, probability of each label) for token ids of any length up to the context, in no special order."""
+    classifier.eval()
+    device = classifier.score.weight.device
+    for batch in in_order_of_length([len(ids) for ids in rows], batch_size):
+        last = torch.tensor([len(rows[row]) - 1 for row in batch], device=device)
+        ids = torch.from_numpy(pad([rows[row] for row in batch], 0)).to(device)
+        probabilities = classifier.logits(classifier.transformer.hidden_states(ids), last).float().softmax(-1)
+        yield from zip(batch, probabilities.tolist(), strict=True)
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """How often which label was taken for which: `confusion[right][taken]`."""
+
+    labels: tuple[str, ...]
+    confusion: list[list[int]]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of texts whose label was found."""
+        n_right = sum(row[place] for place, row in enumerate(self.confusion))
+        return n_right / sum(map(sum, self.confusion))
+
+    def f1(self, label: str) -> float:
+        """The harmonic mean of precision and recall of `label`; 0 where it was neither there nor found."""
+        place = self.labels.index(label)
+        right = self.confusion[place][place]
+        there, taken = sum(self.confusion[place]), sum(row[place] for row in self.confusion)
+        return 2 * right / (there + taken) if there + taken else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "accuracy": self.accuracy,
+            "f1": {label: self.f1(label) for label in self.labels},
+            "macro_f1": sum(map(self.f1, self.labels)) / len(self.labels),
+            "labels": list(self.labels),
+            "confusion": self.confusion,
+        }
+
+
+def measure(classifier: GPT2Classifier, examples: Sequence[LabelledText], batch_size: int = 32) -> ClassificationResult:
+    """How well `classifier` does on `examples`."""
+    confusion = [[0] * len(classifier.labels) for _ in classifier.labels]
+    for row, probabilities in classify(classifier, [example.ids for example in examples], batch_size):
+        confusion[examples[row].label][int(np.argmax(probabilities))] += 1
+    return ClassificationResult(classifier.labels, confusion)

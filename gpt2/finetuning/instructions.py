@@ -1,0 +1,228 @@
+"""Learning to follow instructions: records to examples, and the loss on what the model is to say. It reads no files.
+
+Examples are padded on the right to the longest of their batch, where causal attention never looks; a document sees no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.finetuning.records import BadRecord, Fields, text_of
+from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
+from gpt2.finetuning.template import InstructionTemplate
+from gpt2.model import GPT2
+from gpt2.training.objective import Batch, Objective, perplexity
+from gpt_config.errors import ConfigError, DataError
+from gpt_config.generation_config import GenerationConfig
+from gpt_config.training_config import TrainingConfig
+from gpt_encoder.interface import Tokenizer
+
+_IGNORED = -100  # a target that is not learned
+
+
+class Turn(NamedTuple):
+    """One exchange: what the model is given, and what it is to say."""
+
+    instruction: str
+    response: str
+    input: str = ""
+    system: str = ""
+    thought: str = ""
+
+
+def conversation(fields: Fields) -> list[Turn]:
+    """The turns of a record: Alpaca's (instruction, input, output), (prompt, completion), (prompt, thought, answer), or
+    messages of system, user and assistant. BadRecord if it is none of them."""
+    if "messages" in fields:
+        return _messages(fields["messages"])
+    if "instruction" in fields:
+        given = text_of(fields, "input", default="")
+        return [Turn(text_of(fields, "instruction"), text_of(fields, "output"), given)]
+    if "answer" in fields:
+        thought = text_of(fields, "thought", default="")
+        return [Turn(text_of(fields, "prompt"), text_of(fields, "answer"), thought=thought)]
+    if "completion" in fields:
+        return [Turn(text_of(fields, "prompt"), text_of(fields, "completion"))]
+    raise BadRecord(
+        "it has neither instruction and output, nor prompt and completion or answer, nor messages "
+        f"(but {', '.join(map(repr, fields)) or 'nothing'})"
+    )
+
+
+def _messages(messages: object) -> list[Turn]:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise BadRecord("messages is not a list of objects with role and content")
+    turns, waiting = [], {"system": "", "user": ""}
+    for number, message in enumerate(messages, 1):
+        try:
+            role, content = message.get("role"), text_of(message, "content")
+        except BadRecord as error:
+            raise BadRecord(f"message {number}: {error}") from None
+        if role == "assistant" and waiting["user"]:
+            turns.append(Turn(waiting["user"], content, system=waiting["system"]))
+            waiting = {"system": "", "user": ""}
+        elif role in ("system", "user") and not waiting[role]:
+            waiting[role] = content
+        else:
+            raise BadRecord(f"message {number}: the role {role!r} is not expected here (system, then user and assistant)")
+    if not turns or waiting["user"]:
+        raise BadRecord("the last message is not the assistant's: there is nothing to learn from")
+    return turns
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, and which of them the model learns to say."""
+
+    ids: list[int]
+    is_learned: list[bool]
+
+
+def with_thoughts(template: InstructionTemplate, conversations: Sequence[Sequence[Turn]]) -> InstructionTemplate:
+    """`template`, thinking if the data does. DataError if only a part of the data does."""
+    from dataclasses import replace
+
+    turns = [turn for turns in conversations for turn in turns]
+    n_thoughts = sum(bool(turn.thought) for turn in turns)
+    if 0 < n_thoughts < len(turns):
+        raise DataError(f"{n_thoughts} of {len(turns)} rows have a thought: give one to all of them, or to none")
+    return replace(template, thinks=n_thoughts > 0)
+
+
+def make_examples(
+    conversations: Sequence[Sequence[Turn]],
+    tokenizer: Tokenizer,
+    template: InstructionTemplate,
+    context: int,
+    too_long: Literal["truncate", "drop"] = "truncate",
+) -> tuple[list[Example], int, int]:
+    """(examples, how many were cut to `context` tokens, how many were dropped).
+
+    Responses are learned, and the end of text behind each. An example that is cut at its end does not learn to end there;
+    one with nothing to learn within the context is dropped. ConfigError if the vocabulary has no end of text.
+    """
+    if tokenizer.eot_token_id is None:
+        raise ConfigError("instructions need a vocabulary with <|endoftext|>, for a response has to end: use another model")
+    examples, n_cut, n_dropped = [], 0, 0
+    for turns in conversations:
+        ids: list[int] = []
+        is_learned: list[bool] = []
+        for turn in turns:
+            # Apart from each other, for so they will be when the model is asked.
+            asked = tokenizer.encode(template.prompt(turn.instruction, input=turn.input, system=turn.system))
+            said = [*tokenizer.encode(template.answer(turn.response, thought=turn.thought)), tokenizer.eot_token_id]
+            ids += asked + said
+            is_learned += [False] * len(asked) + [True] * len(said)
+        if len(ids) > context and (too_long == "drop" or not any(is_learned[:context])):
+            n_dropped += 1
+            continue
+        n_cut += len(ids) > context
+        examples.append(Example(ids[:context], is_learned[:context]))
+    return examples, n_cut, n_dropped
+
+
+class ResponseLoss(nn.Module):
+    """The mean cross-entropy, in nats, of the targets that are learned: those of `targets` (B, T) that are not negative.
+
+    `share` (B,) is, in every row, one over the mean number of learned targets of a row of the whole batch; so the mean over
+    parts of a batch is the mean over its tokens, however they are spread.
+    """
+
+    def __init__(self, model: GPT2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+        hidden = self.model.hidden_states(input_ids)  # (B, T, C)
+        learned = targets >= 0
+        loss = F.linear_cross_entropy(hidden[learned], self.model.wte.weight, targets[learned], reduction="sum")
+        return loss * share[0] / len(targets)
+
+
+class InstructionTuning(Objective):
+    """The responses to instructions."""
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        tokenizer: Tokenizer,
+        template: InstructionTemplate,
+        config: TrainingConfig,
+        *,
+        to_show: Turn | None = None,
+    ) -> None:
+        if not train or not validation:
+            raise DataError(
+                f"{len(train)} examples to learn from and {len(validation)} to measure on: both need one at least"
+            )
+        self._tokenizer, self._template, self._to_show = tokenizer, template, to_show
+        rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
+        self.tokens_per_step = rows.mean_width * config.batch_size
+        self.batches = _TrainingRows(train, rows)
+        self.evaluation = _ValidationRows(validation, config.batch_size)
+
+    def loss(self, model: GPT2) -> nn.Module:
+        return ResponseLoss(model)
+
+    def figures(self, loss: float) -> dict[str, float]:
+        return {"perplexity": perplexity(loss)}
+
+    def sample(self, model: GPT2, config: TrainingConfig) -> str:
+        if self._to_show is None:
+            return ""
+        from gpt2.completion import complete
+
+        prompt = self._template.prompt(self._to_show.instruction, input=self._to_show.input, system=self._to_show.system)
+        options = GenerationConfig(max_new_tokens=config.sample_tokens)
+        return prompt + complete(model, self._tokenizer, prompt, options)[0].text
+
+    def save(self, model: GPT2, folder: Path) -> None:
+        model.save_pretrained(folder, tokenizer=self._tokenizer)
+        self._template.save(folder)
+
+
+class _TrainingRows:
+    def __init__(self, examples: Sequence[Example], rows: LengthSortedRows) -> None:
+        self._examples, self._rows = examples, rows
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        return _batch([self._examples[row] for row in self._rows(step)], rank, world_size)
+
+
+class _ValidationRows:
+    def __init__(self, examples: Sequence[Example], batch_size: int) -> None:
+        batches = in_order_of_length([len(example.ids) for example in examples], batch_size)
+        self._batches = [[examples[row] for row in rows] for rows in batches]
+        self.count = len(self._batches)
+        self._n_learned = sum(_n_learned(example) for example in examples)
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """Every process does all rows; the mean over the batches is the mean over all learned tokens."""
+        inputs, targets, share = _batch(self._batches[step], 0, 1)
+        return inputs, targets, np.full_like(share, self.count * len(share) / self._n_learned)
+
+
+def _n_learned(example: Example) -> int:
+    return sum(example.is_learned[1:])  # the first token has nothing before it
+
+
+def _batch(examples: Sequence[Example], rank: int, world_size: int) -> Batch:
+    mine = examples[rank::world_size]
+    inputs = pad([example.ids[:-1] for example in mine], 0)
+    targets = pad(
+        [
+            [token if learned else _IGNORED for token, learned in zip(example.ids[1:], example.is_learned[1:], strict=True)]
+            for example in mine
+        ],
+        _IGNORED,
+    )
+    share = len(examples) / max(1, sum(map(_n_learned, examples)))
+    return inputs, targets, np.full(len(mine), share, np.float32)

@@ -1,0 +1,151 @@
+"""Records: the rows of CSV, TSV, JSON and JSONL files, each with the place where it stands. It knows no task."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from gpt_config.errors import DataError, GPT2Warning
+
+T = TypeVar("T")
+Fields = Mapping[str, Any]
+_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+
+
+class BadRecord(Exception):
+    """Why a record cannot be used; whoever reads the file adds where it stands."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table without names in its first line has what: `names` for the columns from the first on."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Records(Generic[T]):
+    """What was made of some files' records, and which could not be used ("file, line 7: why")."""
+
+    made: list[T]
+    bad: list[str]
+
+
+def read_records(
+    paths: Sequence[str | Path], make: Callable[[Fields], T], *, columns: Columns | None = None, skip_bad: bool = False
+) -> Records[T]:
+    """`make(fields)` of every record of the files; a table (CSV, TSV) of other columns than its first line names has
+    `columns`.
+
+    A record that is not what its format asks for, or from which `make` raises BadRecord, is a DataError that names its
+    line, or with `skip_bad` is left out, listed and warned of. DataError too if nothing is left.
+    """
+    made: list[T] = []
+    bad: list[str] = []
+    for path in map(Path, paths):
+        for place, fields in _rows(path, columns):
+            try:
+                if isinstance(fields, BadRecord):
+                    raise fields
+                made.append(make(fields))
+            except BadRecord as error:
+                reason = f"{path}, {place}: {error}"
+                if not skip_bad:
+                    raise DataError(f"{reason}: mend or remove it, or leave out such rows with skip_bad") from None
+                bad.append(reason)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        warnings.warn(f"{len(bad)} rows were left out: {bad[0]}{more}", GPT2Warning, 2)
+    if not made:
+        raise DataError(f"{', '.join(map(str, paths)) or 'no file'}: there is no row to learn from")
+    return Records(made, bad)
+
+
+def _rows(path: Path, columns: Columns | None) -> Iterator[tuple[str, Fields | BadRecord]]:
+    try:
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}): check the path") from None
+    if path.suffix == ".json":
+        return _json(path, text)
+    if path.suffix == ".jsonl" or (path.suffix not in _SUFFIXES and text.lstrip()[:1] == "{"):
+        return _jsonl(text)
+    return _table(text, _is_tsv(path, text), columns)
+
+
+def _is_tsv(path: Path, text: str) -> bool:
+    return path.suffix == ".tsv" or (path.suffix != ".csv" and "\t" in text.partition("\n")[0])
+
+
+def _json(path: Path, text: str) -> Iterator[tuple[str, Fields | BadRecord]]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}): mend it, or name it .jsonl if it has one object a line") from None
+    if not isinstance(items, list):
+        raise DataError(f"{path} is not a JSON list of records")
+    for number, item in enumerate(items, 1):
+        yield f"item {number}", _checked(item)
+
+
+def _jsonl(text: str) -> Iterator[tuple[str, Fields | BadRecord]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield f"line {number}", BadRecord(f"it is not JSON ({error})")
+            continue
+        yield f"line {number}", _checked(item)
+
+
+def _table(text: str, is_tsv: bool, columns: Columns | None) -> Iterator[tuple[str, Fields | BadRecord]]:
+    csv.field_size_limit(1 << 30)
+    lines = text.splitlines(keepends=True)
+    # TSV has no quotes: in texts of people, a " is most often just that.
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines)
+    names = None if columns is None else columns.names
+    begins = 1
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield f"line {reader.line_num}", BadRecord(str(error))
+            continue
+        place, begins = f"line {begins}", reader.line_num + 1
+        if not row:
+            continue
+        if names is None:
+            names = tuple(name.strip() for name in row)
+        elif len(row) != len(names):
+            yield place, BadRecord(f"it has {len(row)} columns instead of {len(names)}")
+        else:
+            yield place, _checked(dict(zip(names, row, strict=True)))
+
+
+def _checked(item: Any) -> Fields | BadRecord:
+    if not isinstance(item, dict):
+        return BadRecord(f"it is {type(item).__name__}, not an object of named fields")
+    if any("\udc80" <= character <= "\udcff" for value in item.values() if isinstance(value, str) for character in value):
+        return BadRecord("it is not UTF-8")
+    return item
+
+
+def text_of(fields: Fields, name: str, *, default: str | None = None) -> str:
+    """The text in the field `name`; BadRecord if there is none, or it is empty and has no `default`."""
+    value = fields.get(name, default)
+    if value is None:
+        raise BadRecord(f"there is no field {name!r} (it has {', '.join(map(repr, fields)) or 'none'})")
+    if not isinstance(value, str):
+        raise BadRecord(f"the field {name!r} is {type(value).__name__}, not text")
+    if not value.strip() and default is None:
+        raise BadRecord(f"the field {name!r} is empty")
+    return value

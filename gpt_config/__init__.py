@@ -14,6 +14,7 @@ from gpt_config.errors import (
     VocabularyError,
     WriteError,
 )
+from gpt_config.finetuning_config import FinetuningConfig
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import TrainingConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeviceError",
+    "FinetuningConfig",
     "GPT2Config",
     "GPT2Error",
     "GPT2Warning",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_real, check_whole
+from gpt_config.validation import check_bool, check_choice, check_real, check_whole
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 SHARDINGS = ("ddp", "fsdp")
@@ -66,8 +66,8 @@ class TrainingConfig:
             check_real(name, getattr(self, name), lambda value: 0 <= value < 1, "between 0 and 1, and below 1")
         check_bool("compile", self.compile)
         check_bool("gradient_checkpointing", self.gradient_checkpointing)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("sharding", self.sharding, SHARDINGS)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("sharding", self.sharding, SHARDINGS)
         if not isinstance(self.sample_prompt, str):
             raise ConfigError(f"sample_prompt={self.sample_prompt!r} must be a text")
         if self.batch_size % self.accumulation:
@@ -93,8 +93,3 @@ class TrainingConfig:
         if unknown:
             raise ConfigError(f"{unknown[0]} is not a field of TrainingConfig: it has {', '.join(sorted(known))}")
         return cls(**fields)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")

@@ -13,7 +13,8 @@ import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
-from gpt2.cli.model_option import load_model_option
+from gpt2.cli.model_option import default_model, load_model_option
+from gpt2.model_folder import locate_model
 from gpt_config.errors import ConfigError, GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
 
@@ -28,6 +29,10 @@ _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
 @click.command(context_settings=CONTEXT_SETTINGS)
 @click.argument("prompt", required=False)
 @click.option("--file", "prompt_file", metavar="FILE", help="Read prompts from FILE, one a line.")
+@click.option(
+    "--instruction", metavar="TEXT", help="Ask a model that gpt2 finetune has taught to respond, instead of a PROMPT."
+)
+@click.option("--input", "instruction_input", metavar="TEXT", help="With --instruction: what it is about.")
 @click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
 @click.option("--model_name", metavar="NAME", help="Use the tokenizer of this folder or model.  [default: the model's own]")
 @click.option("--max_tokens", type=int, default=100, show_default=True, help="How many tokens to generate at most.")
@@ -59,11 +64,16 @@ _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
 )
 @click.pass_context
 def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
-    """Continue PROMPT, or the text on standard input if PROMPT is "-".
+    """Continue PROMPT, or the text on standard input if PROMPT is "-"; or respond to an --instruction.
 
     Only text goes to standard output, all else to standard error.
     """
-    prompts = _read_prompts(prompt, prompt_file)
+    if options["instruction"] is None:
+        prompts = _read_prompts(prompt, prompt_file)
+    else:
+        prompts = [_instruction_prompt(prompt, prompt_file, options)]
+        if ctx.get_parameter_source("echo") is not ParameterSource.COMMANDLINE:
+            options["echo"] = False
     config = _generation_config(options)
     model, tokenizer, name = load_model_option(
         options["from_pretrained"], device=options["device"], dtype=options["dtype"], tokenizer_name=options["model_name"]
@@ -79,7 +89,7 @@ def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **
 
 def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
     if (prompt is None) == (prompt_file is None):
-        raise click.UsageError("give either a PROMPT (or - for standard input) or --file FILE")
+        raise click.UsageError("give either a PROMPT (or - for standard input), --file FILE or --instruction TEXT")
     if prompt_file is not None:
         text = decode_utf8(Path(prompt_file).read_bytes(), prompt_file)
         if not text:
@@ -89,6 +99,17 @@ def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
         return [read_stdin()]
     assert prompt is not None
     return [decode_argument(prompt, "the prompt")]
+
+
+def _instruction_prompt(prompt: str | None, prompt_file: str | None, options: dict[str, Any]) -> str:
+    """The instruction as the model was taught to read it: its folder has the template."""
+    if prompt is not None or prompt_file is not None:
+        raise click.UsageError("--instruction stands in place of a PROMPT or --file: leave one out")
+    from gpt2.finetuning.template import InstructionTemplate
+
+    template = InstructionTemplate.load(locate_model(options["from_pretrained"] or default_model()))
+    given = decode_argument(options["instruction_input"] or "", "--input")
+    return template.prompt(decode_argument(options["instruction"], "--instruction"), input=given)
 
 
 def _generation_config(options: dict[str, Any]) -> GenerationConfig:

@@ -18,7 +18,7 @@ def load_model_option(
     name: str | None, *, device: str, dtype: str, tokenizer_name: str | None = None
 ) -> tuple[GPT2, Tokenizer, str]:
     """(model, its tokenizer, its name); without a `name` it is gpt2, or else the small model that ships."""
-    name = _default_model() if name is None else name
+    name = default_model() if name is None else name
     folder = locate_model(name)  # before torch is imported, which takes longer than to say that there is no such model
     from gpt2.checkpoints import load_model, load_tokenizer_for
 
@@ -26,7 +26,7 @@ def load_model_option(
     return model, load_tokenizer_for(model, tokenizer_name), name
 
 
-def _default_model() -> str:
+def default_model() -> str:
     """gpt2 if it can be had, else the small model that ships with the package."""
     try:
         locate_model("gpt2")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import signal
-import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.training_run import end_run, go_on, options_of_run
 from gpt2.model_folder import is_model_folder
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import CheckpointError, ConfigError, DataError, GPT2Warning
+from gpt_config.errors import ConfigError, DataError
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
 
@@ -111,26 +107,11 @@ def train(ctx: click.Context, out: str | None, resume: str | None, from_step: in
     if (out is None) == (resume is None):
         raise click.UsageError("give either --out FOLDER for a new run, or --resume FOLDER to go on with one")
     if resume is not None:
-        folder, options = Path(resume), _options_of_run(ctx, Path(resume), options)
+        folder, options = Path(resume), options_of_run(ctx, Path(resume) / _RUN_FILE, options)
     else:
         folder = Path(str(out))
         _check_new_run(folder, options, from_step)
     _run(folder, options, is_new=resume is None, from_step=from_step)
-
-
-def _options_of_run(ctx: click.Context, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options the run was started with. Those of the terminal and the machine may be given anew, no others."""
-    free = ("device", "workers", "quiet", "tensorboard")
-    given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in free]
-    if given:
-        raise click.UsageError(f"--{given[0]} cannot change when a run goes on: leave it out, or start a new run with --out")
-    try:
-        stored = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{folder} holds no run to go on with ({error.strerror}): start one with --out") from None
-    except ValueError as error:
-        raise CheckpointError(f"{folder / _RUN_FILE} is damaged ({error}): start a new run with --out") from None
-    return {**options, **stored, **{name: options[name] for name in free}}
 
 
 def _check_new_run(folder: Path, options: dict[str, Any], from_step: int | None) -> None:
@@ -157,7 +138,7 @@ def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int 
             _check_numpy(config, options)
     except ConfigError as error:
         raise click.UsageError(f"--{error}") from None
-    from gpt2.training.distributed import join_processes, leave_at_once
+    from gpt2.training.distributed import join_processes
 
     with join_processes(options["device"]) as processes:
         data = _prepare(folder, options, processes) if is_new else _prepared(folder, options)
@@ -165,21 +146,11 @@ def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int 
         if is_new and processes.is_first:
             atomic_write_json(folder / _RUN_FILE, {**options, "data_fingerprint": data.train.fingerprint.hex()})
         if not is_new:
-            _load(trainer, from_step)
+            go_on(trainer, from_step)
         if processes.is_first:
             _describe(trainer, data)
         stopped = trainer.train()
-    if processes.is_first:
-        if stopped.signal is None:
-            click.echo(f"done: {stopped.step} steps, best validation loss {stopped.best_loss:.4f}, in {folder}", err=True)
-        else:
-            name = signal.Signals(stopped.signal).name
-            click.echo(f"{name}: stopped after step {stopped.step}, saved; go on with --resume {folder}", err=True)
-    status = 0 if stopped.signal is None else 128 + stopped.signal
-    if processes.world_size > 1:
-        leave_at_once(status)
-    if status:
-        sys.exit(status)
+    end_run(stopped, folder, processes)
 
 
 def _check_numpy(config: TrainingConfig, options: dict[str, Any]) -> None:
@@ -277,12 +248,6 @@ def _model_config(options: dict[str, Any], data: TrainingData, config: TrainingC
     sizes = {name: options[name] or default for name, default in _SIZES.items()}
     fields.update(sizes, n_positions=config.context)
     return GPT2Config(**fields)
-
-
-def _load(trainer: TrainingLoop, from_step: int | None) -> None:
-    trainer.load(from_step)
-    if trainer.step >= trainer.config.max_steps:
-        warnings.warn(f"this run has done all of its {trainer.step} steps already", GPT2Warning, 2)
 
 
 def _describe(trainer: TrainingLoop, data: TrainingData) -> None:

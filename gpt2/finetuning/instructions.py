@@ -6,9 +6,9 @@ Examples are padded on the right to the longest of their batch, where causal att
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -87,8 +87,6 @@ class Example:
 
 def with_thoughts(template: InstructionTemplate, conversations: Sequence[Sequence[Turn]]) -> InstructionTemplate:
     """`template`, thinking if the data does. DataError if only a part of the data does."""
-    from dataclasses import replace
-
     turns = [turn for turns in conversations for turn in turns]
     n_thoughts = sum(bool(turn.thought) for turn in turns)
     if 0 < n_thoughts < len(turns):
@@ -101,12 +99,12 @@ def make_examples(
     tokenizer: Tokenizer,
     template: InstructionTemplate,
     context: int,
-    too_long: Literal["truncate", "drop"] = "truncate",
+    too_long: str = "truncate",
 ) -> tuple[list[Example], int, int]:
     """(examples, how many were cut to `context` tokens, how many were dropped).
 
-    Responses are learned, and the end of text behind each. An example that is cut at its end does not learn to end there;
-    one with nothing to learn within the context is dropped. ConfigError if the vocabulary has no end of text.
+    Responses are learned, and the end of text behind each. An example that is longer does not learn to end where it is cut;
+    it is dropped if nothing to learn is left of it, or with `too_long` "drop". ConfigError if there is no end of text.
     """
     if tokenizer.eot_token_id is None:
         raise ConfigError("instructions need a vocabulary with <|endoftext|>, for a response has to end: use another model")
@@ -185,7 +183,7 @@ class InstructionTuning(Objective):
         return prompt + complete(model, self._tokenizer, prompt, options)[0].text
 
     def save(self, model: GPT2, folder: Path) -> None:
-        model.save_pretrained(folder, tokenizer=self._tokenizer)
+        self.write_model(model, folder, self._tokenizer)
         self._template.save(folder)
 
 

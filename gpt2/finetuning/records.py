@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,18 +16,10 @@ from gpt_config.errors import DataError, GPT2Warning
 
 T = TypeVar("T")
 Fields = Mapping[str, Any]
-_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 
 
 class BadRecord(Exception):
     """Why a record cannot be used; whoever reads the file adds where it stands."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a table without names in its first line has what: `names` for the columns from the first on."""
-
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,10 +31,13 @@ class Records(Generic[T]):
 
 
 def read_records(
-    paths: Sequence[str | Path], make: Callable[[Fields], T], *, columns: Columns | None = None, skip_bad: bool = False
+    paths: Sequence[str | Path],
+    make: Callable[[Fields], T],
+    *,
+    columns: tuple[str, ...] | None = None,
+    skip_bad: bool = False,
 ) -> Records[T]:
-    """`make(fields)` of every record of the files; a table (CSV, TSV) of other columns than its first line names has
-    `columns`.
+    """`make(fields)` of every record of the files. `columns` names those of a table (CSV, TSV) whose first line does not.
 
     A record that is not what its format asks for, or from which `make` raises BadRecord, is a DataError that names its
     line, or with `skip_bad` is left out, listed and warned of. DataError too if nothing is left.
@@ -66,16 +63,33 @@ def read_records(
     return Records(made, bad)
 
 
-def _rows(path: Path, columns: Columns | None) -> Iterator[tuple[str, Fields | BadRecord]]:
+def first_row(path: Path) -> list[str] | None:
+    """The first row of a table, or None if the file is JSON."""
+    text = _read(path)
+    if _is_json(path, text):
+        return None
+    _, row = next(_cells(text, _is_tsv(path, text)), ("", []))
+    return [] if isinstance(row, BadRecord) else row
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}): check the path") from None
+
+
+def _rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[tuple[str, Fields | BadRecord]]:
+    text = _read(path)
     if path.suffix == ".json":
         return _json(path, text)
-    if path.suffix == ".jsonl" or (path.suffix not in _SUFFIXES and text.lstrip()[:1] == "{"):
+    if _is_json(path, text):
         return _jsonl(text)
     return _table(text, _is_tsv(path, text), columns)
+
+
+def _is_json(path: Path, text: str) -> bool:
+    return path.suffix in (".json", ".jsonl") or (path.suffix not in (".csv", ".tsv") and text.lstrip()[:1] == "{")
 
 
 def _is_tsv(path: Path, text: str) -> bool:
@@ -105,30 +119,35 @@ def _jsonl(text: str) -> Iterator[tuple[str, Fields | BadRecord]]:
         yield f"line {number}", _checked(item)
 
 
-def _table(text: str, is_tsv: bool, columns: Columns | None) -> Iterator[tuple[str, Fields | BadRecord]]:
-    csv.field_size_limit(1 << 30)
-    lines = text.splitlines(keepends=True)
-    # TSV has no quotes: in texts of people, a " is most often just that.
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines)
-    names = None if columns is None else columns.names
-    begins = 1
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield f"line {reader.line_num}", BadRecord(str(error))
-            continue
-        place, begins = f"line {begins}", reader.line_num + 1
-        if not row:
-            continue
-        if names is None:
+def _table(text: str, is_tsv: bool, columns: tuple[str, ...] | None) -> Iterator[tuple[str, Fields | BadRecord]]:
+    names = columns
+    for place, row in _cells(text, is_tsv):
+        if isinstance(row, BadRecord):
+            yield place, row
+        elif names is None:
             names = tuple(name.strip() for name in row)
         elif len(row) != len(names):
             yield place, BadRecord(f"it has {len(row)} columns instead of {len(names)}")
         else:
             yield place, _checked(dict(zip(names, row, strict=True)))
+
+
+def _cells(text: str, is_tsv: bool) -> Iterator[tuple[str, list[str] | BadRecord]]:
+    csv.field_size_limit(1 << 30)
+    lines = io.StringIO(text, newline="")
+    # TSV has no quotes: in texts of people, a " is most often just that.
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines)
+    begins = 1
+    while True:
+        try:
+            row: list[str] | BadRecord = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = BadRecord(str(error))
+        if row:
+            yield f"line {begins}", row
+        begins = reader.line_num + 1
 
 
 def _checked(item: Any) -> Fields | BadRecord:

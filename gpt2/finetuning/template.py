@@ -53,10 +53,6 @@ class InstructionTemplate:
         """What the model is to say after the prompt."""
         return thought + self.thought.partition("{thought}")[2] + self.response + response if self.thinks else response
 
-    def response_in(self, answer: str) -> str:
-        """The response in what the model said, without its thought; all of it if there is none."""
-        return answer.rpartition(self.response)[2] if self.thinks and self.response else answer
-
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write it into a model's folder."""
         atomic_write_json(Path(folder) / TEMPLATE_FILE, dataclasses.asdict(self))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,13 @@ from gpt_config.errors import ConfigError
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.model_config import GPT2Config
 from gpt_config.training_config import TrainingConfig
+from gpt_encoder.interface import Tokenizer
 
 Batch = tuple[NDArray[Any], ...]
+
+
+def _save_pretrained(model: GPT2, folder: Path, tokenizer: Tokenizer) -> None:
+    model.save_pretrained(folder, tokenizer=tokenizer)
 
 
 class TrainingBatches(Protocol):
@@ -45,6 +51,8 @@ class Objective(abc.ABC):
     batches: TrainingBatches
     evaluation: CountedBatches
     tokens_per_step: float  # on average, padding included
+    # How a model that can speak is saved; to be set where only an adapter is wanted.
+    write_model: Callable[[GPT2, Path, Tokenizer], None] = staticmethod(_save_pretrained)
 
     def check(self, model: GPT2Config, config: TrainingConfig) -> None:  # noqa: B027 (most have nothing to add)
         """ConfigError if it does not fit the model."""
@@ -102,7 +110,7 @@ class LanguageModelling(Objective):
         return config.sample_prompt + complete(model, tokenizer, config.sample_prompt, options)[0].text
 
     def save(self, model: GPT2, folder: Path) -> None:
-        model.save_pretrained(folder, tokenizer=self.data.tokenizer)
+        self.write_model(model, folder, self.data.tokenizer)
 
 
 def perplexity(loss: float) -> float:

@@ -1,0 +1,51 @@
+"""`gpt2 classify`: read texts, call `gpt2.finetuning.classification`, print a JSON line for each. It computes nothing."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from itertools import islice
+from pathlib import Path
+
+import click
+
+from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
+from gpt2.model_folder import locate_model
+from gpt_config.errors import GPT2Warning, InputError
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.argument("file", metavar="FILE")
+@click.option("--from_pretrained", required=True, metavar="FOLDER", help="What gpt2 finetune --task classification made.")
+@click.option("--batch_size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts to run at once.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
+@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtype: str) -> None:
+    """Label each line of FILE, or of standard input if FILE is "-".
+
+    Prints a JSON object a line: text, label, and the probability of each label. Empty lines are left out.
+    """
+    text = read_stdin() if file == "-" else decode_utf8(Path(file).read_bytes(), file)
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"{'standard input' if file == '-' else file} has no text: give one text a line")
+    locate_model(from_pretrained)
+    from gpt2.checkpoints import load_tokenizer_for
+    from gpt2.finetuning.classification import classify as classify_rows
+    from gpt2.finetuning.classifier_files import load_classifier
+
+    classifier = load_classifier(from_pretrained, device=device, dtype=dtype)
+    tokenizer = load_tokenizer_for(classifier.transformer)
+    context, n_cut = classifier.transformer.config.n_positions, 0
+    waiting = iter(texts)
+    while batch := list(islice(waiting, 16 * batch_size)):  # so many are sorted by length
+        rows = [tokenizer.encode(text) for text in batch]
+        n_cut += sum(len(row) > context for row in rows)
+        results = dict(classify_rows(classifier, [row[:context] for row in rows], batch_size))
+        for place, line in enumerate(batch):
+            probabilities = dict(zip(classifier.labels, results[place], strict=True))
+            label = max(classifier.labels, key=probabilities.__getitem__)
+            click.echo(json.dumps({"text": line, "label": label, "probabilities": probabilities}, ensure_ascii=False))
+    if n_cut:
+        warnings.warn(f"{n_cut} texts are longer than the {context} tokens the model sees: they were cut", GPT2Warning, 2)

@@ -1,0 +1,66 @@
+"""What the commands that train share: how a run is gone on with, and how it ends. It knows no command's own options."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from gpt_config.errors import CheckpointError, GPT2Warning
+
+if TYPE_CHECKING:
+    from gpt2.training.distributed import Processes
+    from gpt2.training.loop import Stopped, TrainingLoop
+
+_FREE = ("device", "workers", "quiet", "tensorboard")  # of the terminal and the machine
+
+
+def options_of_run(ctx: click.Context, run_file: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The options in `run_file`, which a run was started with. Those of the terminal and the machine may be given anew, no
+    others."""
+    free = [name for name in options if name in _FREE]
+    given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in free]
+    if given:
+        raise click.UsageError(f"--{given[0]} cannot change when a run goes on: leave it out, or start a new run with --out")
+    try:
+        stored = json.loads(run_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{run_file.parent} holds no run to go on with ({error.strerror}): start one with --out"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{run_file} is damaged ({error}): start a new run with --out") from None
+    return {**options, **stored, **{name: options[name] for name in free}}
+
+
+def go_on(trainer: TrainingLoop, from_step: int | None) -> None:
+    """Load the newest checkpoint, or that of a step; a run that is done is worth a warning."""
+    trainer.load(from_step)
+    if trainer.step >= trainer.config.max_steps:
+        warnings.warn(f"this run has done all of its {trainer.step} steps already", GPT2Warning, 2)
+
+
+def end_run(stopped: Stopped, folder: Path, processes: Processes) -> None:
+    """Say how a run ended; leave with the signal's status if one ended it, and without farewell if there are several."""
+    from gpt2.training.distributed import leave_at_once
+
+    if processes.is_first:
+        if stopped.signal is None:
+            why = ", for the loss fell no more" if stopped.is_early else ""
+            click.echo(
+                f"done: {stopped.step} steps{why}, best validation loss {stopped.best_loss:.4f}, in {folder}", err=True
+            )
+        else:
+            name = signal.Signals(stopped.signal).name
+            click.echo(f"{name}: stopped after step {stopped.step}, saved; go on with --resume {folder}", err=True)
+    status = 0 if stopped.signal is None else 128 + stopped.signal
+    if processes.world_size > 1:
+        leave_at_once(status)
+    if status:
+        sys.exit(status)

@@ -1,0 +1,235 @@
+"""A fine-tuning, put together: base model, data, what learns, and the trainer. It trains nothing itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from gpt2.checkpoints import load_tokenizer_for
+from gpt2.finetuning.classification import (
+    Classification,
+    GPT2Classifier,
+    LabelledText,
+    encode_texts,
+    measure,
+    split_by_label,
+)
+from gpt2.finetuning.classifier_files import load_classifier
+from gpt2.finetuning.instructions import InstructionTuning, conversation, make_examples, with_thoughts
+from gpt2.finetuning.records import Fields, first_row, read_records, text_of
+from gpt2.finetuning.template import InstructionTemplate
+from gpt2.finetuning.trainable import set_trainable
+from gpt2.model import GPT2
+from gpt2.training.batches import shuffled
+from gpt2.training.distributed import Processes
+from gpt2.training.objective import LanguageModelling, Objective
+from gpt2.training.preparation import TrainingData, prepare
+from gpt2.training.trainer import Trainer
+from gpt_config.errors import ConfigError, DataError
+from gpt_config.finetuning_config import FinetuningConfig
+from gpt_config.training_config import TrainingConfig
+from gpt_encoder.interface import Tokenizer
+
+Paths = Sequence[str | Path]
+
+
+@dataclass
+class Finetuning:
+    """A fine-tuning that is ready: call `trainer.train()`, then `finish()`, which measures what was made of it.
+
+    `told` is what a user should know beforehand, in lines. `fingerprint` tells whether the data is the same as before.
+    """
+
+    trainer: Trainer
+    fingerprint: str
+    told: list[str] = field(default_factory=list)
+    finish: Callable[[], dict[str, Any]] = dict
+
+
+@dataclass(frozen=True)
+class _Base:
+    model: GPT2
+    tokenizer: Tokenizer
+    name: str
+    context: int  # tokens of a row at most
+
+
+class _Task(NamedTuple):
+    objective: Objective
+    training: TrainingConfig
+    fingerprint: str
+    told: list[str]
+    finish: Callable[[], dict[str, Any]] = dict
+
+
+def prepare_finetuning(
+    base: str | Path,
+    data: Paths,
+    config: FinetuningConfig,
+    folder: str | Path,
+    *,
+    validation_data: Paths = (),
+    test_data: Paths = (),
+    processes: Processes | None = None,
+    is_quiet: bool = False,
+    tensorboard: bool = False,
+) -> Finetuning:
+    """The model `base` put to `config.task` with the files `data`; `folder` becomes what the task makes of it.
+
+    ConfigError or DataError for what does not fit, with the line of the data where it stands.
+    """
+    processes, folder = processes or Processes(0, 1, torch.device("cpu")), Path(folder)
+    if not data:
+        raise DataError("there is no data: name the files to learn from")
+    torch.manual_seed(config.seed)
+    model = GPT2.from_pretrained(base)
+    if config.context > model.config.n_positions:
+        raise ConfigError(f"context={config.context} is longer than the {model.config.n_positions} positions of {base}")
+    model.set_dropout(config.dropout)
+    set_trainable(model, config.trainable)
+    start = _Base(model, load_tokenizer_for(model), str(base), config.context or model.config.n_positions)
+    if config.task == "text":
+        task = _text(start, data, validation_data, config, folder, processes)
+    elif config.task == "instruction":
+        task = _instruction(start, data, validation_data, config)
+    else:
+        task = _classification(start, data, validation_data, test_data, config, folder)
+    trainer = Trainer(
+        model, task.objective, task.training, folder, processes=processes, is_quiet=is_quiet, tensorboard=tensorboard
+    )
+    return Finetuning(trainer, task.fingerprint, task.told, task.finish)
+
+
+def _text(
+    base: _Base, data: Paths, validation_data: Paths, config: FinetuningConfig, folder: Path, processes: Processes
+) -> _Task:
+    def prepared() -> TrainingData:
+        return prepare(
+            data, folder / "data", tokenizer=base.name, validation_data=validation_data,
+            validation_fraction=config.validation_fraction,
+        )  # fmt: skip
+
+    first = prepared() if processes.is_first else None
+    processes.wait()  # the others find the first one's files
+    made = first or prepared()
+    context = base.context
+    if not config.context:  # a short text is no mistake
+        context = max(1, min(context, len(made.train) - 1, len(made.validation) - 1))
+    n_rows = max(1, (len(made.train) - 1) // context)
+    training = config.training_config(n_rows=n_rows, context=context)
+    told = [f"{len(made.train)} tokens to learn from, {len(made.validation)} to measure on"]
+    return _Task(LanguageModelling(made, training), training, made.train.fingerprint.hex(), told)
+
+
+def _instruction(base: _Base, data: Paths, validation_data: Paths, config: FinetuningConfig) -> _Task:
+    conversations = read_records(data, conversation, skip_bad=config.skip_bad)
+    if validation_data:
+        kept = read_records(validation_data, conversation, skip_bad=config.skip_bad)
+        train, validation = conversations.made, kept.made
+    else:
+        rows = [shuffled(place, len(conversations.made), config.seed, 8) for place in range(len(conversations.made))]
+        n_kept = max(1, round(config.validation_fraction * len(rows)))
+        train = [conversations.made[row] for row in sorted(rows[n_kept:])]
+        validation = [conversations.made[row] for row in sorted(rows[:n_kept])]
+    template = with_thoughts(InstructionTemplate.load(config.template), [*train, *validation])
+    encoded, told = [], []
+    for name, conversations_of_it in (("to learn from", train), ("to measure on", validation)):
+        examples, n_cut, n_dropped = make_examples(
+            conversations_of_it, base.tokenizer, template, base.context, config.too_long
+        )
+        encoded.append(examples)
+        lost = f" ({n_cut} cut to {base.context} tokens, {n_dropped} dropped)" if n_cut or n_dropped else ""
+        told.append(f"{len(examples)} examples {name}{lost}")
+    if not all(encoded):
+        raise DataError(
+            f"{len(encoded[0])} examples to learn from and {len(encoded[1])} to measure on: both need one at least; "
+            f"give more data, or a longer context than {base.context}"
+        )
+    training = config.training_config(n_rows=len(encoded[0]), context=base.context)
+    objective = InstructionTuning(encoded[0], encoded[1], base.tokenizer, template, training, to_show=validation[0][0])
+    return _Task(objective, training, _fingerprint([*data, *validation_data]), told)
+
+
+def _classification(
+    base: _Base, data: Paths, validation_data: Paths, test_data: Paths, config: FinetuningConfig, folder: Path
+) -> _Task:
+    told: list[str] = []
+
+    def read(paths: Paths) -> list[tuple[str, str]]:
+        columns = _columns(paths, config, told)
+
+        def make(fields: Fields) -> tuple[str, str]:
+            return text_of(fields, config.text_column), _label_of(fields, config.label_column)
+
+        return read_records(paths, make, columns=columns, skip_bad=config.skip_bad).made if paths else []
+
+    parts = {"to learn from": read(data), "to measure on": read(validation_data), "to test on": read(test_data)}
+    names = list(parts)
+    wanted = {
+        name: fraction
+        for name, fraction in zip(names[1:], (config.validation_fraction, config.test_fraction), strict=True)
+        if not parts[name] and fraction
+    }
+    everything = parts["to learn from"]
+    split = split_by_label([label for _, label in everything], list(wanted.values()), config.seed)
+    for name, rows in zip(("to learn from", *wanted), split, strict=True):
+        parts[name] = [everything[row] for row in rows]
+    labels = sorted({label for _, label in everything})
+    if len(labels) < 2:
+        raise DataError(f"every row has the label {labels[0]!r}: there is nothing to tell apart")
+    for name in names[1:]:
+        if unknown := {label for _, label in parts[name]} - set(labels):
+            raise DataError(f"the rows {name} have the label {min(unknown)!r}, which those to learn from lack")
+    examples: dict[str, list[LabelledText]] = {}
+    for name, texts in parts.items():
+        examples[name], n_cut = encode_texts(texts, labels, base.tokenizer, base.context)
+        told.append(f"{len(texts)} texts {name}" + (f" ({n_cut} cut to {base.context} tokens)" if n_cut else ""))
+    told.append(f"labels: {', '.join(labels)}")
+    training = config.training_config(n_rows=len(examples["to learn from"]), context=base.context)
+    classifier = GPT2Classifier(base.model, labels)
+    objective = Classification(
+        classifier, examples["to learn from"], examples["to measure on"], base.tokenizer, training, balance=config.balance
+    )
+
+    def finish() -> dict[str, Any]:
+        measured_on = "to test on" if examples["to test on"] else "to measure on"
+        result = measure(load_classifier(folder), examples[measured_on]).to_dict()
+        return {"texts": len(examples[measured_on]), **result}
+
+    return _Task(objective, training, _fingerprint([*data, *validation_data, *test_data]), told, finish)
+
+
+def _label_of(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if isinstance(value, (int, str)) and str(value).strip():  # JSON may number its labels
+        return str(value).strip()
+    return text_of(fields, name).strip()
+
+
+def _columns(paths: Paths, config: FinetuningConfig, told: list[str]) -> tuple[str, ...] | None:
+    """The names of a table's columns where its first line is a row like the others; they may be its numbers."""
+    row = first_row(Path(paths[0])) if paths else None
+    wanted = (config.label_column, config.text_column)
+    if row is None or set(wanted) <= set(row):
+        return None
+    if all(name.isdigit() for name in wanted):
+        return tuple(str(number) for number in range(1, len(row) + 1))
+    if wanted == ("label", "text") and len(row) == 2:
+        told.append(f"the first line of {paths[0]} names no columns: the first is the label, the second the text")
+        return wanted
+    raise DataError(
+        f"{paths[0]} has no columns {wanted[0]!r} and {wanted[1]!r} (it has {', '.join(map(repr, row))}): "
+        "name them, or give their numbers, with label_column and text_column"
+    )
+
+
+def _fingerprint(paths: Paths) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()

@@ -69,6 +69,8 @@ def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **
     Only text goes to standard output, all else to standard error.
     """
     if options["instruction"] is None:
+        if options["instruction_input"] is not None:
+            raise click.UsageError("--input is for --instruction: what the instruction is about")
         prompts = _read_prompts(prompt, prompt_file)
     else:
         prompts = [_instruction_prompt(prompt, prompt_file, options)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt2.training.batches import shuffled
 
-_BATCHES_IN_BLOCK = 16  # examples of so many batches are sorted by length and shared out
+_BATCHES_IN_BLOCK = 16  # examples of so many batches, or of an epoch if it has fewer, are sorted by length and shared out
 
 
 class LengthSortedRows:
@@ -22,18 +22,19 @@ class LengthSortedRows:
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self._lengths, self._batch_size, self._seed = np.array(lengths), batch_size, seed
+        self._block_size = max(1, min(_BATCHES_IN_BLOCK, len(lengths) // batch_size))
         self._block = lru_cache(maxsize=2)(self._make_block)
 
     def __call__(self, step: int) -> NDArray[np.int64]:
-        block, place = divmod(step, _BATCHES_IN_BLOCK)
-        rows: NDArray[np.int64] = self._block(block)[shuffled(place, _BATCHES_IN_BLOCK, self._seed, 6, block)]
+        block, place = divmod(step, self._block_size)
+        rows: NDArray[np.int64] = self._block(block)[shuffled(place, self._block_size, self._seed, 6, block)]
         return rows
 
     def _make_block(self, block: int) -> NDArray[np.int64]:
-        size, n = _BATCHES_IN_BLOCK * self._batch_size, len(self._lengths)
+        size, n = self._block_size * self._batch_size, len(self._lengths)
         places = range(block * size, (block + 1) * size)
         rows = np.array([shuffled(place % n, n, self._seed, 5, place // n) for place in places])
-        return rows[np.argsort(self._lengths[rows], kind="stable")].reshape(_BATCHES_IN_BLOCK, self._batch_size)
+        return rows[np.argsort(self._lengths[rows], kind="stable")].reshape(self._block_size, self._batch_size)
 
     @property
     def mean_width(self) -> float:

@@ -70,10 +70,12 @@ class InstructionTemplate:
             fields = json.loads(path.read_text(encoding="utf-8"))
             return cls(**fields)
         except OSError:
-            known = " or ".join(TEMPLATES)
+            if path.name == TEMPLATE_FILE:
+                raise DataError(
+                    f"{path.parent} has no {TEMPLATE_FILE}: it was not taught to respond: see gpt2 finetune"
+                ) from None
             raise DataError(
-                f"there is no instruction template {path}: name a model that was fine-tuned on instructions, "
-                f"a JSON file, or {known}"
+                f"there is no template {path}: name {' or '.join(TEMPLATES)}, a JSON file, or a folder"
             ) from None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path} is not an instruction template: {error}") from None

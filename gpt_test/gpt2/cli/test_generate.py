@@ -160,7 +160,7 @@ def test_a_long_prompt_is_said_in_one_line(run_command, model_options) -> None:
         (["x", "--from_pretrained", "no/such/place"], 1, "there is no folder 'no/such/place'"),
         (["x", "--from_pretrained", "gpt2"], 1, "the hub cannot be reached: connect to the network"),
         (["x", "--model_name", "no/such/place"], 1, "there is no folder"),
-        ([], 2, "give either a PROMPT (or - for standard input) or --file FILE"),
+        ([], 2, "give either a PROMPT (or - for standard input), --file FILE or --instruction TEXT"),
         (["x", "--file", "y"], 2, "give either a PROMPT"),
         (["x", "y"], 2, "unexpected extra argument"),
         (["x", "--wat"], 2, "--wat"),

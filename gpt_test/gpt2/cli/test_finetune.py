@@ -1,0 +1,226 @@
+"""`gpt2 finetune`, `gpt2 classify`, `gpt2 generate --instruction`: from files to answers, and one line for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2 import GPT2
+from gpt2.checkpoints.weight_files import read_tensors
+from gpt2.cli.finetune import finetune
+from gpt2.finetuning.run import prepare_finetuning
+from gpt2.training.progress import read_metrics
+from gpt_config import ConfigError, DataError, FinetuningConfig
+
+QUIET = ["--quiet", "--sample_tokens", 4]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    draw = random.Random(0)
+    rows = [("cat" if n % 3 else "dog") for n in range(120)]
+    path = tmp_path / "animals.tsv"
+    lines = [f'{label}\tthe {draw.choice(["old", "small"])} {label} "went" home' for label in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def instructions(tmp_path: Path) -> Path:
+    path = tmp_path / "ask.jsonl"
+    rows = [{"instruction": f"Say {word}.", "output": word} for word in ("cat", "dog", "sea", "fish", "boat") * 4]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_classifier_learns_and_is_used(run_command: Callable, table: Path, small_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run_command(
+        "finetune", "--task", "classification", "--data", table, "--from_pretrained", small_folder, "--out", out,
+        "--epochs", 6, "--learning_rate", 0.01, *QUIET,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert "the first is the label, the second the text" in result.err
+    assert "96 texts to learn from" in result.err and "12 texts to test on" in result.err
+    assert result.out.startswith("accuracy 1.0000 on 12 texts")
+    measured = json.loads((out / "test.json").read_text())
+    assert measured["confusion"] == [[8, 0], [0, 4]] and measured["f1"] == {"cat": 1.0, "dog": 1.0}
+    assert any("accuracy" in line for line in read_metrics(out))
+    lines = 'the small dog "went" home\n\nthe old cat "went" home\r\n' + "the old dog " * 30
+    result = run_command("classify", "-", "--from_pretrained", out, stdin=lines.encode())
+    assert result.status == 0 and "1 texts are longer than the 40 tokens" in result.err
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert [answer["label"] for answer in answers][:2] == ["dog", "cat"] and len(answers) == 3
+    assert answers[1]["text"] == 'the old cat "went" home'
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
+
+
+def test_the_last_block_alone_learns(run_command: Callable, table: Path, small_folder: Path, tmp_path: Path) -> None:
+    result = run_command(
+        "finetune", "--task", "classification", "--data", table, "--from_pretrained", small_folder, "--out",
+        tmp_path / "run", "--max_steps", 3, "--trainable", "last_block", *QUIET,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    before, after = read_tensors(small_folder), read_tensors(tmp_path / "run")
+    changed = {name for name in before if not torch.equal(before[name], after[f"transformer.{name}"])}
+    assert changed and all(name.startswith(("h.1.", "ln_f.")) for name in changed)
+
+
+def test_a_model_learns_to_respond_and_is_asked_as_it_was_taught(
+    run_command: Callable, instructions: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    result = run_command(
+        "finetune", "--task", "instruction", "--data", instructions, "--from_pretrained", small_folder, "--out", out,
+        "--template", "plain", "--epochs", 40, "--learning_rate", 0.01, "--dropout", 0, "--sample_tokens", 4,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert "18 examples to learn from" in result.err and "validation loss" in result.err
+    for word in ("cat", "fish"):
+        options = ["--from_pretrained", out, "--max_tokens", 10]
+        result = run_command("generate", "--instruction", f"Say {word}.", *options)
+        assert (result.status, result.out) == (0, f"{word}\n"), result.err
+    result = run_command("generate", "--instruction", "Say cat.", "--echo", *options)
+    assert result.out == "Say cat.\ncat\n"
+
+
+def test_text_goes_on_from_the_weights(run_command: Callable, small_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the cat saw the dog. " * 60)
+    out = tmp_path / "run"
+    options = ["--from_pretrained", small_folder, "--out", out, "--learning_rate", 0.01, "--sample_prompt", "the"]
+    result = run_command("finetune", "--data", text, *options, "--sample_tokens", 4)
+    assert result.status == 0, result.err
+    losses = [line["validation_loss"] for line in read_metrics(out) if "validation_loss" in line]
+    assert losses[-1] < losses[0] and "  | the" in result.err
+    assert GPT2.from_pretrained(out).config.vocab_size == 300
+
+
+@pytest.mark.parametrize("task", ["classification", "instruction", "text"])
+def test_a_run_that_goes_on_ends_where_the_unbroken_one_does(
+    table: Path, instructions: Path, small_folder: Path, tmp_path: Path, task: str
+) -> None:
+    data = {"classification": table, "instruction": instructions, "text": tmp_path / "text.txt"}[task]
+    (tmp_path / "text.txt").write_text("the cat saw the dog. " * 60)
+    config = FinetuningConfig(
+        task=task, max_steps=5, batch_size=4, sample_tokens=0, evaluations_per_epoch=8, context=20, template="plain"
+    )
+
+    def made(name: str):
+        return prepare_finetuning(small_folder, [data], config, tmp_path / name, is_quiet=True).trainer
+
+    unbroken = made("unbroken")
+    unbroken.train()
+    first = made("broken")
+    first._must_stop = lambda: first.step == 3  # type: ignore[method-assign]
+    assert first.train().step == 3
+    second = made("broken")
+    second.load()
+    second.train()
+    for name, tensor in unbroken._module.state_dict().items():
+        assert torch.equal(tensor, second._module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        ([], 2, "give either --out FOLDER for a new run, or --resume"),
+        (["--out", "x"], 2, "name the files to learn from"),
+        (["--out", "x", "--data", "y", "--step", 3], 2, "--step is for --resume"),
+        (["--out", "x", "--data", "y", "--epochs", 0], 2, "--epochs=0.0 must be a number above 0"),
+        (["--out", "x", "--data", "y", "--lora_rank", 2, "--trainable", "last_block"], 2, "--lora_rank=2"),
+        (["--resume", "nowhere"], 1, "nowhere holds no run to go on with"),
+        (["--out", "x", "--data", "nowhere.csv", "--task", "classification"], 1, "cannot read nowhere.csv"),
+        (["--out", "x", "--data", "nowhere.txt"], 1, "there is no file or folder nowhere.txt"),
+        (["--out", "x", "--data", "y", "--context", 41], 1, "context=41 is longer than the 40 positions"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    run_command: Callable, small_folder: Path, tmp_path: Path, monkeypatch, args, status: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = [] if "--resume" in args else ["--from_pretrained", small_folder]
+    result = run_command("finetune", *args, *base)
+    assert result.status == status
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert list(tmp_path.iterdir()) == [] or "nowhere" in str(args), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("label\ttext\ncat\tone\ncat\ttwo\n", "too few to learn from"),
+        ("label\ttext\n" + "cat\tone\n" * 9, "every row has the label 'cat'"),
+        ("kind\twords\ncat\tone\n", "has no columns 'label' and 'text' (it has 'kind', 'words')"),
+        ("label\ttext\n" + "cat\tone\n" * 9 + "dog\t\n", "line 11: the field 'text' is empty"),
+    ],
+)
+def test_data_that_cannot_be_learned_from(small_folder: Path, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.tsv"
+    path.write_text(content if "kind" not in content else content.replace("cat\tone", "cat\tone\tx"))
+    if "kind" in content:
+        path.write_text("kind\twords\tx\ncat\tone\t2\n")
+        message = "has no columns 'label' and 'text' (it has 'kind', 'words', 'x')"
+    with pytest.raises(DataError) as raised:
+        prepare_finetuning(small_folder, [path], FinetuningConfig(task="classification"), tmp_path / "run")
+    assert message in str(raised.value)
+
+
+def test_columns_may_be_numbers(small_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "three.csv"
+    path.write_text("".join(f"{n},text {n},{'yes' if n % 2 else 'no'}\n" for n in range(20)))
+    config = FinetuningConfig(task="classification", text_column="2", label_column="3", max_steps=1)
+    run = prepare_finetuning(small_folder, [path], config, tmp_path / "run", is_quiet=True)
+    assert "16 texts to learn from" in run.told and "labels: no, yes" in run.told
+
+
+def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_data(
+    run_command: Callable, table: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    args = [
+        "finetune",
+        "--task",
+        "classification",
+        "--data",
+        table,
+        "--from_pretrained",
+        small_folder,
+        "--max_steps",
+        1,
+        *QUIET,
+    ]
+    assert run_command(*args, "--out", tmp_path / "run").status == 0
+    assert "holds a run already" in run_command(*args, "--out", tmp_path / "run").err
+    assert "holds a model" in run_command(*args, "--out", small_folder).err
+    table.write_text(table.read_text() + "cat\tanother cat\n")
+    assert "the data is not what the run" in run_command("finetune", "--resume", tmp_path / "run", "--quiet").err
+
+
+def test_every_field_has_its_option() -> None:
+    names = {parameter.name for parameter in finetune.params}
+    assert {field.name for field in dataclasses.fields(FinetuningConfig)} <= names
+    assert all(getattr(parameter, "help", None) for parameter in finetune.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task", "x"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("dropout", 1.0),
+        ("test_fraction", 1),
+        ("skip_bad", 1),
+        ("template", 2),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        FinetuningConfig(**{name: value})

@@ -1,0 +1,49 @@
+"""Batches of like length: every example once an epoch, shared evenly, the same for the same seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
+
+lengths = st.lists(st.integers(1, 50), min_size=1, max_size=60)
+
+
+@given(lengths, st.integers(1, 7), st.integers(0, 9))
+def test_every_example_comes_once_in_each_epoch(lengths: list[int], batch_size: int, seed: int) -> None:
+    rows = LengthSortedRows(lengths, batch_size, seed)
+    n_steps = len(lengths)  # batch_size epochs, whatever the blocks are
+    blocks = n_steps - n_steps % rows._block_size
+    seen = Counter(int(row) for step in range(blocks) for row in rows(step))
+    n_epochs, left_over = divmod(blocks * batch_size, len(lengths))
+    assert set(seen[row] for row in range(len(lengths))) <= ({n_epochs, n_epochs + 1} if left_over else {n_epochs})
+    if len(lengths) % batch_size == 0:
+        assert len(set(rows(0).tolist())) == batch_size, "no example is twice in a batch"
+    again = LengthSortedRows(lengths, batch_size, seed)
+    assert all(np.array_equal(rows(step), again(step)) for step in (17, 3, 0))
+
+
+def test_the_rows_of_a_batch_are_about_as_long() -> None:
+    lengths = list(np.random.default_rng(0).integers(1, 1000, 640))
+    rows = LengthSortedRows(lengths, 8, seed=1)
+    spread = [max(lengths[row] for row in rows(step)) - min(lengths[row] for row in rows(step)) for step in range(80)]
+    assert np.mean(spread) < 100  # of unsorted rows it is about 780
+    assert rows.mean_width < 1.15 * np.mean(lengths)
+    firsts = [lengths[rows(step)[0]] for step in range(16)]
+    assert firsts != sorted(firsts), "the batches of a block come in no order of length"
+
+
+@given(lengths, st.integers(1, 7))
+def test_evaluation_takes_every_example_once(lengths: list[int], batch_size: int) -> None:
+    batches = in_order_of_length(lengths, batch_size)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    flat = [lengths[row] for batch in batches for row in batch]
+    assert flat == sorted(flat) and max(map(len, batches)) <= batch_size
+
+
+def test_padding_stands_on_the_right() -> None:
+    assert pad([[1, 2, 3], [4]], 9).tolist() == [[1, 2, 3], [4, 9, 9]]

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) at the speed of a CPU. It knows tensors, not models.
+"""Dropout (Srivastava et al. 2014) at the speed of a CPU. It knows tensors, and where a model keeps its rates.
 
 torch draws a Bernoulli variable for each activation, one by one: a quarter of a small model's training step on two cores.
 Here sixteen random bits decide on each, and numpy draws them four at a time. On other devices it is torch's own.
@@ -6,10 +6,16 @@ Here sixteen random bits decide on each, and numpy draws them four at a time. On
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING, cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gpt2.model import GPT2, Block
 
 _BITS = 16  # so p is met to within 2**-17; what is kept is scaled by the rate that is met, so the mean is exact
 
@@ -43,6 +49,13 @@ def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     hidden = later if mask is None else ~mask
     weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
     return dropout(weights, p, training=True) @ v
+
+
+def set_dropout(model: GPT2, rate: float) -> None:
+    """Let `model` drop with `rate` everywhere from now on, in training mode."""
+    model.config = dataclasses.replace(model.config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
+    for block in cast("list[Block]", model.h):
+        block.attn.attn_pdrop = block.attn.resid_pdrop = block.mlp.resid_pdrop = rate
 
 
 def _threshold(p: float) -> int:

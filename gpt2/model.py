@@ -7,13 +7,12 @@ S those tokens and the cached ones, C = n_embd, H = n_head, D = C / H, V = vocab
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -205,12 +204,6 @@ class GPT2(nn.Module):
         return InputError(
             f"{positions.max().item() + 1} tokens are more than the {limit} positions of this model: cut the input"
         )
-
-    def set_dropout(self, rate: float) -> None:
-        """Drop with `rate` everywhere from now on, in training mode."""
-        self.config = dataclasses.replace(self.config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
-        for block in cast("list[Block]", self.h):
-            block.attn.attn_pdrop = block.attn.resid_pdrop = block.mlp.resid_pdrop = rate
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> GPT2:

@@ -222,13 +222,14 @@ def _make_model(
 ) -> GPT2:
     import torch
 
+    from gpt2.dropout import set_dropout
     from gpt2.model import GPT2
 
     dropout = options["dropout"]
     if options["init_from"] and not is_resumed:
         model = GPT2.from_pretrained(options["init_from"])
         if dropout is not None:
-            model.set_dropout(dropout)
+            set_dropout(model, dropout)
         return model
     torch.manual_seed(config.seed)
     return GPT2(_model_config(options, data, config))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpt2.checkpoints import load_tokenizer_for
+from gpt2.dropout import set_dropout
 from gpt2.finetuning.classification import (
     Classification,
     GPT2Classifier,
@@ -90,7 +91,7 @@ def prepare_finetuning(
     model = GPT2.from_pretrained(base)
     if config.context > model.config.n_positions:
         raise ConfigError(f"context={config.context} is longer than the {model.config.n_positions} positions of {base}")
-    model.set_dropout(config.dropout)
+    set_dropout(model, config.dropout)
     set_trainable(model, config.trainable)
     start = _Base(model, load_tokenizer_for(model), str(base), config.context or model.config.n_positions)
     if config.task == "text":

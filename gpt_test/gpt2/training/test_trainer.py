@@ -315,6 +315,31 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text
     assert not list((folder / "checkpoints").glob(".*"))
 
 
+_ON_A_DISK_OF_ITS_OWN = """
+mount -t tmpfs -o size=2m none "$1" || exit 77
+"$2" -m gpt2 train --data "$3" --out "$1/run" --tokenizer char --n_layer 1 --n_head 1 --n_embd 64 \\
+    --context 16 --batch_size 2 --sample_tokens 0 --quiet --checkpoint_interval 1 --max_steps 12
+echo "status $?: $(ls "$1/run/checkpoints" | wc -l) checkpoints, $(ls -A "$1/run/checkpoints" | grep -c tmp) unfinished"
+mount -o remount,size=20m "$1"
+"$2" -m gpt2 train --resume "$1/run" --quiet
+echo "status $?: $(ls "$1/run/checkpoints" | tail -1)"
+"""
+
+
+def test_a_disk_that_is_really_full_loses_nothing_and_with_room_the_run_goes_on(text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", _ON_A_DISK_OF_ITS_OWN, "sh", tmp_path / "disk", sys.executable, text_file],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    ) if shutil.which("unshare") else None  # fmt: skip
+    if done is None or done.returncode == 77 or "unshare:" in done.stderr:
+        pytest.skip("this system lets no user mount a disk of his own")
+    full, whole = done.stdout.splitlines()
+    assert full == "status 1: 2 checkpoints, 0 unfinished" and whole == "status 0: step-00000012.safetensors"
+    assert "No space left" in done.stderr and "Traceback" not in done.stderr
+    assert "error: cannot write" in done.stderr and "make room" in done.stderr
+
+
 def test_metrics_without_the_line_that_a_kill_cut_short(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]

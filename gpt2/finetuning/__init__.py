@@ -1,0 +1,1 @@
+"""Fine-tuning: what a trained model learns besides. The model itself knows nothing of it."""

@@ -21,6 +21,8 @@ def merge(adapter: str, out: str, from_pretrained: str | None) -> None:
     ADAPTER is a folder or a hub name of LoRA weights as peft writes them. Adapters need not be merged to be used: other
     commands take them by --from_pretrained too, and merge them each time.
     """
+    if not out:
+        raise click.UsageError("--out is empty: name a folder")
     folder = locate_model(adapter)
     if not is_adapter_folder(folder):
         raise CheckpointError(f"{adapter} holds no {ADAPTER_CONFIG_FILE}: name the folder of an adapter")

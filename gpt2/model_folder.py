@@ -1,4 +1,4 @@
-"""What makes a folder a model: its config, its weights, and where such a folder is found. It needs no torch.
+"""What makes a folder a model or an adapter: config and weights, and where such a folder is found. It needs no torch.
 
 So the command line can say that a model is not there without waiting for torch to be imported.
 """
@@ -9,14 +9,18 @@ import json
 import os
 from pathlib import Path
 
-from gpt_config.errors import CheckpointError
+from gpt_config.adapter_config import AdapterConfig
+from gpt_config.errors import CheckpointError, ModelNotFoundError
 from gpt_config.locate import TOKENIZER_FILES, locate
 
 CONFIG_FILES = ("config.json", "hparams.json")
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 # In the order in which they are looked for.
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 # For the hub: safetensors are preferred, and the older format is only fetched from a repository that has no other.
 _SAFETENSORS_PATTERNS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -24,20 +28,92 @@ _PYTORCH_PATTERNS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.
 
 
 def locate_model(name_or_folder: str | os.PathLike[str]) -> Path:
-    """The folder of a model: one of the user's, one that ships, or one in the hub's cache, downloaded if need be.
+    """The folder of a model or an adapter: one of the user's, one that ships, or one in the hub's cache, downloaded if
+    need be.
 
     ModelNotFoundError says what to do; without a network it comes within three seconds.
     """
-    first = (*CONFIG_FILES, *TOKENIZER_FILES, *_SAFETENSORS_PATTERNS)
-    return locate(name_or_folder, files=[first, _PYTORCH_PATTERNS], complete=is_model_folder)
+    first = (*CONFIG_FILES, *TOKENIZER_FILES, *_SAFETENSORS_PATTERNS, ADAPTER_CONFIG_FILE, *_ADAPTER_WEIGHTS)
+    return locate(name_or_folder, files=[first, _PYTORCH_PATTERNS], complete=_is_complete)
+
+
+def locate_whole_model(name_or_folder: str | os.PathLike[str]) -> Path:
+    """As `locate_model`, for those that know no adapters: of one, the CheckpointError says how to make it a model."""
+    folder = locate_model(name_or_folder)
+    if is_adapter_folder(folder):
+        raise CheckpointError(
+            f"{folder} holds an adapter, and this takes a whole model: "
+            f"make it one with gpt2 merge {folder} --out FOLDER, and name that"
+        )
+    return folder
+
+
+def locate_base(adapter: Path, base: str) -> Path:
+    """The folder of the model that an adapter was learned on; a relative path may start from the adapter's folder.
+
+    ModelNotFoundError or CheckpointError names the adapter and the base.
+    """
+    beside = adapter / base
+    try:
+        folder = beside if is_model_folder(beside) else locate_model(base)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"the adapter {adapter} needs the model {base!r} that it was learned on: {error}; "
+            "or name another place of it with gpt2 merge --from_pretrained"
+        ) from None
+    if is_adapter_folder(folder):
+        raise CheckpointError(
+            f"the adapter {adapter} was learned on {base!r}, which is an adapter too: merge that into a model first"
+        )
+    return folder
+
+
+def tokenizer_source(name: str) -> str:
+    """What to name for the tokenizer of the model `name`: that, or the base of an adapter that has no tokenizer."""
+    from gpt_encoder.tokenizer import has_tokenizer  # here, for most who ask for a folder need none
+
+    folder = locate_model(name)
+    if not is_adapter_folder(folder) or has_tokenizer(folder):
+        return name
+    base = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE).base_model or ""
+    return str(folder / base) if is_model_folder(folder / base) else base
 
 
 def is_model_folder(folder: Path) -> bool:
     """Whether `folder` has a config and all files of its weights."""
     try:
         return any((folder / name).is_file() for name in CONFIG_FILES) and bool(weight_files(folder))
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether `folder` holds an adapter, as peft writes it. CheckpointError if it holds a model as well."""
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        return False
+    if is_model_folder(folder):
+        raise CheckpointError(f"{folder} holds a model and an adapter: move the adapter_* files to a folder of their own")
+    return True
+
+
+def holds_model_files(folder: Path) -> bool:
+    """Whether a model written into `folder` would stand in for, or beside, the files of another model or an adapter."""
+    names = (*CONFIG_FILES, *_SINGLE_FILES, *_INDEX_FILES, ADAPTER_CONFIG_FILE, *_ADAPTER_WEIGHTS)
+    return any((folder / name).exists() for name in names)
+
+
+def _is_complete(folder: Path) -> bool:
+    if is_model_folder(folder):
+        return True
+    return (folder / ADAPTER_CONFIG_FILE).is_file() and any((folder / name).is_file() for name in _ADAPTER_WEIGHTS)
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file of an adapter's weights. CheckpointError if there is none."""
+    for name in _ADAPTER_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} has no {' or '.join(_ADAPTER_WEIGHTS)}: get the adapter's weights too")
 
 
 def weight_files(folder: Path) -> list[Path]:

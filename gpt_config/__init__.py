@@ -1,5 +1,6 @@
 """Floor 0: what a GPT-2 is, how it generates and is trained, and every error a user can cause. Standard library only."""
 
+from gpt_config.adapter_config import AdapterConfig
 from gpt_config.errors import (
     CheckpointError,
     ConfigError,
@@ -16,11 +17,13 @@ from gpt_config.errors import (
 )
 from gpt_config.finetuning_config import FinetuningConfig
 from gpt_config.generation_config import GenerationConfig
+from gpt_config.lora_config import LoRAConfig
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import TrainingConfig
 
 __all__ = [
     "PRESETS",
+    "AdapterConfig",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -32,6 +35,7 @@ __all__ = [
     "GenerationConfig",
     "InputError",
     "InputTypeError",
+    "LoRAConfig",
     "ModelNotFoundError",
     "TrainingConfig",
     "TrainingError",

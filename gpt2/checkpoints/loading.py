@@ -15,7 +15,7 @@ from gpt2.checkpoints.naming import published_names
 from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.device import resolve_device, resolve_dtype
 from gpt2.model import GPT2
-from gpt2.model_folder import CONFIG_FILES, locate_model
+from gpt2.model_folder import CONFIG_FILES, is_adapter_folder, locate_model
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
@@ -30,12 +30,17 @@ def load_model(
 
     `name_or_folder` is a folder, the name of a model that ships, or a hub name such as gpt2 or openai-community/gpt2-xl.
     On the CPU, weights that have the wanted dtype stay views of the mapped file: they are read when they are first
-    used, and take no memory beside the page cache. Others are converted one by one.
+    used, and take no memory beside the page cache. Others are converted one by one. Of an adapter's folder it is the model
+    it was learned on, with the adapter merged into it.
 
     Raises ModelNotFoundError, CheckpointError, ConfigError or DeviceError; each says what to do.
     """
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     folder = locate_model(name_or_folder)
+    if is_adapter_folder(folder):
+        from gpt2.finetuning.adapter_files import load_merged
+
+        return load_merged(folder, device=target_device, dtype=target_dtype)
     config = read_config(folder)
     tensors = published_names(read_tensors(folder), folder)
     if "score.weight" in tensors:
@@ -50,7 +55,10 @@ def assemble(
     fit."""
     with torch.device("meta"), _NoInitialWeights():
         model = GPT2(config)
-    _check_fit(folder, tensors, {name: parameter.shape for name, parameter in model.named_parameters()})
+    if wrong := misfits(tensors, {name: parameter.shape for name, parameter in model.named_parameters()}):
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config: {wrong}: use weights and config of the same model"
+        )
     for name in list(tensors):
         tensors[name] = tensors[name].to(device=device, dtype=dtype)
     model.load_state_dict(tensors, assign=True)
@@ -77,27 +85,24 @@ def read_config(folder: Path) -> GPT2Config:
     raise CheckpointError(f"{folder} has no config.json: name a folder that holds config.json and the weights")
 
 
-def _check_fit(folder: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    """One CheckpointError for all that is missing, extra, of another shape, or not of floating point."""
+def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], limit: int = _MAX_NAMED) -> str:
+    """What is missing, extra, of another shape, or not of floating point, at most `limit` of each named; empty if all
+    fits."""
     wrong = []
     if missing := shapes.keys() - tensors.keys():
-        wrong.append(f"missing {_listed(missing)}")
+        wrong.append(f"missing {_listed(missing, limit)}")
     if extra := tensors.keys() - shapes.keys():
-        wrong.append(f"unknown {_listed(extra)}")
+        wrong.append(f"unknown {_listed(extra, limit)}")
     for name in sorted(shapes.keys() & tensors.keys()):
         tensor = tensors[name]
         if tensor.shape != shapes[name]:
             wrong.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(shapes[name])}")
         elif not tensor.is_floating_point():
             wrong.append(f"{name} is {tensor.dtype} instead of a floating-point type")
-    if wrong:
-        more = f"; and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
-        raise CheckpointError(
-            f"the weights in {folder} do not fit its config: {'; '.join(wrong[:_MAX_NAMED])}{more}: "
-            "use weights and config of the same model"
-        )
+    more = f"; and {len(wrong) - limit} more" if len(wrong) > limit else ""
+    return "; ".join(wrong[:limit]) + more
 
 
-def _listed(names: set[str]) -> str:
-    first = sorted(names)[:_MAX_NAMED]
+def _listed(names: set[str], limit: int) -> str:
+    first = sorted(names)[:limit]
     return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

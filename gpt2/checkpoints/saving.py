@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from gpt2.checkpoints.model_tokenizer import tokenizer_of
+from gpt2.finetuning.lora import merged_parameters
 from gpt_config.atomic_write import atomic_write, atomic_write_json
 from gpt_config.errors import WriteError
 
@@ -22,18 +25,21 @@ def save_model(model: GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokeni
     """Write config.json, model.safetensors and the tokenizer's files; each file is written whole or not at all.
 
     The tokenizer is the one given, else that of the folder the model was loaded from, else OpenAI's if the model is new
-    and has a vocabulary of that size.
+    and has a vocabulary of that size. Adapters are merged into the weights that are written, not into the model.
     """
     folder = Path(folder)
-    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    try:
-        atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    except SafetensorError as error:  # an OSError of the library's own kind
-        raise WriteError(
-            f"cannot write {folder / 'model.safetensors'} ({error}): make room; the file is as it was"
-        ) from None
+    write_tensors(folder / "model.safetensors", merged_parameters(model))
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
     atomic_write_json(folder / "config.json", {**model.config.to_dict(), "dtype": dtype})
     tokenizer = tokenizer or tokenizer_of(model)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole or not at all. WriteError if there is no room."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        atomic_write(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    except SafetensorError as error:  # an OSError of the library's own kind
+        raise WriteError(f"cannot write {path} ({error}): make room; the file is as it was") from None

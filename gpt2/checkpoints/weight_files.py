@@ -28,12 +28,17 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for path in files:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        content = read_file(path)
         twice = tensors.keys() & content.keys()
         if twice:
             raise CheckpointError(f"{path} holds {min(twice)!r}, which another shard holds too: download the files again")
         tensors |= content
     return tensors
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, a safetensors file or a pickle by its name; CheckpointError if it is broken."""
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

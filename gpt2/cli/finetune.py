@@ -11,7 +11,7 @@ import click
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
 from gpt2.cli.training_run import end_run, go_on, options_of_run
-from gpt2.model_folder import is_model_folder, locate_model
+from gpt2.model_folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.finetuning_config import TASKS, TOO_LONG, TRAINABLE, FinetuningConfig
@@ -103,7 +103,7 @@ def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step:
             raise click.UsageError("name the files to learn from: --data PATH")
         if (folder / _RUN_FILE).exists():
             raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
-        if is_model_folder(folder):
+        if holds_model_files(folder):
             raise click.UsageError(f"{folder} holds a model, which the run would overwrite: choose another --out")
         options["from_pretrained"] = options["from_pretrained"] or default_model()
     try:

@@ -11,7 +11,7 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.training_run import end_run, go_on, options_of_run
-from gpt2.model_folder import is_model_folder
+from gpt2.model_folder import is_adapter_folder, is_model_folder, tokenizer_source
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.model_config import PRESETS, GPT2Config
@@ -121,7 +121,7 @@ def _check_new_run(folder: Path, options: dict[str, Any], from_step: int | None)
         raise click.UsageError("name the text to learn from: --data PATH")
     if (folder / _RUN_FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
         raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
-    if not (folder / _RUN_FILE).exists() and is_model_folder(folder):
+    if not (folder / _RUN_FILE).exists() and (is_model_folder(folder) or is_adapter_folder(folder)):
         raise click.UsageError(f"{folder} holds a model, which training would overwrite: choose another --out")
     if options["init_from"] and options["tokenizer"]:
         raise click.UsageError("--init_from has its own tokenizer: leave out --tokenizer")
@@ -172,7 +172,7 @@ def _prepare(folder: Path, options: dict[str, Any], processes: Processes) -> Tra
     arguments = {
         "data": [resolve(path) for path in options["data"]],
         "folder": folder / "data",
-        "tokenizer": options["tokenizer"] or options["init_from"] or "gpt2",
+        "tokenizer": options["tokenizer"] or (tokenizer_source(options["init_from"]) if options["init_from"] else "gpt2"),
         "vocab_size": options["vocab_size"],
         "validation_data": [resolve(path) for path in options["validation_data"]],
         "validation_fraction": options["validation_fraction"],

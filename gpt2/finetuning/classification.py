@@ -122,6 +122,7 @@ class Classification(Objective):
         balance: bool = False,
     ) -> None:
         self.classifier, self._tokenizer = classifier, tokenizer
+        self.base_model: str | None = None  # where an adapter learns: the model it is for
         self._loss = ClassificationLoss(classifier)
         rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
         self.tokens_per_step = rows.mean_width * config.batch_size
@@ -147,7 +148,7 @@ class Classification(Objective):
     def save(self, model: GPT2, folder: Path) -> None:
         from gpt2.finetuning.classifier_files import save_classifier
 
-        save_classifier(self.classifier, folder, self._tokenizer)
+        save_classifier(self.classifier, folder, self._tokenizer, base_model=self.base_model)
 
 
 class _TrainingRows:

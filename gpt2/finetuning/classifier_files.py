@@ -7,40 +7,48 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import torch
 
 from gpt2.checkpoints.loading import assemble, read_config
 from gpt2.checkpoints.naming import published_names
+from gpt2.checkpoints.saving import write_tensors
 from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.device import resolve_device, resolve_dtype
+from gpt2.finetuning.adapter_files import load_adapter, load_base, read_adapter, save_adapter
 from gpt2.finetuning.classification import GPT2Classifier
-from gpt2.model_folder import locate_model
-from gpt_config.atomic_write import atomic_write, atomic_write_json
-from gpt_config.errors import CheckpointError, WriteError
+from gpt2.finetuning.lora import merge_lora
+from gpt2.model_folder import is_adapter_folder, locate_model
+from gpt_config.atomic_write import atomic_write_json
+from gpt_config.errors import CheckpointError
+from gpt_encoder.tokenizer import has_tokenizer
 
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
 
-_HEAD = "score.weight"
+_LABELS_FILE = "labels.json"  # of an adapter
 
 
-def save_classifier(classifier: GPT2Classifier, folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
-    """Write config.json with the labels, model.safetensors and the tokenizer's files; each is whole or not there at all."""
+def save_classifier(
+    classifier: GPT2Classifier, folder: str | os.PathLike[str], tokenizer: Tokenizer, *, base_model: str | None = None
+) -> None:
+    """Write config.json with the labels, model.safetensors and the tokenizer's files; each is whole or not there at all.
+
+    With the name of a `base_model`, what is written is the adapter that was learned on it and the head, in peft's format,
+    and the labels beside them, which that format has no place for.
+    """
     folder = Path(folder)
-    tensors = {name: parameter.detach().contiguous() for name, parameter in classifier.named_parameters()}
-    try:
-        atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    except SafetensorError as error:  # an OSError of the library's own kind
-        raise WriteError(f"cannot write {folder / 'model.safetensors'} ({error}): make room") from None
-    labels = dict(enumerate(classifier.labels))
+    if base_model is not None:
+        save_adapter(classifier.transformer, folder, base_model=base_model, tokenizer=tokenizer, head=classifier.score)
+        atomic_write_json(folder / _LABELS_FILE, list(classifier.labels))
+        return
+    write_tensors(folder / "model.safetensors", dict(classifier.named_parameters()))
     atomic_write_json(
         folder / "config.json",
         {
             **classifier.transformer.config.to_dict(),
             "architectures": ["GPT2ForSequenceClassification"],
-            "id2label": {str(number): label for number, label in labels.items()},
-            "label2id": {label: number for number, label in labels.items()},
+            "id2label": {str(number): label for number, label in enumerate(classifier.labels)},
+            "label2id": {label: number for number, label in enumerate(classifier.labels)},
             "pad_token_id": tokenizer.eot_token_id,
             "problem_type": "single_label_classification",
             "dtype": str(classifier.score.weight.dtype).removeprefix("torch."),
@@ -52,24 +60,43 @@ def save_classifier(classifier: GPT2Classifier, folder: str | os.PathLike[str], 
 def load_classifier(
     name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32"
 ) -> GPT2Classifier:
-    """A classifier in eval mode. CheckpointError if the folder holds a model that is none."""
+    """A classifier in eval mode; an adapter's is merged into the model it was learned on.
+
+    CheckpointError if the folder holds a model that is no classifier.
+    """
     folder = locate_model(name_or_folder)
+    classifier = _from_adapter(folder) if is_adapter_folder(folder) else _from_model(folder)
+    return classifier.to(device=resolve_device(device), dtype=resolve_dtype(dtype)).eval()
+
+
+def _from_model(folder: Path) -> GPT2Classifier:
     tensors = published_names(read_tensors(folder), folder)
-    head, labels = tensors.pop(_HEAD, None), _labels(folder)
+    head, labels = tensors.pop("score.weight", None), _labels(folder)
     if head is None or head.shape[0] != len(labels):
         raise CheckpointError(
             f"{folder} holds no classifier (a head for each label): make one with gpt2 finetune --task classification"
         )
-    target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
-    transformer = assemble(read_config(folder), tensors, folder, device=target_device, dtype=target_dtype)
+    transformer = assemble(read_config(folder), tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
     classifier = GPT2Classifier(transformer, labels)
     classifier.score.load_state_dict({"weight": head})
-    return classifier.eval()
+    return classifier
+
+
+def _from_adapter(folder: Path) -> GPT2Classifier:
+    adapter = read_adapter(folder)
+    classifier = GPT2Classifier(load_base(adapter), _labels(folder))
+    load_adapter(classifier.transformer, adapter, head=classifier.score)
+    merge_lora(classifier.transformer)
+    if has_tokenizer(folder):
+        classifier.transformer.pretrained_from = folder
+    return classifier
 
 
 def _labels(folder: Path) -> list[str]:
     try:
+        if (folder / _LABELS_FILE).exists():
+            return [str(label) for label in json.loads((folder / _LABELS_FILE).read_text(encoding="utf-8"))]
         names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
         return [str(names[str(number)]) for number in range(len(names))]
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return []

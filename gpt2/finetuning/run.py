@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 
 from gpt2.checkpoints import load_tokenizer_for
 from gpt2.dropout import set_dropout
+from gpt2.finetuning.adapter_files import save_adapter
 from gpt2.finetuning.classification import (
     Classification,
     GPT2Classifier,
@@ -22,10 +24,12 @@ from gpt2.finetuning.classification import (
 )
 from gpt2.finetuning.classifier_files import load_classifier
 from gpt2.finetuning.instructions import InstructionTuning, conversation, make_examples, with_thoughts
+from gpt2.finetuning.lora import add_lora
 from gpt2.finetuning.records import Fields, first_row, read_records, text_of
 from gpt2.finetuning.template import InstructionTemplate
 from gpt2.finetuning.trainable import set_trainable
 from gpt2.model import GPT2
+from gpt2.model_folder import tokenizer_source
 from gpt2.training.batches import shuffled
 from gpt2.training.distributed import Processes
 from gpt2.training.objective import LanguageModelling, Objective
@@ -33,6 +37,7 @@ from gpt2.training.preparation import TrainingData, prepare
 from gpt2.training.trainer import Trainer
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.finetuning_config import FinetuningConfig
+from gpt_config.lora_config import LoRAConfig
 from gpt_config.training_config import TrainingConfig
 from gpt_encoder.interface import Tokenizer
 
@@ -92,7 +97,10 @@ def prepare_finetuning(
     if config.context > model.config.n_positions:
         raise ConfigError(f"context={config.context} is longer than the {model.config.n_positions} positions of {base}")
     set_dropout(model, config.dropout)
-    set_trainable(model, config.trainable)
+    if config.lora_rank:
+        add_lora(model, LoRAConfig(rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout))
+    else:
+        set_trainable(model, config.trainable)
     start = _Base(model, load_tokenizer_for(model), str(base), config.context or model.config.n_positions)
     if config.task == "text":
         task = _text(start, data, validation_data, config, folder, processes)
@@ -100,10 +108,16 @@ def prepare_finetuning(
         task = _instruction(start, data, validation_data, config)
     else:
         task = _classification(start, data, validation_data, test_data, config, folder)
+    if config.lora_rank:
+        task.objective.write_model = partial(_write_adapter, base)
     trainer = Trainer(
         model, task.objective, task.training, folder, processes=processes, is_quiet=is_quiet, tensorboard=tensorboard
     )
     return Finetuning(trainer, task.fingerprint, task.told, task.finish)
+
+
+def _write_adapter(base: str | Path, model: GPT2, folder: Path, tokenizer: Tokenizer) -> None:
+    save_adapter(model, folder, base_model=base, tokenizer=tokenizer)
 
 
 def _text(
@@ -111,7 +125,7 @@ def _text(
 ) -> _Task:
     def prepared() -> TrainingData:
         return prepare(
-            data, folder / "data", tokenizer=base.name, validation_data=validation_data,
+            data, folder / "data", tokenizer=tokenizer_source(base.name), validation_data=validation_data,
             validation_fraction=config.validation_fraction,
         )  # fmt: skip
 
@@ -196,6 +210,8 @@ def _classification(
     objective = Classification(
         classifier, examples["to learn from"], examples["to measure on"], base.tokenizer, training, balance=config.balance
     )
+    if config.lora_rank:
+        objective.base_model = base.name
 
     def finish() -> dict[str, Any]:
         measured_on = "to test on" if examples["to test on"] else "to measure on"

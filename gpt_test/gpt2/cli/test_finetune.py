@@ -61,6 +61,46 @@ def test_a_classifier_learns_and_is_used(run_command: Callable, table: Path, sma
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
 
 
+def test_a_classifiers_adapter_is_used_like_a_classifier(
+    run_command: Callable, table: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    result = run_command(
+        "finetune", "--task", "classification", "--data", table, "--from_pretrained", small_folder, "--out", out,
+        "--epochs", 6, "--learning_rate", 0.02, "--lora_rank", 4, *QUIET,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert result.out.startswith("accuracy 1.0000")
+    assert {"adapter_config.json", "adapter_model.safetensors", "labels.json"} <= {path.name for path in out.iterdir()}
+    assert not (out / "model.safetensors").exists()
+    result = run_command("classify", "-", "--from_pretrained", out, stdin=b'the small dog "went" home')
+    assert json.loads(result.out)["label"] == "dog"
+    assert "is a classifier's" in run_command("generate", "x", "--from_pretrained", out).err
+
+
+@pytest.mark.parametrize("task", ["text", "instruction"])
+def test_an_adapter_learns_alone_and_its_folder_is_a_model(
+    run_command: Callable, instructions: Path, small_folder: Path, tmp_path: Path, task: str
+) -> None:
+    out, data = tmp_path / "run", instructions if task == "instruction" else tmp_path / "text.txt"
+    (tmp_path / "text.txt").write_text("the cat saw the dog. " * 60)
+    options = ["--task", task, "--data", data, "--from_pretrained", small_folder, "--template", "plain", *QUIET]
+    result = run_command("finetune", *options, "--out", out, "--lora_rank", 2, "--learning_rate", 0.02)
+    assert result.status == 0, result.err
+    n_learned = 2 * 2 * (24 + 72 + 24 + 24 + 24 + 96 + 96 + 24)  # layers x rank x inputs and outputs
+    assert f"{n_learned:,} parameters learn" in result.err
+    assert not (out / "model.safetensors").exists()
+    with_adapter, base = GPT2.from_pretrained(out), GPT2.from_pretrained(small_folder)
+    ids = torch.tensor([[1, 2, 3]])
+    assert not torch.allclose(with_adapter(ids), base(ids))
+    losses = [line["validation_loss"] for line in read_metrics(out) if "validation_loss" in line]
+    assert min(losses) < losses[0]
+    result = run_command(
+        "generate", *(["--instruction", "Say cat."] if task == "instruction" else ["the"]), "--from_pretrained", out
+    )
+    assert result.status == 0, result.err
+
+
 def test_the_last_block_alone_learns(run_command: Callable, table: Path, small_folder: Path, tmp_path: Path) -> None:
     result = run_command(
         "finetune", "--task", "classification", "--data", table, "--from_pretrained", small_folder, "--out",
@@ -102,14 +142,23 @@ def test_text_goes_on_from_the_weights(run_command: Callable, small_folder: Path
     assert GPT2.from_pretrained(out).config.vocab_size == 300
 
 
+@pytest.mark.parametrize("lora_rank", [0, 2])
 @pytest.mark.parametrize("task", ["classification", "instruction", "text"])
 def test_a_run_that_goes_on_ends_where_the_unbroken_one_does(
-    table: Path, instructions: Path, small_folder: Path, tmp_path: Path, task: str
+    table: Path, instructions: Path, small_folder: Path, tmp_path: Path, task: str, lora_rank: int
 ) -> None:
     data = {"classification": table, "instruction": instructions, "text": tmp_path / "text.txt"}[task]
     (tmp_path / "text.txt").write_text("the cat saw the dog. " * 60)
     config = FinetuningConfig(
-        task=task, max_steps=5, batch_size=4, sample_tokens=0, evaluations_per_epoch=8, context=20, template="plain"
+        task=task,
+        max_steps=5,
+        batch_size=4,
+        sample_tokens=0,
+        evaluations_per_epoch=8,
+        context=20,
+        template="plain",
+        lora_rank=lora_rank,
+        lora_dropout=0.1 if lora_rank else 0.0,
     )
 
     def made(name: str):

@@ -1,0 +1,116 @@
+"""LoRAConfig and AdapterConfig: what cannot be meant or computed is refused, with its name; the rest comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gpt_config import AdapterConfig, CheckpointError, ConfigError, LoRAConfig
+
+PEFT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["c_attn"]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", 0), ("rank", True), ("rank", 8.0), ("rank", 10**9), ("alpha", 0), ("alpha", float("nan")), ("alpha", "16"),
+        ("dropout", 1.0), ("dropout", -0.1), ("use_rslora", 1), ("target_modules", ()), ("target_modules", ""),
+        ("target_modules", None), ("target_modules", (1,)), ("target_modules", ("c_attn", "")), ("target_modules", "("),
+        ("target_modules", {"c_attn"}),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field) as caught:
+        LoRAConfig(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_targets_is_a_tuple_and_the_config_can_be_a_key() -> None:
+    config = LoRAConfig(target_modules=["c_attn"])
+    assert config.target_modules == ("c_attn",) and hash(config) == hash(LoRAConfig(target_modules=("c_attn",)))
+
+
+def test_scale() -> None:
+    assert LoRAConfig(rank=4, alpha=6).scale == 1.5
+    assert LoRAConfig(rank=4, alpha=6, use_rslora=True).scale == 3.0
+
+
+@pytest.mark.parametrize(
+    ("targets", "hit", "missed"),
+    [
+        (("c_proj",), ["transformer.h.0.attn.c_proj", "transformer.h.1.mlp.c_proj"], ["transformer.h.0.attn.xc_proj"]),
+        (("mlp.c_proj",), ["transformer.h.1.mlp.c_proj"], ["transformer.h.1.attn.c_proj"]),
+        (("transformer.h.0.attn.c_attn",), ["transformer.h.0.attn.c_attn"], ["transformer.h.1.attn.c_attn"]),
+        (r".*\.h\.[02]\..*c_attn", ["transformer.h.2.attn.c_attn"], ["transformer.h.1.attn.c_attn"]),
+        ("c_attn", [], ["transformer.h.0.attn.c_attn"]),  # a string is an expression for the whole name
+    ],
+)
+def test_targets(targets, hit: list[str], missed: list[str]) -> None:
+    config = LoRAConfig(target_modules=targets)
+    for name in hit + missed:
+        assert any(config.hits(target, name) for target in config.targets) == (name in hit)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdapterConfig(lora=LoRAConfig(rank=3, alpha=0.5, dropout=0.25, target_modules=("c_fc",)), base_model="gpt2"),
+        AdapterConfig(lora=LoRAConfig(target_modules=".*c_fc", use_rslora=True), task_type="SEQ_CLS"),
+    ],
+)
+def test_it_comes_back_from_json(config: AdapterConfig, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config.to_dict()))
+    assert AdapterConfig.from_json_file(tmp_path / "adapter_config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type='IA3' is not 'LORA'"),
+        ({"peft_type": None}, "peft_type=None"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "task_type='SEQ_2_SEQ_LM' is not one of CAUSAL_LM, SEQ_CLS"),
+        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"lora_bias": True}, "lora_bias=True"),
+        ({"rank_pattern": {"c_attn": 2}}, "rank_pattern="),
+        ({"alpha_pattern": {"c_attn": 2}}, "alpha_pattern="),
+        ({"layers_to_transform": [0]}, "layers_to_transform="),
+        ({"layers_to_transform": 0}, "layers_to_transform=0"),
+        ({"exclude_modules": ["c_fc"]}, "exclude_modules="),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"revision": "v2"}, "revision='v2'"),
+        ({"modules_to_save": ["wte"]}, "modules_to_save="),
+        ({"modules_to_save": ["score"]}, "modules_to_save="),  # without a classifier
+        ({"invented_in_2030": 1}, "invented_in_2030=1 is not supported"),
+        ({"r": None}, "r is missing"),
+        ({"r": 0}, "rank=0"),
+        ({"lora_alpha": "x"}, "alpha='x'"),
+        ({"target_modules": {"c_attn": 1}}, "target_modules="),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path=3"),
+    ],
+)
+def test_what_is_not_computed_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(PEFT | changes))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        AdapterConfig.from_json_file(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [
+    {"task_type": None}, {"fan_in_fan_out": False}, {"use_dora": False}, {"rank_pattern": {}}, {"modules_to_save": None},
+    {"init_lora_weights": "gaussian"}, {"revision": "main"}, {"invented_in_2030": None}, {"inference_mode": False},
+    {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]},
+])  # fmt: skip
+def test_what_changes_nothing_is_taken(changes: dict) -> None:
+    assert AdapterConfig.from_dict(PEFT | changes).lora == LoRAConfig(rank=4, alpha=8, target_modules=("c_attn",))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "", "[" * 100_000, "\udcff"])
+def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_config.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+        AdapterConfig.from_json_file(path)

@@ -67,7 +67,7 @@ def test_a_classifiers_adapter_is_used_like_a_classifier(
     out = tmp_path / "run"
     result = run_command(
         "finetune", "--task", "classification", "--data", table, "--from_pretrained", small_folder, "--out", out,
-        "--epochs", 6, "--learning_rate", 0.02, "--lora_rank", 4, *QUIET,
+        "--epochs", 6, "--learning_rate", 0.003, "--lora_rank", 4, *QUIET,
     )  # fmt: skip
     assert result.status == 0, result.err
     assert result.out.startswith("accuracy 1.0000")

@@ -181,6 +181,11 @@ def test_our_own_round_trip_is_bit_equal(adapted: GPT2, folder: Path, small_fold
     assert [module.config for _, module in lora_modules(model)] == [module.config for _, module in lora_modules(adapted)]
 
 
+def test_a_language_models_adapter_has_no_head(folder: Path, small_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a language model's, and this is a classifier"):
+        load_adapter(GPT2.from_pretrained(small_folder), folder, head=torch.nn.Linear(24, 2, bias=False))
+
+
 def test_layers_that_gpt2_does_not_have_may_be_listed(folder: Path, small_folder: Path, adapted: GPT2) -> None:
     edit_config(folder, target_modules=["q_proj", "c_attn", "c_proj", "c_fc", "o_proj"])
     model = GPT2.from_pretrained(small_folder)

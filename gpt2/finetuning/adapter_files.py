@@ -114,12 +114,7 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
         names = target_names(model, lora)
     except ConfigError as error:
         raise CheckpointError(f"the adapter in {adapter.folder} does not go onto this model: {error}") from None
-    shapes = {}
-    for name in names:
-        n_in, n_out = model.get_parameter(f"{name}.weight").shape
-        shapes[f"{name}.lora_A"] = torch.Size((lora.rank, n_in))
-        shapes[f"{name}.lora_B"] = torch.Size((n_out, lora.rank))
-    _check_fit(adapter, adapter.tensors, shapes)
+    _check_fit(adapter, adapter.tensors, _shapes(model, names, lora.rank))
     if head is not None:
         _check_fit(adapter, adapter.head, {name: parameter.shape for name, parameter in head.named_parameters()})
     add_lora(model, lora)
@@ -127,9 +122,18 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
     with torch.no_grad():
         for name, tensor in adapter.tensors.items():
             parameters[name].copy_(tensor)
-        for name, tensor in adapter.head.items():
-            if head is not None:
-                head.get_parameter(name).copy_(tensor)
+    if head is not None:
+        head.load_state_dict(adapter.head)
+
+
+def _shapes(model: GPT2, names: list[str], rank: int) -> dict[str, torch.Size]:
+    """The shapes of the adapters' parameters, were there adapters on the layers of these names."""
+    shapes = {}
+    for name in names:
+        n_in, n_out = model.get_parameter(f"{name}.weight").shape
+        shapes[f"{name}.lora_A"] = torch.Size((rank, n_in))
+        shapes[f"{name}.lora_B"] = torch.Size((n_out, rank))
+    return shapes
 
 
 def _without_idle_targets(lora: LoRAConfig, model: GPT2) -> LoRAConfig:
@@ -167,7 +171,6 @@ def load_merged(
     It is merged in float32 at least and rounded once. Its tokenizer is the adapter's if there is one in `folder`.
     """
     adapter = read_adapter(folder)
-    _check_task(adapter, None)
     target_dtype = resolve_dtype(dtype)
     model = load_base(adapter, base_model, dtype=torch.promote_types(target_dtype, torch.float32))
     load_adapter(model, adapter)

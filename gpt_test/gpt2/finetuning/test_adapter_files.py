@@ -20,6 +20,7 @@ from gpt2.finetuning.lora import add_lora, lora_modules, lora_parameters, named_
 from gpt2.model_folder import tokenizer_source
 from gpt_config import CheckpointError, GPT2Config, InputError, LoRAConfig, ModelNotFoundError, WriteError
 from gpt_test.conftest import random_model, transformers_twin
+from gpt_test.gpt_config.test_locate import cache_repository
 
 IDS = torch.tensor([[1, 5, 2, 7, 3], [4, 4, 0, 6, 2]])
 
@@ -180,6 +181,11 @@ def test_our_own_round_trip_is_bit_equal(adapted: GPT2, folder: Path, small_fold
     assert [module.config for _, module in lora_modules(model)] == [module.config for _, module in lora_modules(adapted)]
 
 
+def test_a_language_models_adapter_has_no_head(folder: Path, small_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a language model's, and this is a classifier"):
+        load_adapter(GPT2.from_pretrained(small_folder), folder, head=torch.nn.Linear(24, 2, bias=False))
+
+
 def test_layers_that_gpt2_does_not_have_may_be_listed(folder: Path, small_folder: Path, adapted: GPT2) -> None:
     edit_config(folder, target_modules=["q_proj", "c_attn", "c_proj", "c_fc", "o_proj"])
     model = GPT2.from_pretrained(small_folder)
@@ -236,6 +242,19 @@ def test_a_base_is_found_by_a_shipped_name(
     save_adapter(adapted, folder, base_model="tiny-one")
     assert read_adapter(folder).config.base_model == "tiny-one"
     torch.testing.assert_close(GPT2.from_pretrained(folder)(IDS), adapted(IDS), atol=1e-5, rtol=0)
+
+
+def test_adapter_and_base_may_both_be_the_hubs(folder: Path, small_folder: Path, adapted: GPT2) -> None:
+    import huggingface_hub.constants
+
+    cache = huggingface_hub.constants.HF_HUB_CACHE
+    edit_config(folder, base_model_name_or_path="someone/base")
+    cache_repository(cache, "someone/base", small_folder)
+    cache_repository(cache, "someone/adapter", folder)
+    cache_repository(cache, "someone/half", folder, skip=("adapter_model.safetensors",))
+    torch.testing.assert_close(GPT2.from_pretrained("someone/adapter")(IDS), adapted(IDS), atol=1e-5, rtol=0)
+    with pytest.raises(ModelNotFoundError, match="the hub cannot be reached"):  # it is there to be downloaded
+        GPT2.from_pretrained("someone/half")
 
 
 def test_a_relative_base_is_stored_for_readers_elsewhere(adapted, small_folder: Path, tmp_path: Path, monkeypatch) -> None:

@@ -70,6 +70,7 @@ def test_the_adapter_is_what_the_paper_says() -> None:
     expected = base.weight.t() @ x + base.bias + 1.5 * layer.lora_B @ (layer.lora_A @ x)
     torch.testing.assert_close(layer(x), expected, atol=1e-13, rtol=0)
     assert layer.lora_A.shape == (3, 5) and layer.lora_B.shape == (7, 3)
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
 
 
 @given(
@@ -116,7 +117,7 @@ def test_generation_with_adapters_is_generation_after_the_merge(small_config: GP
     sampled = model.generate(IDS, max_new_tokens=12, do_sample=True, seed=3, use_cache=False)
     assert not torch.equal(greedy, random_model(small_config, dtype=torch.float64).generate(IDS, max_new_tokens=12))
     merge_lora(model)
-    assert DecodePlan.fits(model)
+    assert DecodePlan.fits(model) and not any(module.training for module in model.modules())
     assert torch.equal(model.generate(IDS, max_new_tokens=12), greedy)
     assert torch.equal(model.generate(IDS, max_new_tokens=12, do_sample=True, seed=3, use_cache=False), sampled)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpt2 import GPT2
 from gpt2.evaluation import evaluate
 from gpt2.evaluation.detokenize import count_words, detokenize_wikitext
-from gpt2.evaluation.perplexity import _windows
+from gpt2.evaluation.windows import windows
 from gpt_config import ConfigError, DataError
 from gpt_test.conftest import transformers_twin
 
@@ -22,7 +22,7 @@ from gpt_test.conftest import transformers_twin
 def test_windows_score_each_token_once_with_at_least_the_context_promised(n: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     scored = []
-    for window in _windows(iter(range(n)), context, stride):
+    for window in windows(iter(range(n)), context, stride):
         assert window.ids == list(range(window.ids[0], window.ids[0] + len(window.ids)))
         assert len(window.ids) == min(context, n - 1) + 1
         new = window.ids[-window.n_scored :]

@@ -15,7 +15,7 @@ import click
 from gpt2 import __version__
 from gpt_config.errors import GPT2Error, GPT2Warning, InputError
 
-_COMMANDS = {name: f"gpt2.cli.{name}" for name in ("evaluate", "generate", "tokenize", "train", "verify")}
+_COMMANDS = {name: f"gpt2.cli.{name}" for name in ("evaluate", "generate", "score", "tokenize", "train", "verify")}
 
 CONTEXT_SETTINGS = {
     "help_option_names": ["-h", "--help"],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from gpt2.evaluation.figures import bounded_exp
 from gpt2.evaluation.windows import predictions
 from gpt2.model import GPT2
 from gpt_config.errors import DataError
@@ -31,7 +32,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """Of a token: exp(loss)."""
-        return _exp(self.loss)
+        return bounded_exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -41,11 +42,7 @@ class Evaluation:
     @property
     def word_perplexity(self) -> float | None:
         """Of a word: the text's whole loss, shared among its words (Radford et al. 2019, section 3.1)."""
-        return _exp(self.loss * self.n_tokens / self.n_words) if self.n_words else None
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+        return bounded_exp(self.loss * self.n_tokens / self.n_words) if self.n_words else None
 
 
 @torch.inference_mode()

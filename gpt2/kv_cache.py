@@ -60,17 +60,3 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in that order; a row may be named several times (as beams are) or not at all."""
         self.layers = [layer.index_select(1, rows) for layer in self.layers]
-
-    def branch(self, rows: Tensor, max_length: int) -> KVCache:
-        """A new cache that begins with the given rows of this one, in that order, and has room for `max_length` tokens.
-
-        A row may be named several times: so texts that begin alike are computed once up to where they part.
-        """
-        copy = KVCache.__new__(KVCache)
-        copy.max_length, copy.length, copy.layers = max_length, self.length, []
-        for layer in self.layers:
-            two, _, n_head, _, head_dim = layer.shape
-            store = layer.new_empty(two, len(rows), n_head, max_length, head_dim)
-            store[:, :, :, : self.length] = layer[:, :, :, : self.length].index_select(1, rows)
-            copy.layers.append(store)
-        return copy

@@ -1,7 +1,8 @@
 """How probable a model finds given continuations of given contexts: what every task rests on. It knows ids, not text.
 
-What several continuations share, their context and the tokens with which all of them begin, is computed once; its keys and
-values are then copied for each of them. Logits are computed only where a token is scored.
+What several continuations share, their context and the tokens with which all of them begin, is computed once: they stand
+one behind the other in one row of input, each at the positions that it has behind the context, and do not see each other.
+Logits are computed only where a token is scored.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from gpt2.evaluation.windows import at_least_float32
-from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt_config.errors import CheckpointError, InputError
 from gpt_config.validation import check_whole
 
-_ROWS = 256  # rows of logits that are held at once
+_TOKENS = 512  # a matrix product over fewer tokens is slower a token
+_ROWS = 1024  # rows of logits that are held at once
+_TOKENS_BETWEEN = 8192  # after so many tokens no more rows are waited for: progress is to be seen
+_SOFTMAX_ROWS = 32  # ... and of their softmax, which is faster where it fits a CPU's caches
 
 
 class Request(NamedTuple):
@@ -38,16 +41,14 @@ class Score(NamedTuple):
 
 
 @dataclass
-class _Stem:
-    """A context with the tokens that continuations share, and the rest of each, which has a token or more.
-
-    `places` says which scores the rests belong to.
-    """
+class _Row:
+    """A row of input: a context, the tokens that all its continuations share, and branches, which are the rest of each."""
 
     ids: list[int]
+    positions: list[int]
+    branches: list[int]  # which branch each token is part of; 0 is none
     n_context: int
-    rests: list[Sequence[int]]
-    places: list[int]
+    wanted: list[_Wanted]  # each slot from the context's last on is the row of one of them, or of several
 
 
 class _Wanted(NamedTuple):
@@ -68,8 +69,9 @@ def log_likelihoods(
 ) -> list[list[Score]]:
     """The Score of each continuation of each request, in their order. Dropout is off whatever mode the model is in.
 
-    Up to `batch_size` sequences are computed at once, those of like length together; that changes no score by more than
-    rounding. `progress` is told of continuations done. A softmax is in float32 or the model's dtype if that is wider;
+    Up to `batch_size` sequences are computed at once, or more if they are short, with those of like length; they never
+    take the memory of more than `batch_size` full windows. What is beside a text changes its scores by rounding only.
+    `progress` is told of continuations done. A softmax is in float32 or the model's dtype if that is wider;
     sums are in float64.
 
     Of what does not fit, the model sees the last n_positions + 1 tokens, the last only as a target, as lm-evaluation-harness
@@ -79,21 +81,24 @@ def log_likelihoods(
     """
     check_whole("batch_size", batch_size, 1)
     lengths = [[len(continuation) for continuation in request.continuations] for request in requests]
-    stems, n_scores = [], 0
+    rows: list[_Row] = []
+    n_scores = 0
     for request in requests:
-        stems += _stems(request, n_scores, model)
+        rows += _rows(request, n_scores, model)
         n_scores += len(request.continuations)
-    stems.sort(key=lambda stem: len(stem.ids), reverse=True)  # the longest first: if memory fails, then at once
+    rows.sort(key=lambda row: len(row.ids), reverse=True)  # the longest first: if memory fails, then at once
     totals, n_misses = torch.zeros(n_scores, dtype=torch.float64), torch.zeros(n_scores, dtype=torch.int64)
+    n_left = torch.tensor([n for row in lengths for n in row], dtype=torch.int64)
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(stems), batch_size):
-            batch = stems[start : start + batch_size]
-            for log_probs, is_miss, places in _batch_scores(model, batch, batch_size):
-                totals.index_add_(0, places, log_probs)
-                n_misses.index_add_(0, places, is_miss)
-            progress(sum(len(stem.rests) for stem in batch))
+        for hidden, wanted in _scored_states(model, rows, batch_size):
+            log_probs, is_miss, places = _look_up(model, hidden, wanted)
+            totals.index_add_(0, places, log_probs)
+            n_misses.index_add_(0, places, is_miss)
+            n_open = int(n_left.count_nonzero())
+            n_left.index_add_(0, places, torch.full_like(places, -1))
+            progress(n_open - int(n_left.count_nonzero()))
     finally:
         model.train(was_training)
     if bool(totals.isnan().any()):
@@ -102,22 +107,21 @@ def log_likelihoods(
     return [[Score(total, misses == 0, n) for n, (total, misses) in zip(row, found, strict=False)] for row in lengths]
 
 
-def _stems(request: Request, place: int, model: GPT2) -> list[_Stem]:
-    """A stem for each view of the context: one for all continuations, but where long ones push some of it out of view."""
+def _rows(request: Request, place: int, model: GPT2) -> Iterator[_Row]:
+    """A row for each view of the context: one for all continuations, but where long ones push some of it out of view."""
     limit, first = model.config.n_positions, model.config.bos_token_id
     context = list(request.context) or ([] if first is None else [first])
     if not context:
         raise InputError("a context is empty and this model has no bos_token_id to start from: give it a token")
-    views: dict[tuple[int, ...], tuple[list[Sequence[int]], list[int]]] = {}
-    for number, continuation in enumerate(request.continuations):
+    views: dict[tuple[int, ...], list[tuple[Sequence[int], int]]] = {}
+    for number, continuation in enumerate(request.continuations, place):
         if not continuation:
             raise InputError("a continuation is empty: there is nothing to score")
         for before, part in _parts(continuation, limit):
             view = tuple([*context, *before][-(limit + 1 - len(part)) :])
-            parts, places = views.setdefault(view, ([], []))
-            parts.append(part)
-            places.append(place + number)
-    return [_stem(view, *group) for view, group in views.items()]
+            views.setdefault(view, []).append((part, number))
+    for view, continuations in views.items():
+        yield from _rows_of_view(view, continuations, limit)
 
 
 def _parts(continuation: Sequence[int], limit: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
@@ -127,63 +131,72 @@ def _parts(continuation: Sequence[int], limit: int) -> Iterator[tuple[Sequence[i
         yield continuation[:start], continuation[start : start + size]
 
 
-def _stem(context: tuple[int, ...], continuations: list[Sequence[int]], places: list[int]) -> _Stem:
-    n_shared = 0
-    while all(len(c) > n_shared + 1 and c[n_shared] == continuations[0][n_shared] for c in continuations):
+def _rows_of_view(context: tuple[int, ...], continuations: list[tuple[Sequence[int], int]], limit: int) -> Iterator[_Row]:
+    """Nearly always one row; so many that none is longer than a window if there are several branches in it."""
+    first, n_shared = continuations[0][0], 0
+    while all(len(ids) > n_shared + 1 and ids[n_shared] == first[n_shared] for ids, _ in continuations):
         n_shared += 1
-    ids = [*context, *continuations[0][:n_shared]]
-    return _Stem(ids, len(context), [c[n_shared:] for c in continuations], places)
+    stem = [*context, *first[:n_shared]]
+    row = _new_row(stem, len(context))
+    for continuation, place in continuations:
+        branch = continuation[n_shared:-1]
+        if len(stem) < len(row.ids) and len(row.ids) + len(branch) > limit:
+            yield row
+            row = _new_row(stem, len(context))
+        begin = len(row.ids) - len(context) + 1  # the logits row of the first token of the branch
+        row.wanted += [_Wanted(n, target, place) for n, target in enumerate(continuation[: n_shared + 1])]
+        row.wanted += [_Wanted(n, target, place) for n, target in enumerate(continuation[n_shared + 1 :], begin)]
+        row.ids += branch
+        row.positions += range(len(stem), len(stem) + len(branch))
+        row.branches += [max(row.branches) + 1] * len(branch)
+    yield row
 
 
-def _batch_scores(model: GPT2, stems: list[_Stem], batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What `_look_up` gives, for the stems and the first token of each rest, then for the other tokens of the rests."""
-    width = len(stems[0].ids)
-    device, dtype = model.wte.weight.device, model.wte.weight.dtype
-    branches = [(row, rest, place) for row, stem in enumerate(stems) for rest, place in _branches(stem)]
-    cache = None
-    if branches:
-        cache = KVCache(model.config, batch_size=len(stems), max_length=width, device=device, dtype=dtype)
-    # Padding behind the tokens needs no mask: a token sees only what stands before it.
-    hidden = model.hidden_states(_padded([stem.ids for stem in stems], device), kv_cache=cache)
-    is_scored, wanted, n_rows = torch.zeros(hidden.shape[:2], dtype=torch.bool), [], 0
-    for row, stem in enumerate(stems):
-        is_scored[row, stem.n_context - 1 : len(stem.ids)] = True
-        shared = stem.ids[stem.n_context :]
-        for rest, place in zip(stem.rests, stem.places, strict=True):
-            wanted += [_Wanted(n_rows + i, target, place) for i, target in enumerate([*shared, rest[0]])]
-        n_rows += len(shared) + 1
-    yield _look_up(model, hidden[is_scored.to(device)], wanted)
-    branches.sort(key=lambda branch: len(branch[1]), reverse=True)
-    lengths = torch.tensor([len(stem.ids) for stem in stems], device=device)
-    for start in range(0, len(branches), batch_size):
-        assert cache is not None
-        yield _branch_scores(model, cache, lengths, branches[start : start + batch_size])
+def _new_row(stem: list[int], n_context: int) -> _Row:
+    return _Row(list(stem), list(range(len(stem))), [0] * len(stem), n_context, [])
 
 
-def _branches(stem: _Stem) -> Iterator[tuple[Sequence[int], int]]:
-    """The rests of more than one token: the first is predicted by the stem, the others are not."""
-    return ((rest, place) for rest, place in zip(stem.rests, stem.places, strict=True) if len(rest) > 1)
+def _scored_states(model: GPT2, rows: list[_Row], batch_size: int) -> Iterator[tuple[Tensor, list[_Wanted]]]:
+    """Hidden states (R, C) and what is wanted of their logits; of several batches together, for that is faster."""
+    held: list[Tensor] = []
+    wanted: list[_Wanted] = []
+    n_rows = n_computed = start = 0
+    while start < len(rows):
+        width = len(rows[start].ids)
+        size = max(batch_size, min(_TOKENS, batch_size * model.config.n_positions) // width)
+        batch = rows[start : start + size]
+        start += size
+        hidden = _hidden_states(model, batch)  # (B, T, C)
+        for states, row in zip(hidden, batch, strict=True):
+            held.append(states[row.n_context - 1 : len(row.ids)].clone())  # a view would keep all of `hidden`
+            wanted += [want._replace(row=want.row + n_rows) for want in row.wanted]
+            n_rows += len(held[-1])
+        n_computed += hidden.shape[:2].numel()
+        if n_rows >= _ROWS or n_computed >= _TOKENS_BETWEEN or start >= len(rows):
+            yield torch.cat(held), wanted
+            held, wanted, n_rows, n_computed = [], [], 0, 0
 
 
-def _branch_scores(
-    model: GPT2, cache: KVCache, lengths: Tensor, branches: list[tuple[int, Sequence[int], int]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each rest behind its own copy of its stem, which has the length that `lengths` (B,) says; all tokens but the first."""
-    device = lengths.device
-    input_ids = _padded([rest[:-1] for _, rest, _ in branches], device)  # (B, T)
-    rows = torch.tensor([row for row, _, _ in branches], device=device)
-    n_inputs = torch.tensor([len(rest) - 1 for _, rest, _ in branches], device=device)
-    in_stem = torch.arange(cache.length, device=device) < lengths[rows, None]
-    is_input = torch.arange(input_ids.shape[1], device=device) < n_inputs[:, None]
-    copies = cache.branch(rows, cache.length + input_ids.shape[1])
-    hidden = model.hidden_states(input_ids, attention_mask=torch.cat([in_stem, is_input], dim=1), kv_cache=copies)
-    targets = [(target, place) for _, rest, place in branches for target in rest[1:]]
-    return _look_up(model, hidden[is_input], [_Wanted(row, *target) for row, target in enumerate(targets)])
+def _hidden_states(model: GPT2, rows: list[_Row]) -> Tensor:
+    """GPT2.hidden_states (B, T, C), but a token does not see other branches than its own, and takes its position there."""
+    device = model.wte.weight.device
+    input_ids, positions = _padded([row.ids for row in rows]), _padded([row.positions for row in rows])  # (B, T)
+    _check_ids(input_ids, model.config.vocab_size)
+    mask = None  # causal attention: padding stands behind the tokens, which do not see it
+    if any(row.branches[-1] for row in rows):
+        branches = _padded([row.branches for row in rows])
+        is_before = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool).tril()
+        mask = is_before & ((branches[:, None] == 0) | (branches[:, None] == branches[:, :, None]))
+        mask = mask[:, None].to(device)  # (B, 1, T, T)
+    x = model.wte(input_ids.to(device)) + model.wpe(positions.to(device))
+    for block in model.h:
+        x = block(x, mask, None)
+    return model.ln_f(x)
 
 
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64, device=device)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64)
 
 
 def _look_up(model: GPT2, hidden: Tensor, wanted: list[_Wanted]) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,12 +204,15 @@ def _look_up(model: GPT2, hidden: Tensor, wanted: list[_Wanted]) -> tuple[Tensor
     rows, targets, places = torch.tensor(wanted).unbind(1)
     _check_ids(targets, model.config.vocab_size)
     log_probs, is_miss = torch.zeros(len(wanted), dtype=torch.float64), torch.zeros(len(wanted), dtype=torch.int64)
-    for start in range(0, len(hidden), _ROWS):
-        found = at_least_float32(model.logits(hidden[start : start + _ROWS])).log_softmax(-1)  # (R, V)
-        is_here = (rows >= start) & (rows < start + _ROWS)
-        here, target = (rows[is_here] - start).to(found.device), targets[is_here].to(found.device)
-        log_probs[is_here] = found[here, target].cpu().double()
-        is_miss[is_here] = (found.argmax(-1)[here] != target).long().cpu()
+    start = 0
+    for states in hidden.split(_ROWS):
+        for logits in model.logits(states).split(_SOFTMAX_ROWS):
+            found = at_least_float32(logits).log_softmax(-1)  # (R, V)
+            is_here = (rows >= start) & (rows < start + len(found))
+            here, target = (rows[is_here] - start).to(found.device), targets[is_here].to(found.device)
+            log_probs[is_here] = found[here, target].cpu().double()
+            is_miss[is_here] = (found.argmax(-1)[here] != target).long().cpu()
+            start += len(found)
     return log_probs, is_miss, places
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2
 from gpt2.evaluation.scoring import Request, Score, log_likelihoods
-from gpt2.kv_cache import KVCache
 from gpt_config import CheckpointError, ConfigError, GPT2Config, InputError
 from gpt_test.conftest import random_model, transformers_twin
 
@@ -95,17 +94,25 @@ def test_1024_positions() -> None:
 
 def test_what_is_shared_is_computed_once_and_only_scored_logits_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, rows = [], []
-    hidden_states, logits = GPT2.hidden_states, GPT2.logits
-    monkeypatch.setattr(
-        GPT2, "hidden_states", lambda self, ids, **k: inputs.append(ids.numel()) or hidden_states(self, ids, **k)
-    )
+    embed, logits = torch.nn.Embedding.forward, GPT2.logits
+    monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, ids: inputs.append(ids.numel()) or embed(self, ids))
     monkeypatch.setattr(GPT2, "logits", lambda self, hidden: rows.append(hidden.shape[:-1].numel()) or logits(self, hidden))
     log_likelihoods(MODEL, [Request([1] * 9, [[2, 3, 4, 5], [2, 3, 5, 6], [2, 3, 6, 7]])])
-    assert inputs == [9 + 2, 3 * 1], "the context with the shared tokens, then one more token of each"
-    assert rows == [3, 3]
+    assert inputs == [9 + 2 + 3] * 2, "tokens and positions: the context, what all share, then one more token of each"
+    assert rows == [3 + 3]
     inputs.clear()
     log_likelihoods(MODEL, [Request([1] * 9, [[2], [3], [4]]), Request([1] * 8, [[5, 6]])])
-    assert inputs == [2 * 9], "one token each is predicted by the context alone, one continuation needs no copy"
+    assert inputs == [2 * 9] * 2, "one token each is predicted by the context alone, and so is one continuation"
+
+
+def test_many_choices_take_several_rows_none_longer_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    embed = torch.nn.Embedding.forward
+    monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, ids: shapes.append(ids.shape[1]) or embed(self, ids))
+    context, choices = [1, 2, 3, 4, 5, 6], [[n, n, 3, 2, 1] for n in range(11)] * 3
+    [scores] = log_likelihoods(MODEL, [Request(context, choices)], batch_size=2)
+    assert max(shapes) <= N_POSITIONS
+    assert_close([scores], [[alone(TWIN, context, choice, N_POSITIONS) for choice in choices]])
 
 
 def test_dtypes_are_kept_wide_enough() -> None:
@@ -150,14 +157,3 @@ def test_damaged_weights_are_not_a_score() -> None:
         model.ln_f.weight.fill_(torch.nan)
     with pytest.raises(CheckpointError, match="NaN"):
         log_likelihoods(model, [Request([1], [[1]])])
-
-
-def test_a_branched_cache_leaves_the_first_as_it_was() -> None:
-    cache = KVCache(TINY, batch_size=2, max_length=4)
-    with torch.inference_mode():
-        MODEL(torch.tensor([[1, 2], [3, 4]]), kv_cache=cache)
-        copy = cache.branch(torch.tensor([1, 0, 1]), 5)
-        logits = MODEL(torch.tensor([[5], [6], [7]]), kv_cache=copy)
-        expected = MODEL(torch.tensor([[3, 4, 5], [1, 2, 6], [3, 4, 7]]))[:, -1:]
-    assert (cache.length, copy.length, copy.max_length) == (2, 3, 5)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)

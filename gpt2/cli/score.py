@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Upper ends in bits, and colours of the terminal's palette of 256, all of which black text can be read on.
 _COLOURS = ((1.0, 194), (3.0, 229), (6.0, 222), (10.0, 215), (math.inf, 210))
-_CONTROL = {code: chr(0x2400 + code) for code in range(32)} | {127: "\u2421"}  # pictures of control characters
+# Pictures of control characters: what moves a terminal's cursor is shown and not obeyed.
+_CONTROL = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(range(128, 160), "\ufffd") | {127: "\u2421"}
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -128,7 +129,6 @@ def _print_colours(scores: list[TokenScore], with_legend: bool) -> None:
         )
     line = ""
     for text, bits in whole_characters(scores):
-        # A line end is coloured as a picture of itself; what moves a terminal's cursor is shown and not obeyed.
         for part in text.splitlines(keepends=True):
             shown = part.removesuffix("\n").translate(_CONTROL) + ("\u21b5" if part.endswith("\n") else "")
             line += shown if bits is None else _coloured(shown, next(c for end, c in _COLOURS if bits <= end))

@@ -32,7 +32,8 @@ def test_lambada_is_the_last_word_behind_a_blank(tmp_path: Path) -> None:
 def test_hellaswag_in_its_own_format_is_prepared_as_by_the_field(tmp_path: Path) -> None:
     fields = {
         "activity_label": "Home and Garden", "ctx_a": "[header] How to paint [title] Buy paint. [step] Go  out.",
-        "ctx_b": "the MAN", "ctx": "not this", "endings": ["[substeps] walks [title] far.", "runs.", "is", "it "], "label": "2",
+        "ctx_b": "the MAN", "ctx": "not this", "label": "2",
+        "endings": ["[substeps] walks [title] far.", "runs.", "is", "it "],
     }  # fmt: skip
     [item] = read_items(written(tmp_path, fields), "hellaswag")
     query = "Home and Garden: How to paint. Buy paint. Go out. The man"

@@ -9,14 +9,16 @@ imports this module first. It needs lm-eval, and knows its interface; the figure
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-except ImportError:
-    raise ImportError("lm_eval is not installed: pip install 'gpt2-from-scratch[eval]'") from None
+except ImportError as error:
+    _MISSING = f"lm_eval is not installed ({error}): pip install 'gpt2-from-scratch[eval]'"
+    raise SystemExit(f"error: {_MISSING}") if __name__ == "__main__" else ImportError(_MISSING) from None
 
 import torch
 from tqdm import tqdm
@@ -25,7 +27,7 @@ from gpt2.checkpoints import load_model, load_tokenizer_for
 from gpt2.evaluation.scoring import Request, log_likelihoods
 from gpt2.evaluation.windows import windows
 from gpt2.generation import Continuation, decode, start
-from gpt_config.errors import InputError
+from gpt_config.errors import GPT2Error, InputError
 from gpt_config.generation_config import GenerationConfig
 from gpt_encoder.interface import EOT_TOKEN
 from gpt_encoder.stream_decoder import StreamDecoder
@@ -171,10 +173,13 @@ class _Stream:
 
 
 def main() -> None:
-    """lm_eval's command line, which knows this model now."""
+    """lm_eval's command line, which knows this model now; a mistake that this package finds is one line."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except GPT2Error as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -136,3 +136,7 @@ def test_the_command_line_of_lm_eval_knows_the_model(tasks: Path, small_folder: 
     ]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "local_choices" in result.stdout, result.stderr
+    command[command.index(f"pretrained={small_folder}")] = f"pretrained={tasks / 'nowhere'}"
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: there is no folder")

@@ -22,6 +22,7 @@ THIRD_PARTY = {
 ON_DEMAND = {
     ("gpt_config/locate.py", "huggingface_hub"),
     ("gpt_encoder/interface.py", "torch"),
+    ("gpt2/evaluation/lm_eval_adapter.py", "lm_eval"),
     ("gpt2/training/progress.py", "matplotlib"),
     ("gpt2/verification/components.py", "transformers"),
     ("gpt2/verification/folder.py", "transformers"),

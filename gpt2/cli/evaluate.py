@@ -1,41 +1,84 @@
-"""`gpt2 evaluate`: read texts, call `gpt2.evaluation`, print the figures. It computes nothing itself."""
+"""`gpt2 evaluate`: read texts or the items of a task, call `gpt2.evaluation`, print the figures. It computes nothing."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import load_model_option
 from gpt_config.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from gpt2.evaluation.figures import Figure
     from gpt2.evaluation.perplexity import Evaluation
+    from gpt2.model import GPT2
     from gpt_encoder.interface import Tokenizer
+
+_PERPLEXITY = "perplexity"
+_ONLY_PERPLEXITY = ("context", "stride", "detokenize", "text_field")
+_ONLY_TASKS = ("limit", "per_item")
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
+@click.option(
+    "--task",
+    type=click.Choice([_PERPLEXITY, "lambada", "hellaswag", "multiple_choice"]),
+    default=_PERPLEXITY,
+    show_default=True,
+    help="What to measure.",
+)
 @click.option("--context", type=int, help="Tokens in each window.  [default: all the model has positions for]")
 @click.option("--stride", type=int, help="How far windows move on; less is slower, and kinder.  [default: a whole window]")
-@click.option("--batch_size", type=int, default=8, show_default=True, help="Windows to run at once.")
-@click.option("--detokenize", type=click.Choice(["wikitext"]), help="Undo this corpus's blanks; count words as before.")
+@click.option("--batch_size", type=int, default=8, show_default=True, help="Windows or items to run at once.")
+@click.option("--detokenize", type=click.Choice(["wikitext", "ptb"]), help="Undo this corpus's blanks; count its words.")
 @click.option("--text_field", default="text", show_default=True, help="The field of a JSONL line that holds the text.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first items of a task.")
+@click.option("--per_item", metavar="PATH", help="Write a JSON line an item; an interrupted run goes on from there.")
+@click.option("--delimiter", default=" ", help="multiple_choice: what joins context and choice.  [default: a blank]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(files: tuple[str, ...], from_pretrained: str | None, as_json: bool, **options: Any) -> None:
-    """Measure how well a model predicts the text in FILEs: loss, perplexity, bits per byte, accuracy.
+@click.pass_context
+def evaluate(ctx: click.Context, files: tuple[str, ...], from_pretrained: str | None, task: str, **options: Any) -> None:
+    """Measure how well a model predicts the text in FILEs, or how it does at a task.
 
-    A FILE is text, JSONL, a folder of them, or a token file (.bin) of a training run. Documents are scored one behind the
-    other, with an end of text before each.
+    \b
+    perplexity       loss, perplexity, bits per byte, accuracy. A FILE is text, JSONL, a folder
+                     of them, or a token file (.bin) of a training run; documents are scored one
+                     behind the other, with an end of text before each
+    lambada          JSONL {"text"}: the last word, predicted from all that stands before it
+    hellaswag        JSONL of Rowan Zellers' format, or with ctx in place of ctx_a and ctx_b
+    multiple_choice  JSONL of context, choices and answer (also: query, gold, label), or of
+                     context_options, continuation and gold
     """
+    _check_options(ctx, task, files)
+    if task == _PERPLEXITY:
+        _evaluate_text(files, from_pretrained, options)
+    else:
+        _evaluate_task(files[0], from_pretrained, task, options)
+
+
+def _check_options(ctx: click.Context, task: str, files: tuple[str, ...]) -> None:
+    only_others: tuple[str, ...] = _ONLY_TASKS if task == _PERPLEXITY else _ONLY_PERPLEXITY
+    only_others += () if task == "multiple_choice" else ("delimiter",)
+    for name in only_others:
+        if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} has no meaning for the task {task}: leave it out, or name another --task")
+    if task != _PERPLEXITY and len(files) > 1:
+        raise click.UsageError(f"the task {task} takes one file, not {len(files)}")
+
+
+def _evaluate_text(files: tuple[str, ...], from_pretrained: str | None, options: dict[str, Any]) -> None:
     model, tokenizer, name = load_model_option(from_pretrained, device=options["device"], dtype=options["dtype"])
     from tqdm import tqdm
 
@@ -56,7 +99,9 @@ def evaluate(files: tuple[str, ...], from_pretrained: str | None, as_json: bool,
             )
     except ConfigError as error:
         raise click.UsageError(f"--{error}") from None
-    _print(result, counts, name, as_json)
+    if counts.get("replaced"):
+        click.echo(f"warning: {counts['replaced']} bytes of the text are not UTF-8: each became U+FFFD", err=True)
+    _print_evaluation(result, counts, name, options["detokenize"], options["as_json"])
 
 
 def _token_file(files: tuple[str, ...], vocab_size: int, counts: dict[str, int]) -> Iterator[int] | None:
@@ -78,16 +123,17 @@ def _text_ids(
     files: tuple[str, ...], tokenizer: Tokenizer, options: dict[str, Any], counts: dict[str, int]
 ) -> Iterator[int]:
     """The ids of all documents, an end of text before each; what is counted on the way is complete when they are."""
-    from gpt2.evaluation.detokenize import count_words, detokenize_wikitext
+    from gpt2.evaluation.detokenize import DETOKENIZERS, count_words
     from gpt2.training.corpus import Corpus
 
     corpus = Corpus([Path(file) for file in files], options["text_field"])
     counts.update(bytes=0, words=0, replaced=0)
     separator = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
+    detokenize = DETOKENIZERS.get(options["detokenize"])
     begins = True
     for piece in corpus.pieces():
-        counts["words"] += count_words(piece.text) if options["detokenize"] else len(piece.text.split())
-        text = detokenize_wikitext(piece.text) if options["detokenize"] else piece.text
+        counts["words"] += count_words(piece.text) if detokenize else len(piece.text.split())
+        text = detokenize(piece.text) if detokenize else piece.text
         counts["bytes"] += len(text.encode("utf-8", errors="replace"))
         if begins:
             yield from separator
@@ -96,11 +142,13 @@ def _text_ids(
     counts["replaced"] = corpus.replaced_bytes
 
 
-def _print(result: Evaluation, counts: dict[str, int], name: str, as_json: bool) -> None:
+def _print_evaluation(result: Evaluation, counts: dict[str, int], name: str, corpus: str | None, as_json: bool) -> None:
     import dataclasses
 
+    from gpt2.evaluation.paper import rows_beside, table_beside
+
     result = dataclasses.replace(result, n_bytes=counts.get("bytes"), n_words=counts.get("words"))
-    values = {
+    values: dict[str, Any] = {
         "model": name,
         "loss": result.loss,
         "perplexity": result.perplexity,
@@ -111,11 +159,78 @@ def _print(result: Evaluation, counts: dict[str, int], name: str, as_json: bool)
         "bytes": result.n_bytes,
         "words": result.n_words,
     }
-    if counts.get("replaced"):
-        click.echo(f"warning: {counts['replaced']} bytes of the text are not UTF-8: each became U+FFFD", err=True)
     if as_json:
-        click.echo(json.dumps(values))
+        click.echo(json.dumps({**values, "paper": rows_beside(corpus)} if corpus else values))
         return
     for label, value in values.items():
         if value is not None:
             click.echo(f"{label:16}{value:,.4f}" if isinstance(value, float) else f"{label:16}{value}")
+    if corpus:
+        click.echo(f"\n{table_beside(corpus)}")
+
+
+def _evaluate_task(file: str, from_pretrained: str | None, task: str, options: dict[str, Any]) -> None:
+    from gpt2.evaluation.items import read_items
+
+    items = read_items(file, task, delimiter=options["delimiter"])
+    model, tokenizer, name = load_model_option(from_pretrained, device=options["device"], dtype=options["dtype"])
+    from gpt2.evaluation.item_log import ItemLog, data_fingerprint, model_fingerprint
+    from gpt2.evaluation.tasks import figures
+
+    log = None
+    if options["per_item"] is not None:
+        identity = {"task": task, "model": model_fingerprint(model, tokenizer), "data": data_fingerprint(items)}
+        log = ItemLog(options["per_item"], identity)
+    try:
+        records = _run(model, tokenizer, items[: options["limit"]], options["batch_size"], log)
+    except ConfigError as error:
+        raise click.UsageError(f"--{error}") from None
+    _print_task(name, task, len(records), figures(records), options["as_json"])
+
+
+def _run(model: GPT2, tokenizer: Tokenizer, items: list[Any], batch_size: int, log: Any) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from gpt2.evaluation.tasks import figures, run_task
+
+    bar = tqdm(total=len(items), unit="item", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
+
+    def show(records: list[dict[str, Any]]) -> None:
+        if records and not bar.disable:
+            bar.set_postfix({figure.name: f"{figure.value:.4g}" for figure in figures(records)}, refresh=False)
+            bar.update(len(records) - bar.n)
+
+    with bar:
+        return run_task(model, tokenizer, items, batch_size=batch_size, log=log, progress=show)
+
+
+def _print_task(name: str, task: str, n_items: int, measured: list[Figure], as_json: bool) -> None:
+    from gpt2.evaluation.paper import rows_beside, table_beside
+
+    if as_json:
+        values = {
+            figure.name: {
+                "value": _finite(figure.value),
+                "standard_error": _finite(figure.standard_error),
+                "interval_95": [_finite(figure.low), _finite(figure.high)],
+            }
+            for figure in measured
+        }
+        click.echo(json.dumps({"model": name, "task": task, "items": n_items, **values, "paper": rows_beside(task)}))
+        return
+    click.echo(f"{'model':16}{name}\n{'task':16}{task}\n{'items':16}{n_items}\n")
+    click.echo(f"{'':16}{'value':>12}{'std. error':>12}   95% interval")
+    for figure in measured:
+        row = f"{figure.name:16}{figure.value:12,.4f}"
+        if figure.standard_error is not None:
+            row += f"{figure.standard_error:12,.4f}"
+        if figure.low is not None:
+            row = f"{row:40}   {figure.low:,.4f} to {figure.high:,.4f}"
+        click.echo(row)
+    if beside := table_beside(task):
+        click.echo(f"\n{beside}")
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and math.isfinite(value) else None

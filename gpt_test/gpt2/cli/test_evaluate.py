@@ -80,3 +80,85 @@ def test_bytes_that_are_not_utf_8_are_counted(run_command: Callable, tmp_path: P
     (tmp_path / "text.txt").write_bytes(b"caf\xe9 caf\xe9")
     result = run_command("evaluate", tmp_path / "text.txt", "--from_pretrained", small_folder)
     assert result.status == 0 and "2 bytes of the text are not UTF-8" in result.err
+
+
+@pytest.fixture
+def lambada(tmp_path: Path) -> Path:
+    path = tmp_path / "lambada.jsonl"
+    texts = ["The cat went down to the water", "Every day the old dog", "a b"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_a_task_prints_figures_with_their_uncertainty_and_the_paper(
+    run_command: Callable, lambada: Path, small_folder: Path
+) -> None:
+    result = run_command("evaluate", lambada, "--task", "lambada", "--from_pretrained", small_folder)
+    assert result.status == 0 and "items           3" in result.out and " to " in result.out
+    assert "1542M" in result.out and "63.24" in result.out and "stop-word filter" in result.out
+    as_json = run_command(
+        "evaluate", lambada, "--task", "lambada", "--from_pretrained", small_folder, "--json", "--limit", 2
+    )
+    values = json.loads(as_json.out)
+    assert values["items"] == 2 and values["paper"]["LAMBADA PPL"]["117M"] == 35.13
+    assert values["accuracy"].keys() == {"value", "standard_error", "interval_95"}
+    assert values["perplexity"]["interval_95"][0] < values["perplexity"]["value"]
+
+
+def test_a_task_goes_on_from_its_file(run_command: Callable, tmp_path: Path, lambada: Path, small_folder: Path) -> None:
+    log = tmp_path / "items.jsonl"
+    args = ("evaluate", lambada, "--task", "lambada", "--from_pretrained", small_folder, "--per_item", log, "--json")
+    run_command(*args, "--limit", 2)
+    first = log.read_bytes()
+    whole = json.loads(run_command(*args).out)
+    assert log.read_bytes().startswith(first) and len(log.read_bytes().splitlines()) == 3 == whole["items"]
+    assert json.loads(run_command(*args).out) == whole, "nothing is left to do"
+    lambada.write_text('{"text": "other data"}\n')
+    refused = run_command(*args)
+    assert refused.status == 1 and "belongs to another data" in refused.err and refused.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("hellaswag", {"activity_label": "Sea", "ctx": "The cat", "endings": ["went.", "sat down."], "label": 0}),
+        ("multiple_choice", {"query": "The cat", "choices": ["went", "sat"], "gold": 1}),
+        ("multiple_choice", {"context_options": ["The cat", "A dog"], "continuation": "went", "gold": 1}),
+    ],
+)
+def test_choices_have_two_accuracies(
+    run_command: Callable, tmp_path: Path, small_folder: Path, task: str, row: dict
+) -> None:
+    (tmp_path / "items.jsonl").write_text(json.dumps(row))
+    result = run_command("evaluate", tmp_path / "items.jsonl", "--task", task, "--from_pretrained", small_folder, "--json")
+    values = json.loads(result.out)
+    assert values["accuracy"]["value"] in (0, 1) and values["accuracy"]["standard_error"] is None
+    assert "accuracy_norm" in values and values["paper"] == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--task", "lambada", "--stride", "4"], 2, "--stride has no meaning for the task lambada"),
+        (["--limit", "4"], 2, "--limit has no meaning for the task perplexity"),
+        (["--task", "lambada", "--delimiter", ":"], 2, "--delimiter has no meaning"),
+        (["--task", "lambada", "--batch_size", "0"], 2, "--batch_size=0"),
+        (["--task", "hellaswag"], 1, "line 1: the field 'ctx' is missing"),
+        (["--task", "lambada", "--per_item", "."], 1, "cannot use ."),
+    ],
+)
+def test_each_mistake_in_a_task_is_one_line(
+    run_command: Callable, lambada: Path, small_folder: Path, options: list[str], status: int, words: str
+) -> None:
+    result = run_command("evaluate", lambada, "--from_pretrained", small_folder, *options)
+    assert result.status == status and words in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("corpus", "row"), [("wikitext", "WikiText2 PPL"), ("ptb", "PTB PPL")])
+def test_a_corpus_of_the_paper_has_its_row(
+    run_command: Callable, text: Path, small_folder: Path, corpus: str, row: str
+) -> None:
+    result = run_command("evaluate", text, "--from_pretrained", small_folder, "--detokenize", corpus)
+    assert result.status == 0 and row in result.out
+    result = run_command("evaluate", text, "--from_pretrained", small_folder, "--detokenize", corpus, "--json")
+    assert list(json.loads(result.out)["paper"]) == [row]

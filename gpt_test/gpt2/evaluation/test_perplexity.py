@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2
 from gpt2.evaluation import evaluate
-from gpt2.evaluation.detokenize import count_words, detokenize_wikitext
-from gpt2.evaluation.perplexity import _windows
+from gpt2.evaluation.detokenize import count_words, detokenize_ptb, detokenize_wikitext
+from gpt2.evaluation.windows import windows
 from gpt_config import ConfigError, DataError
 from gpt_test.conftest import transformers_twin
 
@@ -22,7 +23,7 @@ from gpt_test.conftest import transformers_twin
 def test_windows_score_each_token_once_with_at_least_the_context_promised(n: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     scored = []
-    for window in _windows(iter(range(n)), context, stride):
+    for window in windows(iter(range(n)), context, stride):
         assert window.ids == list(range(window.ids[0], window.ids[0] + len(window.ids)))
         assert len(window.ids) == min(context, n - 1) + 1
         new = window.ids[-window.n_scored :]
@@ -87,3 +88,27 @@ def test_wikitext_is_written_as_people_write(tokenized: str, plain: str) -> None
 
 def test_line_ends_count_as_words() -> None:
     assert count_words(" a b , \n \n c \n") == 4 + 3
+
+
+PTB_WORDS = [
+    "the", "<unk>", "N", "mr.", "u.s.", "n't", "'s", "'re", "'ve", "'ll", "'d", "'m", "'", "$", "#", "&", "o'neill",
+    "'80s", "'em", "do"
+]  # fmt: skip
+
+
+@given(st.lists(st.lists(st.sampled_from(PTB_WORDS), min_size=1), min_size=1))
+def test_the_treebank_can_be_cut_into_words_again(lines: list[list[str]]) -> None:
+    # The Treebank's tokenizer always cuts these off, so joined to a word they can be told from what was one word before.
+    lines = [["the", *line] for line in lines]
+    text = "".join(f" {' '.join(line)} \n" for line in lines)
+    cut = re.compile(r"(?<=\S)((?:n't)|'(?:s|re|ve|ll|d|m)?)(?=n't(?:\s|$)|'(?:s|re|ve|ll|d|m)?(?:\s|$|')|\s|$)")
+    again = detokenize_ptb(text)
+    for _ in range(max(map(len, lines))):
+        again = cut.sub(r" \1", again)
+    again = re.sub(r"(?<!\S)([$#])N(?!\S)", r"\1 N", again)
+    assert [line.split() for line in again.splitlines()] == lines
+
+
+def test_the_treebank_is_written_as_people_write() -> None:
+    text = " but mr. <unk> said they ca n't pay investors ' $ N million & n't \n 's $ <unk> \n"
+    assert detokenize_ptb(text) == "but mr. <unk> said they can't pay investors' $N million &n't\n's $ <unk>\n"

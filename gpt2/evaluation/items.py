@@ -1,0 +1,167 @@
+"""Task files (JSONL) as items: texts to be scored and which of them is right. It knows formats, neither tokens nor models.
+
+Texts are prepared as lm-evaluation-harness prepares them, with which most published figures of GPT-2 are measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_config.errors import DataError
+from gpt_encoder.interface import Tokenizer
+
+_BRACKETS = re.compile(r"\[.*?\]")
+_CONTEXTS, _ANSWERS = ("context", "query", "question"), ("answer", "gold", "label")
+
+
+@dataclass(frozen=True)
+class Item:
+    """Texts to be scored, each a (context, continuation), and the place of the right one among them.
+
+    `lengths` are those of the choices in characters, without what joins them to the context.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    lengths: tuple[int, ...]
+    answer: int = 0
+
+
+def read_items(path: str | os.PathLike[str], task: str, *, delimiter: str = " ") -> list[Item]:
+    """All items of a file, in order; blank lines are left out. `task` is one of TASKS.
+
+    `delimiter` joins context and choice in multiple_choice. DataError names the line that is not what it should be.
+    """
+    items = []
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}): check the path") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            items.append(TASKS[task](_fields(line), delimiter))
+        except _BadLine as error:
+            raise DataError(f"{path}, line {number}: {error}: mend or remove the line") from None
+    if not items:
+        raise DataError(f"{path} has no items: a file for {task} has a JSON object a line")
+    return items
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The ids of both, cut from those of the whole text, as the field does it; an empty context is `<|endoftext|>`.
+
+    Blanks at the end of the context go to the continuation, for GPT-2's tokens begin with their blank. Where a token
+    spans the place between them nevertheless, both are encoded apart.
+    """
+    stripped = context.rstrip()
+    context, continuation = stripped, context[len(stripped) :] + continuation
+    if not context:
+        before = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
+        return before, tokenizer.encode(continuation)
+    before, whole = tokenizer.encode(context), tokenizer.encode(context + continuation)
+    if whole[: len(before)] == before and len(whole) > len(before):
+        return before, whole[len(before) :]
+    return before, tokenizer.encode(continuation)
+
+
+class _BadLine(Exception):
+    pass
+
+
+def _fields(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise _BadLine(f"not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise _BadLine(f"a JSON {type(fields).__name__} instead of an object")
+    return fields
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    if not isinstance(fields.get(name), str):
+        raise _BadLine(f"the field {name!r} is {'not a text' if name in fields else 'missing'}")
+    return fields[name]
+
+
+def _texts(fields: dict[str, Any], name: str) -> list[str]:
+    values = fields.get(name)
+    if not isinstance(values, list) or len(values) < 2 or not all(isinstance(v, str) and v.strip() for v in values):
+        raise _BadLine(f"the field {name!r} is {'not a list of two texts or more' if name in fields else 'missing'}")
+    return values
+
+
+def _one_of(fields: dict[str, Any], names: tuple[str, ...]) -> str:
+    for name in names:
+        if name in fields:
+            return name
+    raise _BadLine(f"none of the fields {', '.join(names)} is there")
+
+
+def _lambada(fields: dict[str, Any], _: str) -> Item:
+    """The last word, with the blank before it, from all that stands before."""
+    context, _, word = _text(fields, "text").rpartition(" ")
+    if not context.strip() or not word.strip():
+        raise _BadLine("the text has no last word behind a blank")
+    return Item(((context, f" {word}"),), (len(word),))
+
+
+def _hellaswag(fields: dict[str, Any], _: str) -> Item:
+    """Rowan Zellers' own format; or, where `ctx_a` is missing, one whose `ctx` is put together already."""
+    if "ctx_a" in fields:
+        context = f"{_text(fields, 'ctx_a')} {_text(fields, 'ctx_b').capitalize()}"
+    else:
+        context = _text(fields, "ctx")
+    endings = [_without_markup(ending) for ending in _texts(fields, "endings")]
+    if not all(endings):
+        raise _BadLine("an ending has nothing but markup")
+    label = _answer(fields, "label", endings)
+    query = _without_markup(f"{_text(fields, 'activity_label')}: {context}")
+    return Item(tuple((query, f" {ending}") for ending in endings), tuple(map(len, endings)), label)
+
+
+def _without_markup(text: str) -> str:
+    """What the WikiHow half of HellaSwag has of headings and markers becomes plain text."""
+    return _BRACKETS.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def _multiple_choice(fields: dict[str, Any], delimiter: str) -> Item:
+    """A context and choices to end it; or several contexts and one continuation, as in Winograd schemas."""
+    if "context_options" in fields:
+        contexts, continuation = _texts(fields, "context_options"), _text(fields, "continuation")
+        if not continuation.strip():
+            raise _BadLine("the field 'continuation' is empty")
+        answer = _answer(fields, _one_of(fields, _ANSWERS), contexts)
+        pairs = tuple((context + delimiter, continuation) for context in contexts)
+        return Item(pairs, (len(continuation),) * len(pairs), answer)
+    context, choices = _text(fields, _one_of(fields, _CONTEXTS)), _texts(fields, "choices")
+    answer = _answer(fields, _one_of(fields, _ANSWERS), choices)
+    return Item(tuple((context + delimiter, choice) for choice in choices), tuple(map(len, choices)), answer)
+
+
+def _answer(fields: dict[str, Any], name: str, choices: list[str]) -> int:
+    """The place of the right choice, which may be given by its text, its place from 0 on, or its letter from A on."""
+    value = fields.get(name)
+    if isinstance(value, str) and choices.count(value) == 1:
+        return choices.index(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 9:
+        value = int(value)
+    elif isinstance(value, str) and len(value) == 1 and value.isascii() and value.isalpha():
+        value = ord(value.upper()) - ord("A")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(choices):
+        raise _BadLine(f"the field {name!r} is {fields.get(name)!r}, which is none of the {len(choices)} choices")
+    return value
+
+
+TASKS: dict[str, Callable[[dict[str, Any], str], Item]] = {
+    "lambada": _lambada,
+    "hellaswag": _hellaswag,
+    "multiple_choice": _multiple_choice,
+}

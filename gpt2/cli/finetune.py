@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,8 @@ def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step:
             raise click.UsageError("--step is for --resume")
         if not options["data"]:
             raise click.UsageError("name the files to learn from: --data PATH")
-        if (folder / _RUN_FILE).exists():
-            raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
-        if holds_model_files(folder):
-            raise click.UsageError(f"{folder} holds a model, which the run would overwrite: choose another --out")
+        if int(os.environ.get("RANK", 0)) == 0:  # the first process alone: others may come when it has begun to write
+            _check_is_free(folder)
         options["from_pretrained"] = options["from_pretrained"] or default_model()
     try:
         config = FinetuningConfig(**{field.name: options[field.name] for field in dataclasses.fields(FinetuningConfig)})
@@ -112,6 +111,13 @@ def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step:
         raise click.UsageError(f"--{error}") from None
     locate_model(options["from_pretrained"])  # before torch is imported, which takes longer than to say that it is not there
     _run(folder, config, options, is_new=resume is None, from_step=from_step)
+
+
+def _check_is_free(folder: Path) -> None:
+    if (folder / _RUN_FILE).exists():
+        raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
+    if holds_model_files(folder):
+        raise click.UsageError(f"{folder} holds a model, which the run would overwrite: choose another --out")
 
 
 def _run(folder: Path, config: FinetuningConfig, options: dict[str, Any], *, is_new: bool, from_step: int | None) -> None:

@@ -42,8 +42,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(arguments: list[object], world_size: int) -> list[subprocess.Popen]:
-    port, command = free_port(), [sys.executable, "-m", "gpt2", "train", *map(str, arguments)]
+def start(arguments: list[object], world_size: int, name: str = "train") -> list[subprocess.Popen]:
+    port, command = free_port(), [sys.executable, "-m", "gpt2", name, *map(str, arguments)]
     return [
         subprocess.Popen(command, env=environment(rank, world_size, port), stderr=subprocess.PIPE, text=True)
         for rank in range(world_size)

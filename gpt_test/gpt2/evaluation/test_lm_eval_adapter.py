@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpt2 import GPT2
+from gpt2 import GPT2, complete
 from gpt_encoder import GPT2Tokenizer
 from gpt_test.conftest import TRAINING_TEXT
 
@@ -49,13 +49,13 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{text[:60]}}"
 doc_to_target: "{{target}}"
-generation_kwargs: {until: ["\\n", "e "], max_gen_toks: 12, do_sample: false}
+generation_kwargs: {until: ["\\n", STOP], max_gen_toks: 12, do_sample: false}
 metric_list: [{metric: exact_match}]
 """
 
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> Path:
     pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'gpt2-from-scratch[eval]')")
     pytest.importorskip("accelerate", reason="accelerate is not installed, which lm_eval's own hf model needs")
     for name in ("HF_DATASETS_CACHE", "HF_HOME"):
@@ -73,8 +73,9 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rolling = [{"text": text, "target": " the" if n else "x"} for n, text in enumerate(texts)]
     for name, rows in (("choices", choices), ("rolling", rolling)):
         (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
+    stop = complete(small_model, small_tokenizer, texts[0][:60], max_new_tokens=12)[0].text[4:6]  # one that will be met
     for name, yaml in (("choices", CHOICES), ("rolling", ROLLING), ("generate", GENERATE)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.replace("FOLDER", str(tmp_path)))
+        (tmp_path / f"{name}.yaml").write_text(yaml.replace("FOLDER", str(tmp_path)).replace("STOP", json.dumps(stop)))
     return tmp_path
 
 
@@ -103,16 +104,19 @@ def test_the_figures_and_every_answer_are_those_of_the_hf_model(tasks: Path, sma
         for name, value in figures.items():
             if isinstance(value, float):
                 assert ours["results"][task][name] == pytest.approx(value, abs=1e-4, rel=1e-4), (task, name)
+    lengths: list[int] = []
     for task, samples in theirs["samples"].items():
         for mine, other in zip(ours["samples"][task], samples, strict=True):
             if task == "local_generate":
                 assert mine["resps"] == other["resps"]
+                lengths.append(len(mine["resps"][0][0]))
             elif task == "local_rolling":
                 assert mine["resps"][0][0] == pytest.approx(other["resps"][0][0], abs=1e-3, rel=1e-5)
             else:
                 for [my_answer], [other_answer] in zip(mine["resps"], other["resps"], strict=True):
                     assert float(my_answer[0]) == pytest.approx(float(other_answer[0]), abs=1e-4)
                     assert my_answer[1] == other_answer[1]
+    assert min(lengths) <= 4 < max(lengths), "a stop string cut one text, and others went on"
 
 
 def test_each_token_is_predicted_once_with_the_windows_of_lm_eval(

@@ -219,13 +219,13 @@ def _print_task(name: str, task: str, n_items: int, measured: list[Figure], as_j
         click.echo(json.dumps({"model": name, "task": task, "items": n_items, **values, "paper": rows_beside(task)}))
         return
     click.echo(f"{'model':16}{name}\n{'task':16}{task}\n{'items':16}{n_items}\n")
-    click.echo(f"{'':16}{'value':>12}{'std. error':>12}   95% interval")
+    click.echo(f"{'':16}{'value':>14}{'std. error':>14}   95% interval")
     for figure in measured:
-        row = f"{figure.name:16}{figure.value:12,.4f}"
+        row = f"{figure.name:16}{figure.value:14,.4f}"
         if figure.standard_error is not None:
-            row += f"{figure.standard_error:12,.4f}"
+            row += f" {figure.standard_error:13,.4f}"
         if figure.low is not None:
-            row = f"{row:40}   {figure.low:,.4f} to {figure.high:,.4f}"
+            row = f"{row:44}   {figure.low:,.4f} to {figure.high:,.4f}"
         click.echo(row)
     if beside := table_beside(task):
         click.echo(f"\n{beside}")

@@ -109,7 +109,10 @@ class ClassificationLoss(nn.Module):
 
 
 class Classification(Objective):
-    """The label of a text. With `balance` every label weighs as much as any other, however rare it is."""
+    """The label of a text. With `balance` every label weighs as much as any other, however rare it is.
+
+    Where only an adapter learns, `adapter_of` names the model that it is for.
+    """
 
     def __init__(
         self,
@@ -120,9 +123,10 @@ class Classification(Objective):
         config: TrainingConfig,
         *,
         balance: bool = False,
+        adapter_of: str | None = None,
     ) -> None:
         self.classifier, self._tokenizer = classifier, tokenizer
-        self.base_model: str | None = None  # where an adapter learns: the model it is for
+        self._adapter_of = adapter_of
         self._loss = ClassificationLoss(classifier)
         rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
         self.tokens_per_step = rows.mean_width * config.batch_size
@@ -148,7 +152,7 @@ class Classification(Objective):
     def save(self, model: GPT2, folder: Path) -> None:
         from gpt2.finetuning.classifier_files import save_classifier
 
-        save_classifier(self.classifier, folder, self._tokenizer, base_model=self.base_model)
+        save_classifier(self.classifier, folder, self._tokenizer, base_model=self._adapter_of)
 
 
 class _TrainingRows:

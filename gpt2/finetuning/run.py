@@ -170,55 +170,61 @@ def _instruction(base: _Base, data: Paths, validation_data: Paths, config: Finet
     return _Task(objective, training, _fingerprint([*data, *validation_data]), told)
 
 
+_LEARN, _MEASURE, _TEST = "to learn from", "to measure on", "to test on"
+LabelledTexts = list[tuple[str, str]]  # (text, label)
+
+
 def _classification(
     base: _Base, data: Paths, validation_data: Paths, test_data: Paths, config: FinetuningConfig, folder: Path
 ) -> _Task:
     told: list[str] = []
-
-    def read(paths: Paths) -> list[tuple[str, str]]:
-        columns = _columns(paths, config, told)
-
-        def make(fields: Fields) -> tuple[str, str]:
-            return text_of(fields, config.text_column), _label_of(fields, config.label_column)
-
-        return read_records(paths, make, columns=columns, skip_bad=config.skip_bad).made if paths else []
-
-    parts = {"to learn from": read(data), "to measure on": read(validation_data), "to test on": read(test_data)}
-    names = list(parts)
-    wanted = {
-        name: fraction
-        for name, fraction in zip(names[1:], (config.validation_fraction, config.test_fraction), strict=True)
-        if not parts[name] and fraction
+    parts = {
+        name: _labelled_texts(paths, config, told)
+        for name, paths in ((_LEARN, data), (_MEASURE, validation_data), (_TEST, test_data))
     }
-    everything = parts["to learn from"]
-    split = split_by_label([label for _, label in everything], list(wanted.values()), config.seed)
-    for name, rows in zip(("to learn from", *wanted), split, strict=True):
-        parts[name] = [everything[row] for row in rows]
-    labels = sorted({label for _, label in everything})
-    if len(labels) < 2:
-        raise DataError(f"every row has the label {labels[0]!r}: there is nothing to tell apart")
-    for name in names[1:]:
-        if unknown := {label for _, label in parts[name]} - set(labels):
-            raise DataError(f"the rows {name} have the label {min(unknown)!r}, which those to learn from lack")
+    labels = _split_off(parts, config)
     examples: dict[str, list[LabelledText]] = {}
     for name, texts in parts.items():
         examples[name], n_cut = encode_texts(texts, labels, base.tokenizer, base.context)
         told.append(f"{len(texts)} texts {name}" + (f" ({n_cut} cut to {base.context} tokens)" if n_cut else ""))
     told.append(f"labels: {', '.join(labels)}")
-    training = config.training_config(n_rows=len(examples["to learn from"]), context=base.context)
-    classifier = GPT2Classifier(base.model, labels)
+    training = config.training_config(n_rows=len(examples[_LEARN]), context=base.context)
     objective = Classification(
-        classifier, examples["to learn from"], examples["to measure on"], base.tokenizer, training, balance=config.balance
-    )
-    if config.lora_rank:
-        objective.base_model = base.name
+        GPT2Classifier(base.model, labels), examples[_LEARN], examples[_MEASURE], base.tokenizer, training,
+        balance=config.balance, adapter_of=base.name if config.lora_rank else None,
+    )  # fmt: skip
 
     def finish() -> dict[str, Any]:
-        measured_on = "to test on" if examples["to test on"] else "to measure on"
-        result = measure(load_classifier(folder), examples[measured_on]).to_dict()
-        return {"texts": len(examples[measured_on]), **result}
+        measured_on = examples[_TEST] or examples[_MEASURE]
+        return {"texts": len(measured_on), **measure(load_classifier(folder), measured_on).to_dict()}
 
     return _Task(objective, training, _fingerprint([*data, *validation_data, *test_data]), told, finish)
+
+
+def _labelled_texts(paths: Paths, config: FinetuningConfig, told: list[str]) -> LabelledTexts:
+    if not paths:
+        return []
+
+    def make(fields: Fields) -> tuple[str, str]:
+        return text_of(fields, config.text_column), _label_of(fields, config.label_column)
+
+    return read_records(paths, make, columns=_columns(paths, config, told), skip_bad=config.skip_bad).made
+
+
+def _split_off(parts: dict[str, LabelledTexts], config: FinetuningConfig) -> list[str]:
+    """Fill the parts that have no files of their own from those to learn from; the labels in order."""
+    everything, fractions = parts[_LEARN], {_MEASURE: config.validation_fraction, _TEST: config.test_fraction}
+    wanted = {name: fraction for name, fraction in fractions.items() if not parts[name] and fraction}
+    labels = sorted({label for _, label in everything})
+    if len(labels) < 2:
+        raise DataError(f"every row has the label {labels[0]!r}: there is nothing to tell apart")
+    for name in fractions:
+        if unknown := {label for _, label in parts[name]} - set(labels):
+            raise DataError(f"the rows {name} have the label {min(unknown)!r}, which those to learn from lack")
+    split = split_by_label([label for _, label in everything], list(wanted.values()), config.seed)
+    for name, rows in zip((_LEARN, *wanted), split, strict=True):
+        parts[name] = [everything[row] for row in rows]
+    return labels
 
 
 def _label_of(fields: Fields, name: str) -> str:
@@ -232,7 +238,7 @@ def _columns(paths: Paths, config: FinetuningConfig, told: list[str]) -> tuple[s
     """The names of a table's columns where its first line is a row like the others; they may be its numbers."""
     row = first_row(Path(paths[0])) if paths else None
     wanted = (config.label_column, config.text_column)
-    if row is None or set(wanted) <= set(row):
+    if row is None or set(wanted) <= {name.strip() for name in row}:
         return None
     if all(name.isdigit() for name in wanted):
         return tuple(str(number) for number in range(1, len(row) + 1))

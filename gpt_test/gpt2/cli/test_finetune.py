@@ -205,7 +205,7 @@ def test_a_mistake_is_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("label\ttext\ncat\tone\ncat\ttwo\n", "too few to learn from"),
+        ("label\ttext\ncat\tone\ndog\ttwo\n", "too few to learn from"),
         ("label\ttext\n" + "cat\tone\n" * 9, "every row has the label 'cat'"),
         ("kind\twords\ncat\tone\n", "has no columns 'label' and 'text' (it has 'kind', 'words')"),
         ("label\ttext\n" + "cat\tone\n" * 9 + "dog\t\n", "line 11: the field 'text' is empty"),

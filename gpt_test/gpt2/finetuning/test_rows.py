@@ -32,7 +32,9 @@ def test_the_rows_of_a_batch_are_about_as_long() -> None:
     rows = LengthSortedRows(lengths, 8, seed=1)
     spread = [max(lengths[row] for row in rows(step)) - min(lengths[row] for row in rows(step)) for step in range(80)]
     assert np.mean(spread) < 100  # of unsorted rows it is about 780
-    assert rows.mean_width < 1.15 * np.mean(lengths)
+    assert np.mean(lengths) < rows.mean_width < 1.15 * np.mean(lengths)
+    assert sorted(np.concatenate([rows(n) for n in range(80)])) == sorted(np.concatenate([rows(n) for n in range(80, 160)]))
+    assert not any(np.array_equal(rows(n), rows(n + 80)) for n in range(80)), "each epoch has an order of its own"
     firsts = [lengths[rows(step)[0]] for step in range(16)]
     assert firsts != sorted(firsts), "the batches of a block come in no order of length"
 

@@ -69,11 +69,13 @@ def locate_base(adapter: Path, base: str) -> Path:
 
 
 def tokenizer_source(name: str) -> str:
-    """What to name for the tokenizer of the model `name`: that, or the base of an adapter that has no tokenizer."""
+    """What to name for the tokenizer of the model `name`: its folder, or the base of an adapter that has no tokenizer."""
     from gpt_encoder.tokenizer import has_tokenizer  # here, for most who ask for a folder need none
 
     folder = locate_model(name)
-    if not is_adapter_folder(folder) or has_tokenizer(folder):
+    if has_tokenizer(folder):
+        return str(folder.resolve())  # a name may mean something else to who reads it next: "char" does
+    if not is_adapter_folder(folder):
         return name
     base = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE).base_model or ""
     return str(folder / base) if is_model_folder(folder / base) else base

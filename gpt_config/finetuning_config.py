@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpt_config.errors import ConfigError
 from gpt_config.training_config import PRECISIONS, TrainingConfig
-from gpt_config.validation import check_bool, check_choice, check_real, check_whole
+from gpt_config.validation import check_bool, check_choice, check_real, check_seed, check_whole
 
 # The learning rate of each task if none is given: that of all weights, and that of an adapter or a last block alone.
 _LEARNING_RATES = {"text": (2e-4, 1e-3), "classification": (5e-4, 1e-3), "instruction": (3e-4, 1e-3)}
@@ -69,8 +69,9 @@ class FinetuningConfig:
         check_real("epochs", self.epochs, lambda value: value > 0, "a number above 0")
         for name in ("batch_size", "evaluations_per_epoch", "accumulation"):
             check_whole(name, getattr(self, name), 1)
-        for name in ("max_steps", "context", "patience", "seed", "lora_rank", "sample_tokens"):
+        for name in ("max_steps", "context", "patience", "lora_rank", "sample_tokens"):
             check_whole(name, getattr(self, name), 0)
+        check_seed(self.seed)
         for name in ("learning_rate", "weight_decay"):
             check_real(name, getattr(self, name), lambda value: value >= 0, "a number of 0 or more")
         check_real("lora_alpha", self.lora_alpha, lambda value: value > 0, "a number above 0")
@@ -83,12 +84,20 @@ class FinetuningConfig:
         for name in ("text_column", "label_column", "template", "sample_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a text")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} leave nothing "
+                "to learn from: together they must be below 1"
+            )
+        if self.text_column == self.label_column:
+            raise ConfigError(f"text_column={self.text_column!r} is label_column too: name two columns")
         if self.lora_rank and self.trainable != "all":
             raise ConfigError(f"lora_rank={self.lora_rank} trains adapters alone: leave out trainable={self.trainable}")
 
     def training_config(self, *, n_rows: int, context: int) -> TrainingConfig:
         """The training that goes through `n_rows` rows `epochs` times."""
-        batch_size = min(self.batch_size, n_rows)
+        parts = self.accumulation
+        batch_size = min(self.batch_size, max(parts, n_rows // parts * parts))
         per_epoch = n_rows / batch_size
         max_steps = self.max_steps or max(1, math.ceil(self.epochs * per_epoch))
         eval_interval = max(1, min(max_steps, math.ceil(per_epoch / self.evaluations_per_epoch)))

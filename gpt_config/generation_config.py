@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_real, check_whole
+from gpt_config.validation import check_bool, check_real, check_seed, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class GenerationConfig:
         if self.top_k is not None:
             check_whole("top_k", self.top_k, 1, " (leave it out for no limit)")
         if self.seed is not None:
-            check_whole("seed", self.seed, 0)
+            check_seed(self.seed)
         check_real("temperature", self.temperature, lambda t: t >= 0, "0 (greedy) or a positive number")
         if self.top_p is not None:
             check_real("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1 (1 is no limit)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_choice, check_real, check_whole
+from gpt_config.validation import check_bool, check_choice, check_real, check_seed, check_whole
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 SHARDINGS = ("ddp", "fsdp")
@@ -58,8 +58,9 @@ class TrainingConfig:
             check_whole(name, getattr(self, name), 1)
         check_whole("checkpoint_interval", self.checkpoint_interval, 1)
         check_whole("log_interval", self.log_interval, 1)
-        for name in ("warmup_steps", "seed", "sample_tokens", "patience"):
+        for name in ("warmup_steps", "sample_tokens", "patience"):
             check_whole(name, getattr(self, name), 0)
+        check_seed(self.seed)
         for name in ("learning_rate", "min_learning_rate", "weight_decay", "clip_norm"):
             check_real(name, getattr(self, name), lambda value: value >= 0, "a number of 0 or more")
         for name in ("beta1", "beta2"):

@@ -36,3 +36,10 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ConfigError unless `seed` is an int of 0 or more that fits 63 bits."""
+    check_whole("seed", seed, 0)
+    if isinstance(seed, int) and seed >= 1 << 63:
+        raise ConfigError(f"seed={seed} must be below 2**63")

@@ -37,7 +37,7 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
 
     classifier = load_classifier(from_pretrained, device=device, dtype=dtype)
     tokenizer = load_tokenizer_for(classifier.transformer)
-    context, n_cut = classifier.transformer.config.n_positions, 0
+    context, n_cut = classifier.context, 0
     waiting = iter(texts)
     while batch := list(islice(waiting, 16 * batch_size)):  # so many are sorted by length
         rows = [tokenizer.encode(text) for text in batch]
@@ -48,4 +48,8 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
             label = max(classifier.labels, key=probabilities.__getitem__)
             click.echo(json.dumps({"text": line, "label": label, "probabilities": probabilities}, ensure_ascii=False))
     if n_cut:
-        warnings.warn(f"{n_cut} texts are longer than the {context} tokens the model sees: they were cut", GPT2Warning, 2)
+        warnings.warn(
+            f"{n_cut} texts are longer than the {context} tokens the model has learned to read: they were cut",
+            GPT2Warning,
+            2,
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
@@ -51,6 +52,12 @@ _HELP = {
     "skip_bad": "Leave out rows that cannot be used, and count them.",
     "sample_prompt": "text: what the sample at each evaluation begins with.  [default: a new text]",
     "sample_tokens": "Tokens of each sample; 0 makes none.",
+}
+_ONLY = {
+    "text": ("sample_prompt",),
+    "classification": ("text_column", "label_column", "test_fraction", "balance", "test_data"),
+    "instruction": ("template", "too_long"),
+    "classification instruction": ("skip_bad",),
 }
 _CHOICES = {"task": TASKS, "trainable": TRAINABLE, "too_long": TOO_LONG, "precision": PRECISIONS}
 
@@ -104,6 +111,7 @@ def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step:
             raise click.UsageError("name the files to learn from: --data PATH")
         if int(os.environ.get("RANK", 0)) == 0:  # the first process alone: others may come when it has begun to write
             _check_is_free(folder)
+        _check_meaning(ctx, options)
         options["from_pretrained"] = options["from_pretrained"] or default_model()
     try:
         config = FinetuningConfig(**{field.name: options[field.name] for field in dataclasses.fields(FinetuningConfig)})
@@ -111,6 +119,17 @@ def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step:
         raise click.UsageError(f"--{error}") from None
     locate_model(options["from_pretrained"])  # before torch is imported, which takes longer than to say that it is not there
     _run(folder, config, options, is_new=resume is None, from_step=from_step)
+
+
+def _check_meaning(ctx: click.Context, options: dict[str, Any]) -> None:
+    """An option that another task has is a mistake, and not to be passed over."""
+    for task, names in _ONLY.items():
+        given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given and options["task"] not in task.split():
+            raise click.UsageError(f"--{given[0]} is for --task {' or '.join(task.split())}: leave it out")
+    for name in ("lora_alpha", "lora_dropout"):
+        if not options["lora_rank"] and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} is for adapters: give --lora_rank too, or leave it out")
 
 
 def _check_is_free(folder: Path) -> None:
@@ -135,6 +154,7 @@ def _run(folder: Path, config: FinetuningConfig, options: dict[str, Any], *, is_
             processes=processes,
             is_quiet=options["quiet"],
             tensorboard=options["tensorboard"],
+            is_resumed=not is_new,
         )
         if is_new and processes.is_first:
             atomic_write_json(folder / _RUN_FILE, {**options, "data_fingerprint": run.fingerprint})
@@ -143,8 +163,7 @@ def _run(folder: Path, config: FinetuningConfig, options: dict[str, Any], *, is_
         if not is_new:
             go_on(run.trainer, from_step)
         if processes.is_first:
-            n_learned, n_all = run.trainer.n_parameters, sum(p.numel() for p in run.trainer.model.parameters())
-            click.echo(f"{options['from_pretrained']}: {n_learned:,} parameters learn, of {n_all:,}", err=True)
+            click.echo(f"{options['from_pretrained']}: {run.trainer.n_parameters:,} parameters learn", err=True)
             for line in run.told:
                 click.echo(line, err=True)
         stopped = run.trainer.train()
@@ -159,9 +178,8 @@ def _tell(result: dict[str, Any], folder: Path) -> None:
     atomic_write_json(folder / _RESULT_FILE, result)
     labels = result["labels"]
     width = max(8, *map(len, labels))
-    click.echo(
-        f"accuracy {result['accuracy']:.4f} on {result['texts']} texts; right label below, what it was taken for beside"
-    )
+    click.echo(f"accuracy {result['accuracy']:.4f} on {result['texts']} {result['part']} texts")
+    click.echo("the right label below, and beside it what it was taken for:")
     click.echo(" " * width + "".join(f"  {label:>{width}}" for label in labels) + "        F1")
     for label, row in zip(labels, result["confusion"], strict=True):
         click.echo(f"{label:{width}}" + "".join(f"  {count:{width}}" for count in row) + f"    {result['f1'][label]:.4f}")

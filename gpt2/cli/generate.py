@@ -105,6 +105,8 @@ def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
 
 def _instruction_prompt(prompt: str | None, prompt_file: str | None, options: dict[str, Any]) -> str:
     """The instruction as the model was taught to read it: its folder has the template."""
+    if not options["instruction"].strip():
+        raise click.UsageError("--instruction is empty: say what to do")
     if prompt is not None or prompt_file is not None:
         raise click.UsageError("--instruction stands in place of a PROMPT or --file: leave one out")
     from gpt2.finetuning.template import InstructionTemplate

@@ -29,7 +29,10 @@ def merge(adapter: str, out: str, from_pretrained: str | None) -> None:
     if holds_model_files(Path(out)):
         raise click.UsageError(f"--out {out} holds a model or an adapter already: choose another folder")
     from gpt2.finetuning.adapter_files import load_merged
+    from gpt2.finetuning.template import TEMPLATE_FILE, InstructionTemplate
 
     model = load_merged(folder, from_pretrained)
     model.save_pretrained(out)
+    if (folder / TEMPLATE_FILE).exists():
+        InstructionTemplate.load(folder).save(out)
     click.echo(f"done: the merged model is in {out}", err=True)

@@ -142,7 +142,7 @@ def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int 
 
     with join_processes(options["device"]) as processes:
         data = _prepare(folder, options, processes) if is_new else _prepared(folder, options)
-        trainer = _make_trainer(options, data, config, folder, processes, is_resumed=not is_new)
+        trainer = _make_trainer(options, data, config, folder, processes)
         if is_new and processes.is_first:
             atomic_write_json(folder / _RUN_FILE, {**options, "data_fingerprint": data.train.fingerprint.hex()})
         if not is_new:
@@ -200,12 +200,10 @@ def _make_trainer(
     config: TrainingConfig,
     folder: Path,
     processes: Processes,
-    *,
-    is_resumed: bool,
 ) -> TrainingLoop:
     """The trainer of the engine that was asked for. Both begin with the weights that PyTorch draws."""
     told = {"is_quiet": options["quiet"], "tensorboard": options["tensorboard"]}
-    model = _make_model(options, data, config, is_resumed=is_resumed, folder=folder)
+    model = _make_model(options, data, config)
     if options.get("engine", "torch") == "torch":  # runs of before there were engines do not name one
         from gpt2.training.trainer import Trainer
 
@@ -217,16 +215,14 @@ def _make_trainer(
     return NumpyTrainer(NumpyGPT2(model.config, weights), data, config, folder, **told)
 
 
-def _make_model(
-    options: dict[str, Any], data: TrainingData, config: TrainingConfig, *, is_resumed: bool, folder: Path
-) -> GPT2:
+def _make_model(options: dict[str, Any], data: TrainingData, config: TrainingConfig) -> GPT2:
     import torch
 
     from gpt2.dropout import set_dropout
     from gpt2.model import GPT2
 
     dropout = options["dropout"]
-    if options["init_from"] and not is_resumed:
+    if options["init_from"]:
         model = GPT2.from_pretrained(options["init_from"])
         if dropout is not None:
             set_dropout(model, dropout)

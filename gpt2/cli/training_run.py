@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpt2.training.distributed import Processes
     from gpt2.training.loop import Stopped, TrainingLoop
 
+_LATER = ("engine", "patience", "tensorboard")  # options that runs of before they were there do not name
 _FREE = ("device", "workers", "quiet", "tensorboard")  # of the terminal and the machine
 
 
@@ -36,11 +37,19 @@ def options_of_run(ctx: click.Context, run_file: Path, options: dict[str, Any]) 
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{run_file} is damaged ({error}): start a new run with --out") from None
+    if not isinstance(stored, dict) or not {*options, "data_fingerprint"} - {*_LATER} <= {*stored}:
+        raise CheckpointError(f"{run_file} is damaged (options are missing): start a new run with --out")
     return {**options, **stored, **{name: options[name] for name in free}}
 
 
 def go_on(trainer: TrainingLoop, from_step: int | None) -> None:
-    """Load the newest checkpoint, or that of a step; a run that is done is worth a warning."""
+    """Load the newest checkpoint, or that of a step. A run that was lost before it wrote one begins anew."""
+    from gpt2.training.checkpoint import list_checkpoints
+    from gpt2.training.loop import CHECKPOINT_FOLDER
+
+    if from_step is None and not list_checkpoints(trainer.folder / CHECKPOINT_FOLDER):
+        warnings.warn(f"the run in {trainer.folder} was lost before its first checkpoint: it begins anew", GPT2Warning, 2)
+        return
     trainer.load(from_step)
     if trainer.step >= trainer.config.max_steps:
         warnings.warn(f"this run has done all of its {trainer.step} steps already", GPT2Warning, 2)

@@ -146,7 +146,9 @@ def _without_idle_targets(lora: LoRAConfig, model: GPT2) -> LoRAConfig:
 def _check_task(adapter: Adapter, head: nn.Module | None) -> None:
     is_classifier = adapter.config.task_type == "SEQ_CLS"
     if is_classifier and head is None:
-        raise CheckpointError(f"the adapter in {adapter.folder} is a classifier's, and this is a language model")
+        raise CheckpointError(
+            f"the adapter in {adapter.folder} is a classifier's, and has no words to say: use gpt2 classify"
+        )
     if head is not None and not is_classifier:
         raise CheckpointError(f"the adapter in {adapter.folder} is a language model's, and this is a classifier")
 

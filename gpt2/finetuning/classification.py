@@ -26,12 +26,14 @@ from gpt_encoder.interface import Tokenizer
 class GPT2Classifier(nn.Module):
     """A GPT-2 and a linear head on the state of the last token, as `GPT2ForSequenceClassification` of transformers has it.
 
-    `labels` are the names of the classes, in the order of the head's outputs.
+    `labels` are the names of the classes, in the order of the head's outputs; `context` is how many tokens of a text it
+    learned to read, by default all that GPT-2 has positions for.
     """
 
-    def __init__(self, transformer: GPT2, labels: Sequence[str]) -> None:
+    def __init__(self, transformer: GPT2, labels: Sequence[str], context: int | None = None) -> None:
         super().__init__()
         self.transformer, self.labels = transformer, tuple(labels)
+        self.context = transformer.config.n_positions if context is None else context
         self.score = nn.Linear(transformer.config.n_embd, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=transformer.config.initializer_range)
         self.score.to(transformer.wte.weight)  # its device and dtype

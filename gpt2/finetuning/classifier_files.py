@@ -25,7 +25,7 @@ from gpt_encoder.tokenizer import has_tokenizer
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
 
-_LABELS_FILE = "labels.json"  # of an adapter
+_FILE = "classifier.json"
 
 
 def save_classifier(
@@ -33,13 +33,13 @@ def save_classifier(
 ) -> None:
     """Write config.json with the labels, model.safetensors and the tokenizer's files; each is whole or not there at all.
 
-    With the name of a `base_model`, what is written is the adapter that was learned on it and the head, in peft's format,
-    and the labels beside them, which that format has no place for.
+    With the name of a `base_model`, what is written is the adapter that was learned on it and the head, in peft's format.
+    classifier.json has what the formats have no place for.
     """
     folder = Path(folder)
+    atomic_write_json(folder / _FILE, {"labels": list(classifier.labels), "context": classifier.context})
     if base_model is not None:
         save_adapter(classifier.transformer, folder, base_model=base_model, tokenizer=tokenizer, head=classifier.score)
-        atomic_write_json(folder / _LABELS_FILE, list(classifier.labels))
         return
     write_tensors(folder / "model.safetensors", dict(classifier.named_parameters()))
     atomic_write_json(
@@ -71,20 +71,20 @@ def load_classifier(
 
 def _from_model(folder: Path) -> GPT2Classifier:
     tensors = published_names(read_tensors(folder), folder)
-    head, labels = tensors.pop("score.weight", None), _labels(folder)
+    head, (labels, context) = tensors.pop("score.weight", None), _labels_and_context(folder)
     if head is None or head.shape[0] != len(labels):
         raise CheckpointError(
             f"{folder} holds no classifier (a head for each label): make one with gpt2 finetune --task classification"
         )
     transformer = assemble(read_config(folder), tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
-    classifier = GPT2Classifier(transformer, labels)
+    classifier = GPT2Classifier(transformer, labels, context)
     classifier.score.load_state_dict({"weight": head})
     return classifier
 
 
 def _from_adapter(folder: Path) -> GPT2Classifier:
     adapter = read_adapter(folder)
-    classifier = GPT2Classifier(load_base(adapter), _labels(folder))
+    classifier = GPT2Classifier(load_base(adapter), *_labels_and_context(folder))
     load_adapter(classifier.transformer, adapter, head=classifier.score)
     merge_lora(classifier.transformer)
     if has_tokenizer(folder):
@@ -92,11 +92,13 @@ def _from_adapter(folder: Path) -> GPT2Classifier:
     return classifier
 
 
-def _labels(folder: Path) -> list[str]:
+def _labels_and_context(folder: Path) -> tuple[list[str], int | None]:
+    """From classifier.json, or the labels from what transformers writes into config.json; none if there are none."""
     try:
-        if (folder / _LABELS_FILE).exists():
-            return [str(label) for label in json.loads((folder / _LABELS_FILE).read_text(encoding="utf-8"))]
+        if (folder / _FILE).exists():
+            fields = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            return [str(label) for label in fields["labels"]], int(fields["context"])
         names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
-        return [str(names[str(number)]) for number in range(len(names))]
+        return [str(names[str(number)]) for number in range(len(names))], None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return []
+        return [], None

@@ -62,7 +62,8 @@ def _messages(messages: object) -> list[Turn]:
     turns, waiting = [], {"system": "", "user": ""}
     for number, message in enumerate(messages, 1):
         try:
-            role, content = message.get("role"), text_of(message, "content")
+            role = message.get("role")
+            content = text_of(message, "content", default="" if role == "system" else None)
         except BadRecord as error:
             raise BadRecord(f"message {number}: {error}") from None
         if role == "assistant" and waiting["user"]:
@@ -72,7 +73,7 @@ def _messages(messages: object) -> list[Turn]:
             waiting[role] = content
         else:
             raise BadRecord(f"message {number}: the role {role!r} is not expected here (system, then user and assistant)")
-    if not turns or waiting["user"]:
+    if not turns or waiting["user"] or waiting["system"]:
         raise BadRecord("the last message is not the assistant's: there is nothing to learn from")
     return turns
 

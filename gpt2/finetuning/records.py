@@ -7,8 +7,9 @@ import csv
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -34,10 +35,11 @@ def read_records(
     paths: Sequence[str | Path],
     make: Callable[[Fields], T],
     *,
-    columns: tuple[str, ...] | None = None,
+    columns: Callable[[list[str]], tuple[str, ...] | None] = lambda first_row: None,
     skip_bad: bool = False,
 ) -> Records[T]:
-    """`make(fields)` of every record of the files. `columns` names those of a table (CSV, TSV) whose first line does not.
+    """`make(fields)` of every record of the files. `columns` is asked about each table (CSV, TSV): it gets the first row,
+    and gives names for the columns if that row does not.
 
     A record that is not what its format asks for, or from which `make` raises BadRecord, is a DataError that names its
     line, or with `skip_bad` is left out, listed and warned of. DataError too if nothing is left.
@@ -63,29 +65,29 @@ def read_records(
     return Records(made, bad)
 
 
-def first_row(path: Path) -> list[str] | None:
-    """The first row of a table, or None if the file is JSON."""
-    text = _read(path)
-    if _is_json(path, text):
-        return None
-    _, row = next(_cells(text, _is_tsv(path, text)), ("", []))
-    return [] if isinstance(row, BadRecord) else row
-
-
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}): check the path") from None
+    if b"\0" in content:
+        raise DataError(f"{path} is not text: unpack it, or convert it to UTF-8")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
 
 
-def _rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[tuple[str, Fields | BadRecord]]:
+def _rows(path: Path, columns: Callable[[list[str]], tuple[str, ...] | None]) -> Iterator[tuple[str, Fields | BadRecord]]:
     text = _read(path)
     if path.suffix == ".json":
         return _json(path, text)
     if _is_json(path, text):
         return _jsonl(text)
-    return _table(text, _is_tsv(path, text), columns)
+    cells = _cells(text, _is_tsv(path, text))
+    _, row = first = next(cells, ("", []))
+    try:
+        names = None if isinstance(row, BadRecord) else columns(row)
+    except BadRecord as error:
+        raise DataError(f"{path} {error}") from None
+    return _table(chain([first] if row else [], cells), names)
 
 
 def _is_json(path: Path, text: str) -> bool:
@@ -119,9 +121,11 @@ def _jsonl(text: str) -> Iterator[tuple[str, Fields | BadRecord]]:
         yield f"line {number}", _checked(item)
 
 
-def _table(text: str, is_tsv: bool, columns: tuple[str, ...] | None) -> Iterator[tuple[str, Fields | BadRecord]]:
+def _table(
+    cells: Iterable[tuple[str, list[str] | BadRecord]], columns: tuple[str, ...] | None
+) -> Iterator[tuple[str, Fields | BadRecord]]:
     names = columns
-    for place, row in _cells(text, is_tsv):
+    for place, row in cells:
         if isinstance(row, BadRecord):
             yield place, row
         elif names is None:
@@ -136,7 +140,7 @@ def _cells(text: str, is_tsv: bool) -> Iterator[tuple[str, list[str] | BadRecord
     csv.field_size_limit(1 << 30)
     lines = io.StringIO(text, newline="")
     # TSV has no quotes: in texts of people, a " is most often just that.
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines)
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines, strict=True)
     begins = 1
     while True:
         try:
@@ -153,14 +157,18 @@ def _cells(text: str, is_tsv: bool) -> Iterator[tuple[str, list[str] | BadRecord
 def _checked(item: Any) -> Fields | BadRecord:
     if not isinstance(item, dict):
         return BadRecord(f"it is {type(item).__name__}, not an object of named fields")
-    if any("\udc80" <= character <= "\udcff" for value in item.values() if isinstance(value, str) for character in value):
+    try:
+        json.dumps(item, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # lone surrogates, which stand for bytes that are not UTF-8
         return BadRecord("it is not UTF-8")
     return item
 
 
 def text_of(fields: Fields, name: str, *, default: str | None = None) -> str:
     """The text in the field `name`; BadRecord if there is none, or it is empty and has no `default`."""
-    value = fields.get(name, default)
+    value = fields.get(name)
+    if value is None:
+        value = default
     if value is None:
         raise BadRecord(f"there is no field {name!r} (it has {', '.join(map(repr, fields)) or 'none'})")
     if not isinstance(value, str):

@@ -33,8 +33,10 @@ class LengthSortedRows:
     def _make_block(self, block: int) -> NDArray[np.int64]:
         size, n = self._block_size * self._batch_size, len(self._lengths)
         places = range(block * size, (block + 1) * size)
+        epochs = np.array([place // n for place in places])
         rows = np.array([shuffled(place % n, n, self._seed, 5, place // n) for place in places])
-        return rows[np.argsort(self._lengths[rows], kind="stable")].reshape(self._block_size, self._batch_size)
+        # Epoch by epoch, so that an example is not in a batch twice, but perhaps where epochs meet.
+        return rows[np.lexsort((self._lengths[rows], epochs))].reshape(self._block_size, self._batch_size)
 
     @property
     def mean_width(self) -> float:

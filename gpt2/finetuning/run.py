@@ -25,11 +25,11 @@ from gpt2.finetuning.classification import (
 from gpt2.finetuning.classifier_files import load_classifier
 from gpt2.finetuning.instructions import InstructionTuning, conversation, make_examples, with_thoughts
 from gpt2.finetuning.lora import add_lora
-from gpt2.finetuning.records import Fields, first_row, read_records, text_of
+from gpt2.finetuning.records import BadRecord, Fields, read_records, text_of
 from gpt2.finetuning.template import InstructionTemplate
 from gpt2.finetuning.trainable import set_trainable
 from gpt2.model import GPT2
-from gpt2.model_folder import tokenizer_source
+from gpt2.model_folder import locate_whole_model, tokenizer_source
 from gpt2.training.batches import shuffled
 from gpt2.training.distributed import Processes
 from gpt2.training.objective import LanguageModelling, Objective
@@ -82,16 +82,21 @@ def prepare_finetuning(
     validation_data: Paths = (),
     test_data: Paths = (),
     processes: Processes | None = None,
+    is_resumed: bool = False,
     is_quiet: bool = False,
     tensorboard: bool = False,
 ) -> Finetuning:
     """The model `base` put to `config.task` with the files `data`; `folder` becomes what the task makes of it.
+
+    A run that `is_resumed` takes the token files that are in `folder`; call `trainer.load()` to go on.
 
     ConfigError or DataError for what does not fit, with the line of the data where it stands.
     """
     processes, folder = processes or Processes(0, 1, torch.device("cpu")), Path(folder)
     if not data:
         raise DataError("there is no data: name the files to learn from")
+    if config.lora_rank:
+        locate_whole_model(base)  # an adapter to an adapter would have no base to be loaded with
     torch.manual_seed(config.seed)
     model = GPT2.from_pretrained(base)
     if config.context > model.config.n_positions:
@@ -103,7 +108,7 @@ def prepare_finetuning(
         set_trainable(model, config.trainable)
     start = _Base(model, load_tokenizer_for(model), str(base), config.context or model.config.n_positions)
     if config.task == "text":
-        task = _text(start, data, validation_data, config, folder, processes)
+        task = _text(start, data, validation_data, config, folder, processes, is_resumed)
     elif config.task == "instruction":
         task = _instruction(start, data, validation_data, config)
     else:
@@ -121,7 +126,13 @@ def _write_adapter(base: str | Path, model: GPT2, folder: Path, tokenizer: Token
 
 
 def _text(
-    base: _Base, data: Paths, validation_data: Paths, config: FinetuningConfig, folder: Path, processes: Processes
+    base: _Base,
+    data: Paths,
+    validation_data: Paths,
+    config: FinetuningConfig,
+    folder: Path,
+    processes: Processes,
+    is_resumed: bool,
 ) -> _Task:
     def prepared() -> TrainingData:
         return prepare(
@@ -129,9 +140,12 @@ def _text(
             validation_fraction=config.validation_fraction,
         )  # fmt: skip
 
-    first = prepared() if processes.is_first else None
-    processes.wait()  # the others find the first one's files
-    made = first or prepared()
+    if is_resumed:
+        made = TrainingData.open(folder / "data")  # the texts are not looked at again
+    else:
+        first = prepared() if processes.is_first else None
+        processes.wait()  # the others find the first one's files
+        made = first or prepared()
     context = base.context
     if not config.context:  # a short text is no mistake
         context = max(1, min(context, len(made.train) - 1, len(made.validation) - 1))
@@ -167,7 +181,7 @@ def _instruction(base: _Base, data: Paths, validation_data: Paths, config: Finet
         )
     training = config.training_config(n_rows=len(encoded[0]), context=base.context)
     objective = InstructionTuning(encoded[0], encoded[1], base.tokenizer, template, training, to_show=validation[0][0])
-    return _Task(objective, training, _fingerprint([*data, *validation_data]), told)
+    return _Task(objective, training, _fingerprint([*data, *validation_data], template), told)
 
 
 _LEARN, _MEASURE, _TEST = "to learn from", "to measure on", "to test on"
@@ -186,17 +200,21 @@ def _classification(
     examples: dict[str, list[LabelledText]] = {}
     for name, texts in parts.items():
         examples[name], n_cut = encode_texts(texts, labels, base.tokenizer, base.context)
-        told.append(f"{len(texts)} texts {name}" + (f" ({n_cut} cut to {base.context} tokens)" if n_cut else ""))
+        notes = [f"{n_cut} cut to {base.context} tokens"] if n_cut else []
+        if name != _LEARN and (n_known := _n_also_in(texts, parts[_LEARN])):
+            notes.append(f"{n_known} of them also among those {_LEARN}")
+        told.append(f"{len(texts)} texts {name}" + (f" ({', '.join(notes)})" if notes else ""))
     told.append(f"labels: {', '.join(labels)}")
     training = config.training_config(n_rows=len(examples[_LEARN]), context=base.context)
     objective = Classification(
-        GPT2Classifier(base.model, labels), examples[_LEARN], examples[_MEASURE], base.tokenizer, training,
+        GPT2Classifier(base.model, labels, base.context), examples[_LEARN], examples[_MEASURE], base.tokenizer, training,
         balance=config.balance, adapter_of=base.name if config.lora_rank else None,
     )  # fmt: skip
 
     def finish() -> dict[str, Any]:
-        measured_on = examples[_TEST] or examples[_MEASURE]
-        return {"texts": len(measured_on), **measure(load_classifier(folder), measured_on).to_dict()}
+        part = _TEST if examples[_TEST] else _MEASURE  # the latter has chosen the model, and flatters it
+        name = "test" if part == _TEST else "validation"
+        return {"part": name, "texts": len(examples[part]), **measure(load_classifier(folder), examples[part]).to_dict()}
 
     return _Task(objective, training, _fingerprint([*data, *validation_data, *test_data]), told, finish)
 
@@ -208,7 +226,10 @@ def _labelled_texts(paths: Paths, config: FinetuningConfig, told: list[str]) -> 
     def make(fields: Fields) -> tuple[str, str]:
         return text_of(fields, config.text_column), _label_of(fields, config.label_column)
 
-    return read_records(paths, make, columns=_columns(paths, config, told), skip_bad=config.skip_bad).made
+    def columns(first_row: list[str]) -> tuple[str, ...] | None:
+        return _columns(first_row, config, told)
+
+    return read_records(paths, make, columns=columns, skip_bad=config.skip_bad).made
 
 
 def _split_off(parts: dict[str, LabelledTexts], config: FinetuningConfig) -> list[str]:
@@ -229,30 +250,35 @@ def _split_off(parts: dict[str, LabelledTexts], config: FinetuningConfig) -> lis
 
 def _label_of(fields: Fields, name: str) -> str:
     value = fields.get(name)
-    if isinstance(value, (int, str)) and str(value).strip():  # JSON may number its labels
-        return str(value).strip()
-    return text_of(fields, name).strip()
+    text = str(value) if isinstance(value, int) else text_of(fields, name)  # JSON may number its labels
+    return " ".join(text.split())
 
 
-def _columns(paths: Paths, config: FinetuningConfig, told: list[str]) -> tuple[str, ...] | None:
+def _columns(first_row: list[str], config: FinetuningConfig, told: list[str]) -> tuple[str, ...] | None:
     """The names of a table's columns where its first line is a row like the others; they may be its numbers."""
-    row = first_row(Path(paths[0])) if paths else None
-    wanted = (config.label_column, config.text_column)
-    if row is None or set(wanted) <= {name.strip() for name in row}:
+    wanted, there = (config.label_column, config.text_column), [name.strip() for name in first_row]
+    if set(wanted) <= set(there):
         return None
     if all(name.isdigit() for name in wanted):
-        return tuple(str(number) for number in range(1, len(row) + 1))
-    if wanted == ("label", "text") and len(row) == 2:
-        told.append(f"the first line of {paths[0]} names no columns: the first is the label, the second the text")
+        return tuple(str(number) for number in range(1, len(first_row) + 1))
+    has_names = {name.lower() for name in wanted} & {name.lower() for name in there}
+    if wanted == ("label", "text") and len(first_row) == 2 and not has_names:
+        line = "where the first line names no columns, the first is the label and the second the text"
+        told += [] if line in told else [line]
         return wanted
-    raise DataError(
-        f"{paths[0]} has no columns {wanted[0]!r} and {wanted[1]!r} (it has {', '.join(map(repr, row))}): "
+    raise BadRecord(
+        f"has no columns {wanted[0]!r} and {wanted[1]!r} (it has {', '.join(map(repr, there))}): "
         "name them, or give their numbers, with label_column and text_column"
     )
 
 
-def _fingerprint(paths: Paths) -> str:
-    digest = hashlib.sha256()
+def _n_also_in(texts: LabelledTexts, others: LabelledTexts) -> int:
+    known = {text for text, _ in others}
+    return sum(text in known for text, _ in texts)
+
+
+def _fingerprint(paths: Paths, *more: object) -> str:
+    digest = hashlib.sha256(repr(more).encode())
     for path in paths:
         digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from gpt2 import GPT2
+from gpt2.checkpoints import load_tokenizer_for
 from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.cli.finetune import finetune
 from gpt2.finetuning.run import prepare_finetuning
@@ -46,9 +48,9 @@ def test_a_classifier_learns_and_is_used(run_command: Callable, table: Path, sma
         "--epochs", 6, "--learning_rate", 0.01, *QUIET,
     )  # fmt: skip
     assert result.status == 0, result.err
-    assert "the first is the label, the second the text" in result.err
+    assert "the first is the label and the second the text" in result.err
     assert "96 texts to learn from" in result.err and "12 texts to test on" in result.err
-    assert result.out.startswith("accuracy 1.0000 on 12 texts")
+    assert result.out.startswith("accuracy 1.0000 on 12 test texts")
     measured = json.loads((out / "test.json").read_text())
     assert measured["confusion"] == [[8, 0], [0, 4]] and measured["f1"] == {"cat": 1.0, "dog": 1.0}
     assert any("accuracy" in line for line in read_metrics(out))
@@ -71,7 +73,7 @@ def test_a_classifiers_adapter_is_used_like_a_classifier(
     )  # fmt: skip
     assert result.status == 0, result.err
     assert result.out.startswith("accuracy 1.0000")
-    assert {"adapter_config.json", "adapter_model.safetensors", "labels.json"} <= {path.name for path in out.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "classifier.json"} <= {path.name for path in out.iterdir()}
     assert not (out / "model.safetensors").exists()
     result = run_command("classify", "-", "--from_pretrained", out, stdin=b'the small dog "went" home')
     assert json.loads(result.out)["label"] == "dog"
@@ -84,7 +86,8 @@ def test_an_adapter_learns_alone_and_its_folder_is_a_model(
 ) -> None:
     out, data = tmp_path / "run", instructions if task == "instruction" else tmp_path / "text.txt"
     (tmp_path / "text.txt").write_text("the cat saw the dog. " * 60)
-    options = ["--task", task, "--data", data, "--from_pretrained", small_folder, "--template", "plain", *QUIET]
+    options = ["--task", task, "--data", data, "--from_pretrained", small_folder, *QUIET]
+    options += ["--template", "plain"] if task == "instruction" else []
     result = run_command("finetune", *options, "--out", out, "--lora_rank", 2, "--learning_rate", 0.02)
     assert result.status == 0, result.err
     n_learned = 2 * 2 * (24 + 72 + 24 + 24 + 24 + 96 + 96 + 24)  # layers x rank x inputs and outputs
@@ -184,6 +187,10 @@ def test_a_run_that_goes_on_ends_where_the_unbroken_one_does(
         (["--out", "x", "--data", "y", "--step", 3], 2, "--step is for --resume"),
         (["--out", "x", "--data", "y", "--epochs", 0], 2, "--epochs=0.0 must be a number above 0"),
         (["--out", "x", "--data", "y", "--lora_rank", 2, "--trainable", "last_block"], 2, "--lora_rank=2"),
+        (["--out", "x", "--data", "y", "--balance"], 2, "--balance is for --task classification"),
+        (["--out", "x", "--data", "y", "--skip_bad"], 2, "--skip_bad is for --task classification or instruction"),
+        (["--out", "x", "--data", "y", "--lora_alpha", 3], 2, "--lora_alpha is for adapters: give --lora_rank"),
+        (["--out", "x", "--data", "y", "--seed", 1 << 63], 2, "must be below 2**63"),
         (["--resume", "nowhere"], 1, "nowhere holds no run to go on with"),
         (["--out", "x", "--data", "nowhere.csv", "--task", "classification"], 1, "cannot read nowhere.csv"),
         (["--out", "x", "--data", "nowhere.txt"], 1, "there is no file or folder nowhere.txt"),
@@ -207,16 +214,15 @@ def test_a_mistake_is_one_line(
     [
         ("label\ttext\ncat\tone\ndog\ttwo\n", "too few to learn from"),
         ("label\ttext\n" + "cat\tone\n" * 9, "every row has the label 'cat'"),
-        ("kind\twords\ncat\tone\n", "has no columns 'label' and 'text' (it has 'kind', 'words')"),
+        ("label\twords\ncat\tone\n", "has no columns 'label' and 'text' (it has 'label', 'words')"),
+        ("Text\tLabel\ncat\tone\n", "has no columns 'label' and 'text' (it has 'Text', 'Label')"),
+        ("kind\twords\tx\ncat\tone\ttwo\n", "has no columns 'label' and 'text' (it has 'kind', 'words', 'x')"),
         ("label\ttext\n" + "cat\tone\n" * 9 + "dog\t\n", "line 11: the field 'text' is empty"),
     ],
 )
 def test_data_that_cannot_be_learned_from(small_folder: Path, tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.tsv"
-    path.write_text(content if "kind" not in content else content.replace("cat\tone", "cat\tone\tx"))
-    if "kind" in content:
-        path.write_text("kind\twords\tx\ncat\tone\t2\n")
-        message = "has no columns 'label' and 'text' (it has 'kind', 'words', 'x')"
+    path.write_text(content)
     with pytest.raises(DataError) as raised:
         prepare_finetuning(small_folder, [path], FinetuningConfig(task="classification"), tmp_path / "run")
     assert message in str(raised.value)
@@ -252,6 +258,55 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_data(
     assert "the data is not what the run" in run_command("finetune", "--resume", tmp_path / "run", "--quiet").err
 
 
+def test_a_run_that_was_lost_before_its_first_checkpoint_begins_anew(
+    run_command: Callable, table: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    args = ["--task", "classification", "--data", table, "--from_pretrained", small_folder, "--max_steps", 1, *QUIET]
+    out = tmp_path / "run"
+    assert run_command("finetune", *args, "--out", out).status == 0
+    for path in (out / "checkpoints").iterdir():
+        path.unlink()
+    result = run_command("finetune", "--resume", out, "--quiet")
+    assert result.status == 0 and "begins anew" in result.err and "done: 1 steps" in result.err
+    for content in ("[]", "{}"):
+        (out / "finetuning.json").write_text(content)
+        assert "is damaged" in run_command("finetune", "--resume", out).err
+
+
+def test_an_adapter_needs_a_whole_model_below_it_and_keeps_its_template(
+    run_command: Callable, instructions: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    args = ["finetune", "--task", "instruction", "--data", instructions, "--lora_rank", 2, "--max_steps", 1, *QUIET]
+    args += ["--template", "plain"]
+    assert run_command(*args, "--from_pretrained", small_folder, "--out", tmp_path / "one").status == 0
+    result = run_command(*args, "--from_pretrained", tmp_path / "one", "--out", tmp_path / "two")
+    assert result.status == 1 and "gpt2 merge" in result.err and not (tmp_path / "two").exists()
+    assert run_command("merge", tmp_path / "one", "--out", tmp_path / "merged").status == 0
+    result = run_command(
+        "generate", "--instruction", "Say cat.", "--from_pretrained", tmp_path / "merged", "--max_tokens", 2
+    )
+    assert result.status == 0, result.err
+
+
+def test_a_folder_called_char_keeps_its_own_vocabulary(
+    run_command: Callable, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_folder, "char")
+    Path("text.txt").write_text("the cat saw the dog. " * 60)
+    options = ["--from_pretrained", "char", "--out", "run", "--max_steps", 1, *QUIET]
+    result = run_command("finetune", "--data", "text.txt", *options)
+    assert result.status == 0, result.err
+    assert type(load_tokenizer_for(GPT2.from_pretrained("run"))).__name__ == "GPT2Tokenizer"
+
+
+def test_texts_that_are_in_two_parts_are_told(small_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "same.csv"
+    path.write_text("label,text\n" + "yes,good\nno,bad\n" * 20)
+    run = prepare_finetuning(small_folder, [path], FinetuningConfig(task="classification"), tmp_path / "run", is_quiet=True)
+    assert "4 texts to test on (4 of them also among those to learn from)" in run.told
+
+
 def test_every_field_has_its_option() -> None:
     names = {parameter.name for parameter in finetune.params}
     assert {field.name for field in dataclasses.fields(FinetuningConfig)} <= names
@@ -263,6 +318,8 @@ def test_every_field_has_its_option() -> None:
     [
         ("task", "x"),
         ("epochs", 0),
+        ("validation_fraction", 0.95),
+        ("text_column", "label"),
         ("batch_size", 0),
         ("dropout", 1.0),
         ("test_fraction", 1),

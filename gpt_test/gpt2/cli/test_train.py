@@ -188,3 +188,16 @@ def test_metrics_have_what_a_curve_needs(run_command: Callable, text: Path, tmp_
     evaluations = [line for line in lines if "validation_loss" in line]
     assert set(evaluations[0]) == {"step", "validation_loss", "perplexity", "bits_per_byte", "sample"}
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_a_run_that_began_from_a_model_goes_on(
+    run_command: Callable, text: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--context", 8, "--batch_size", 2, "--max_steps", 4, "--sample_tokens", 0, "--checkpoint_interval", 2]
+    run = tmp_path / "run"
+    assert run_command("train", "--data", text, "--out", run, "--init_from", small_folder, *options).status == 0
+    expected = GPT2.from_pretrained(run).state_dict()
+    (run / "checkpoints" / "step-00000004.safetensors").unlink()
+    result = run_command("train", "--resume", run)
+    assert result.status == 0 and "done: 4 steps" in result.err, result.err
+    assert all((tensor == expected[name]).all() for name, tensor in GPT2.from_pretrained(run).state_dict().items())

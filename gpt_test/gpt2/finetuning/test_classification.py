@@ -68,11 +68,20 @@ def test_a_folder_comes_back(classifier: GPT2Classifier, small_tokenizer: GPT2To
     save_classifier(classifier, tmp_path, small_tokenizer)
     loaded = load_classifier(tmp_path)
     ids = torch.randint(0, 290, (2, 7))
-    assert loaded.labels == LABELS and not loaded.training
+    assert loaded.labels == LABELS and loaded.context == 40 and not loaded.training
     assert torch.equal(loaded(ids), classifier(ids))
     assert load_classifier(tmp_path, dtype="bfloat16").score.weight.dtype == torch.bfloat16
     with pytest.raises(CheckpointError, match="holds a classifier"):
         GPT2.from_pretrained(tmp_path)
+
+
+def test_it_remembers_how_much_of_a_text_it_learned_to_read(
+    small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path
+) -> None:
+    save_classifier(GPT2Classifier(small_model, LABELS, 7), tmp_path, small_tokenizer)
+    assert load_classifier(tmp_path).context == 7
+    (tmp_path / "classifier.json").unlink()  # as transformers would write the folder
+    assert load_classifier(tmp_path).context == 40 and load_classifier(tmp_path).labels == LABELS
 
 
 def test_a_model_without_a_head_is_no_classifier(small_folder: Path) -> None:

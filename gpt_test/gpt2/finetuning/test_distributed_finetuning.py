@@ -12,13 +12,15 @@ from gpt_test.gpt2.training.test_distributed import finish, losses, start
 SETTINGS = "--batch_size 4 --max_steps 4 --dropout 0 --sample_tokens 0 --precision float32 --device cpu --quiet"
 
 
-@pytest.mark.parametrize(("task", "options"), [("classification", ["--lora_rank", "2"]), ("instruction", [])])
+@pytest.mark.parametrize(
+    ("task", "options"), [("classification", ["--lora_rank", "2"]), ("instruction", ["--template", "plain"])]
+)
 def test_two_processes_have_the_losses_of_one(small_folder: Path, tmp_path: Path, task: str, options: list[str]) -> None:
     data = tmp_path / "data.jsonl"
     words = ["cat", "small dog", "old", "sea by the boat", "fish"] * 6
     rows = [{"label": str(len(word) > 4), "text": word, "instruction": f"Say {word}.", "output": word} for word in words]
     data.write_text("\n".join(map(json.dumps, rows)))
-    arguments = ["--task", task, "--data", data, "--from_pretrained", small_folder, "--template", "plain", *SETTINGS.split()]
+    arguments = ["--task", task, "--data", data, "--from_pretrained", small_folder, *SETTINGS.split()]
     for name, world_size in (("one", 1), ("two", 2)):
         finish(start([*arguments, *options, "--out", tmp_path / name], world_size, "finetune"))
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

@@ -68,12 +68,13 @@ def test_a_template_that_is_none_is_an_error(tmp_path: Path, fields: dict) -> No
     ("fields", "turns"),
     [
         ({"instruction": "Add.", "input": "1 2", "output": "3"}, [Turn("Add.", "3", input="1 2")]),
-        ({"instruction": "Add.", "output": "3"}, [Turn("Add.", "3")]),
+        ({"instruction": "Add.", "input": None, "output": "3"}, [Turn("Add.", "3")]),
         ({"prompt": "Add.", "completion": "3"}, [Turn("Add.", "3")]),
         ({"prompt": "Add.", "thought": "well", "answer": "3"}, [Turn("Add.", "3", thought="well")]),
         (
             {"messages": [
                 {"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"},
+                {"role": "system", "content": ""},
                 {"role": "user", "content": "V"}, {"role": "assistant", "content": "B"},
             ]},
             [Turn("U", "A", system="S"), Turn("V", "B")],

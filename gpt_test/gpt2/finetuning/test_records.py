@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.finetuning.records import first_row, read_records, text_of
+from gpt2.finetuning.records import read_records, text_of
 from gpt_config import DataError, GPT2Warning
 
 
@@ -41,7 +41,6 @@ def test_every_format_says_the_same(tmp_path: Path, name: str, content: str) -> 
     path = write(tmp_path / name, content)
     assert read_records([path], pair).made == EXPECTED
     assert read_records([path, path], pair).made == 2 * EXPECTED
-    assert (first_row(path) is None) == (name in ("a.json", "a.jsonl", "lines"))
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1))
@@ -54,9 +53,13 @@ def test_a_table_of_any_texts_comes_back(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_table_without_names_is_given_them(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tsv", "good\tone\nbad\ttwo\n")
-    assert first_row(path) == ["good", "one"]
-    assert read_records([path], pair, columns=("label", "text")).made == [("good", "one"), ("bad", "two")]
+    path, other = write(tmp_path / "a.tsv", "good\tone\nbad\ttwo\n"), write(tmp_path / "b.tsv", "label\ttext\nodd\tthree\n")
+
+    def columns(first_row: list[str]) -> tuple[str, str] | None:
+        return None if "label" in first_row else ("label", "text")
+
+    expected = [("good", "one"), ("bad", "two"), ("odd", "three")]
+    assert read_records([path, other], pair, columns=columns).made == expected
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,8 @@ def test_a_table_without_names_is_given_them(tmp_path: Path) -> None:
         ("a.jsonl", '{"label": "good", "text": "ok"}\n{"label": \n', "line 2: it is not JSON"),
         ("a.jsonl", '[1]\n', "line 1: it is list, not an object"),
         ("a.jsonl", '{"text": "x"}\n', "line 1: there is no field 'label' (it has 'text')"),
+        ("a.csv", 'label,text\ngood,"unclosed\nbad,ok\n', "line 2: unexpected end of data"),
+        ("a.jsonl", '{"label": "good", "text": "ok", "more": ["\\ud83d"]}', "line 1: it is not UTF-8"),
         ("a.json", '[{"label": "good", "text": 3}]', "item 1: the field 'text' is int, not text"),
     ],
 )  # fmt: skip
@@ -90,6 +95,7 @@ def test_a_bad_row_is_named_or_left_out_and_counted(tmp_path: Path, name: str, c
         ("a.json", "{}", "is not a JSON list"),
         ("a.csv", "", "there is no row"),
         ("a.csv", "label,text\n", "there is no row"),
+        ("a.csv", "\x1f\x8b\0\0", "is not text: unpack it"),
     ],
 )
 def test_a_file_that_is_no_table_is_an_error(tmp_path: Path, name: str, content: str, message: str) -> None:

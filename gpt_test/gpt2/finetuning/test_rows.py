@@ -39,6 +39,12 @@ def test_the_rows_of_a_batch_are_about_as_long() -> None:
     assert firsts != sorted(firsts), "the batches of a block come in no order of length"
 
 
+def test_an_example_is_twice_in_a_batch_only_where_epochs_meet() -> None:
+    rows = LengthSortedRows([7] * 103, 8, seed=0)
+    twice = [step for step in range(103) if len(set(rows(step).tolist())) < 8]
+    assert len(twice) <= 8  # of eight epochs
+
+
 @given(lengths, st.integers(1, 7))
 def test_evaluation_takes_every_example_once(lengths: list[int], batch_size: int) -> None:
     batches = in_order_of_length(lengths, batch_size)

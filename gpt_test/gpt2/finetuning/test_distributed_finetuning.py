@@ -13,7 +13,8 @@ SETTINGS = "--batch_size 4 --max_steps 4 --dropout 0 --sample_tokens 0 --precisi
 
 
 @pytest.mark.parametrize(
-    ("task", "options"), [("classification", ["--lora_rank", "2"]), ("instruction", ["--template", "plain"])]
+    ("task", "options"),
+    [("classification", ["--lora_rank", "2"]), pytest.param("instruction", ["--template", "plain"], marks=pytest.mark.slow)],
 )
 def test_two_processes_have_the_losses_of_one(small_folder: Path, tmp_path: Path, task: str, options: list[str]) -> None:
     data = tmp_path / "data.jsonl"

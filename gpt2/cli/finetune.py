@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
-from gpt2.cli.training_run import end_run, go_on, options_of_run
+from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
 from gpt2.model_folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import ConfigError, DataError
@@ -62,18 +62,6 @@ _ONLY = {
 _CHOICES = {"task": TASKS, "trainable": TRAINABLE, "too_long": TOO_LONG, "precision": PRECISIONS}
 
 
-def _options(command: Any) -> Any:
-    for field in reversed(dataclasses.fields(FinetuningConfig)):
-        # A default of nothing is told in the help, for it stands for something else.
-        kind: dict[str, Any] = {"type": type(field.default), "default": field.default, "show_default": bool(field.default)}
-        if field.name in _CHOICES:
-            kind["type"] = click.Choice(_CHOICES[field.name])
-        elif isinstance(field.default, bool):
-            kind = {"is_flag": True, "default": False}
-        command = click.option(f"--{field.name}", help=_HELP[field.name], **kind)(command)
-    return command
-
-
 @click.command(context_settings=CONTEXT_SETTINGS)
 @click.option("--data", multiple=True, metavar="PATH", help="What to learn from: see above.")
 @click.option("--validation_data", multiple=True, metavar="PATH", help="Files to measure on.  [default: a part of --data]")
@@ -84,7 +72,7 @@ def _options(command: Any) -> Any:
 @click.option(
     "--step", "from_step", type=int, help="With --resume: from the checkpoint of this step.  [default: the newest]"
 )
-@_options
+@field_options(FinetuningConfig, _HELP, _CHOICES)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
 @click.option("--quiet", is_flag=True, help="No bar and no samples on the terminal.")

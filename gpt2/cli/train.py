@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.training_run import end_run, go_on, options_of_run
+from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
 from gpt2.model_folder import is_adapter_folder, is_model_folder, tokenizer_source
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import ConfigError, DataError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gpt2.training.loop import TrainingLoop
     from gpt2.training.preparation import TrainingData
 
-_DEFAULTS = TrainingConfig()
 _RUN_FILE = "training.json"  # the options of a run, for --resume
 _SIZES = {"n_layer": 6, "n_head": 6, "n_embd": 384}
 
@@ -55,17 +54,7 @@ _HELP = {
 }
 
 
-def _training_options(command: Any) -> Any:
-    for field in reversed(dataclasses.fields(TrainingConfig)):
-        kind: dict[str, Any] = {"type": type(field.default), "default": field.default, "show_default": True}
-        if field.name in ("precision", "sharding"):
-            kind["type"] = click.Choice(PRECISIONS if field.name == "precision" else SHARDINGS)
-        elif isinstance(field.default, bool):
-            kind = {"is_flag": True, "default": False}
-        elif field.default == "":
-            kind["show_default"] = False
-        command = click.option(f"--{field.name}", help=_HELP[field.name], **kind)(command)
-    return command
+_CHOICES = {"precision": PRECISIONS, "sharding": SHARDINGS}
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -88,7 +77,7 @@ def _training_options(command: Any) -> Any:
 @click.option(
     "--dropout", type=float, help="Share of activations that are dropped in training.  [default: 0, or the model's]"
 )
-@_training_options
+@field_options(TrainingConfig, _HELP, _CHOICES)
 @click.option(
     "--engine", type=click.Choice(("torch", "numpy")), default="torch", show_default=True,
     help="numpy has every gradient by hand: to read, and to compare.",

@@ -1,11 +1,13 @@
-"""What the commands that train share: how a run is gone on with, and how it ends. It knows no command's own options."""
+"""What the commands that train share: options from a config, how a run is gone on with, how it ends. It knows no command."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,27 @@ if TYPE_CHECKING:
 
 _LATER = ("engine", "patience", "tensorboard")  # options that runs of before they were there do not name
 _FREE = ("device", "workers", "quiet", "tensorboard")  # of the terminal and the machine
+
+
+def field_options(
+    config: type, helps: Mapping[str, str], choices: Mapping[str, Sequence[str]]
+) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """An option for each field of a config, so that none can be forgotten. A help that tells of a default stands for it."""
+
+    def decorate(command: click.decorators.FC) -> click.decorators.FC:
+        for field in reversed(dataclasses.fields(config)):
+            text = helps[field.name]
+            kind: dict[str, Any] = {"default": field.default, "show_default": "[default:" not in text}
+            if isinstance(field.default, bool):
+                kind = {"is_flag": True, "default": False}
+            elif field.name in choices:
+                kind["type"] = click.Choice(choices[field.name])
+            else:
+                kind["type"] = type(field.default)
+            command = click.option(f"--{field.name}", help=text, **kind)(command)
+        return command
+
+    return decorate
 
 
 def options_of_run(ctx: click.Context, run_file: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _rows(path: Path, columns: Callable[[list[str]], tuple[str, ...] | None]) ->
     cells = _cells(text, _is_tsv(path, text))
     _, row = first = next(cells, ("", []))
     try:
-        names = None if isinstance(row, BadRecord) else columns(row)
+        names = None if isinstance(row, BadRecord) or not row else columns(row)
     except BadRecord as error:
         raise DataError(f"{path} {error}") from None
     return _table(chain([first] if row else [], cells), names)

@@ -119,7 +119,7 @@ class TrainingLoop(abc.ABC):
 
         TrainingError if the loss is no longer a number: the last good state is saved, and the step named.
         """
-        self._peak = self._begin()
+        self._peak, self._operations = self._begin(), self._operations_per_token()
         with self._progress() as progress, self._signals():
             while self.step < self.config.max_steps and not self._has_had_enough():
                 if self._must_stop():
@@ -160,8 +160,7 @@ class TrainingLoop(abc.ABC):
         if progress is None:
             return
         rate = self.objective.tokens_per_step / (time.perf_counter() - start)
-        operations = self._operations_per_token()
-        progress.step(loss, rate, None if operations is None else rate * operations / self._peak)
+        progress.step(loss, rate, None if self._operations is None else rate * self._operations / self._peak)
         if self.step % self.config.log_interval == 0 or self.step == 1:
             progress.record(
                 {

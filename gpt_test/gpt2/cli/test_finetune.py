@@ -215,6 +215,7 @@ def test_a_mistake_is_one_line(
         ("label\ttext\ncat\tone\ndog\ttwo\n", "too few to learn from"),
         ("label\ttext\n" + "cat\tone\n" * 9, "every row has the label 'cat'"),
         ("label\twords\ncat\tone\n", "has no columns 'label' and 'text' (it has 'label', 'words')"),
+        ("", "there is no row to learn from"),
         ("Text\tLabel\ncat\tone\n", "has no columns 'label' and 'text' (it has 'Text', 'Label')"),
         ("kind\twords\tx\ncat\tone\ttwo\n", "has no columns 'label' and 'text' (it has 'kind', 'words', 'x')"),
         ("label\ttext\n" + "cat\tone\n" * 9 + "dog\t\n", "line 11: the field 'text' is empty"),

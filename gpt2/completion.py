@@ -57,6 +57,46 @@ def complete(
     return [completions[row] for row in sorted(completions)]
 
 
+# Prompts of like length share a batch, so that little of it is padding. They are sorted among so many batches at a time, for
+# the first texts should not have to wait for the last.
+_SORTED_BATCHES = 16
+
+
+def complete_in_batches(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    config: GenerationConfig | None = None,
+    *,
+    batch_size: int,
+    logprobs: bool = True,
+    **options: Any,
+) -> Iterator[list[Completion]]:
+    """The completions of each of many prompts, in their order; `batch_size` prompts are run at once.
+
+    `options` are fields of GenerationConfig and win over `config`. Without `logprobs` those are not computed.
+
+    >>> for completions in complete_in_batches(model, tokenizer, prompts, batch_size=32):  # doctest: +SKIP
+    ...     print(completions[0].text)
+    """
+    config = _with_seed(replace(config or GenerationConfig(), **options))
+    for first in range(0, len(prompts), _SORTED_BATCHES * batch_size):
+        group = prompts[first : first + _SORTED_BATCHES * batch_size]
+        lengths = [len(tokenizer.encode(prompt)) for prompt in group]
+        by_length = sorted(range(len(group)), key=lambda place: -lengths[place])  # the longest first: it needs the memory
+        done: dict[int, list[Completion]] = {}
+        n_given = 0
+        for start_of_batch in range(0, len(group), batch_size):
+            places = by_length[start_of_batch : start_of_batch + batch_size]
+            texts = [group[place] for place in places]
+            for row, _, completion in stream_batch(model, tokenizer, texts, config, logprobs=logprobs):
+                if completion is not None:
+                    done.setdefault(places[row // config.num_return_sequences], []).append(completion)
+            while n_given in done:
+                yield sorted(done.pop(n_given), key=lambda completion: completion.index)
+                n_given += 1
+
+
 def stream(
     model: GPT2, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
 ) -> Iterator[str]:
@@ -87,14 +127,17 @@ def stream_batch(
     Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "". What is wrong
     with the arguments is raised by the call itself, before anything is generated.
     """
-    config = replace(config or GenerationConfig(), **options)
-    if config.seed is None:
-        config = replace(config, seed=secrets.randbits(31))  # drawn here, so that the Completion can tell it
+    config = _with_seed(replace(config or GenerationConfig(), **options))
     texts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(texts, (list, tuple)):
         raise InputTypeError(f"prompts must be a str or a list of them, not {type(texts).__name__}")
     rows = start(model, [tokenizer.encode(text) for text in texts], config)
     return _advance(model, tokenizer, texts, rows, config, logprobs)
+
+
+def _with_seed(config: GenerationConfig) -> GenerationConfig:
+    """`config` with a seed: drawn here where it has none, so that the Completion can tell it."""
+    return config if config.seed is not None else replace(config, seed=secrets.randbits(31))
 
 
 def _advance(

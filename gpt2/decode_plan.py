@@ -1,8 +1,9 @@
-"""DecodePlan: one decode step with everything looked up beforehand. It computes what `model.py` says, bit for bit.
+"""DecodePlan: the model with everything looked up beforehand, for generation. It computes what `model.py` says.
 
 A decode step of the 124M model waits for memory while it reads the weights; the Python of 150 module calls, which runs
-between the reads, is the largest part of the rest. Without it a step on two cores is about a tenth faster. This file
-knows the operations of a block in their order, and nothing of padding, hooks or training, where the model itself is called.
+between the reads, is the largest part of the rest. Without it a step in float32 is about a tenth faster. This file knows the
+operations of a block in their order, and nothing of hooks or training, where the model itself is called. In float32 its
+results are the model's, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.kv_cache import KVCache
-from gpt2.model import GPT2, MLP, Block, CausalSelfAttention, Conv1D
+from gpt2.model import GPT2, MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
+from gpt2.packed_linear import fast_linear
+from gpt2.positions import positions_of, visible_slots
+from gpt2.quantization import Int8Embedding, Int8Linear
 
-# What the plan has a copy of. With anything else in the model, an adapter or a quantized layer, it would skip that.
-_PLAIN_MODULES = {GPT2, nn.Embedding, nn.ModuleList, nn.LayerNorm, Block, CausalSelfAttention, MLP, Conv1D}
+# What the plan has a copy of. With anything else in the model, an adapter for example, it would skip that.
+_KNOWN_MODULES = {
+    *(GPT2, TokenEmbedding, nn.Embedding, nn.ModuleList, nn.LayerNorm, Block, CausalSelfAttention, MLP, Conv1D),
+    *(Int8Embedding, Int8Linear),
+}
 
 
 class DecodePlan:
-    """Next-token logits for rows without padding. Make one for each generation: it holds the parameters as they are now."""
+    """`hidden_states` and `logits` of a GPT2. Make one for each generation: it holds the parameters as they are now."""
 
     def __init__(self, model: GPT2) -> None:
         self._model = model
@@ -30,41 +37,48 @@ class DecodePlan:
         self._blocks = [
             (
                 (block.ln_1.weight, block.ln_1.bias),
-                (block.attn.c_attn.weight, block.attn.c_attn.bias),
-                (block.attn.c_proj.weight, block.attn.c_proj.bias),
+                fast_linear(block.attn.c_attn),
+                fast_linear(block.attn.c_proj),
                 (block.ln_2.weight, block.ln_2.bias),
-                (block.mlp.c_fc.weight, block.mlp.c_fc.bias),
-                (block.mlp.c_proj.weight, block.mlp.c_proj.bias),
+                fast_linear(block.mlp.c_fc),
                 block.mlp.activation,
+                fast_linear(block.mlp.c_proj),
                 block.attn.scale,
             )
             for block in cast(list[Block], model.h)
         ]
+        self.logits = fast_linear(model.wte)
 
     @staticmethod
     def fits(model: GPT2) -> bool:
         """Whether the model is the plain one in eval mode, with nothing hooked in that the plan would not call."""
         return not model.training and all(
-            type(module) in _PLAIN_MODULES and not module._forward_hooks and not module._forward_pre_hooks
+            type(module) in _KNOWN_MODULES and not module._forward_hooks and not module._forward_pre_hooks
             for module in model.modules()
         )
 
-    def next_logits(self, tokens: list[int], cache: KVCache) -> Tensor:
-        """Append one token a row to the cache; logits (B, V) of the token after it."""
-        rows, at = len(tokens), cache.length
-        model, shape, eps, layer_norm, addmm = self._model, self._shape, self._eps, torch.layer_norm, torch.addmm
-        x = model.wte.weight[tokens] + model.wpe.weight[at]  # (B, C) throughout, for the time axis has length 1
-        cache.reserve(x[:, None])
-        for (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj, activation, scale), stored in zip(
-            self._blocks, cache.layers, strict=True
+    def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
+        """As `GPT2.hidden_states`: (B, T, C). Ids, shapes and lengths are not checked."""
+        assert kv_cache is not None  # the model itself computes without one
+        (B, T), past, model = input_ids.shape, kv_cache.length, self._model
+        shape, eps, layer_norm = self._shape, self._eps, torch.layer_norm
+        if attention_mask is None:
+            x = model.wte(input_ids) + model.wpe.weight[past : past + T]
+        else:
+            x = model.wte(input_ids) + model.wpe(positions_of(past, T, attention_mask, input_ids.device))
+        mask = visible_slots(past, T, attention_mask, input_ids.device)
+        is_causal = mask is None and T > 1
+        kv_cache.reserve(x)
+        seen = kv_cache.length
+        x = x.view(B * T, -1)  # a row a token
+        for (ln_1, c_attn, attn_proj, ln_2, c_fc, activation, mlp_proj, scale), stored in zip(
+            self._blocks, kv_cache.layers, strict=True
         ):
-            heads = addmm(c_attn[1], layer_norm(x, shape, *ln_1, eps), c_attn[0])
-            heads = heads.view(rows, 3, stored.shape[2], stored.shape[4]).transpose(0, 1)  # (3, B, H, D)
-            stored[:, :, :, at] = heads[1:]
-            y = F.scaled_dot_product_attention(
-                heads[0].unsqueeze(2), stored[0, :, :, : at + 1], stored[1, :, :, : at + 1], scale=scale
-            )
-            x = x + addmm(attn_proj[1], y.reshape(rows, -1), attn_proj[0])
-            y = activation(addmm(c_fc[1], layer_norm(x, shape, *ln_2, eps), c_fc[0]))
-            x = x + addmm(mlp_proj[1], y, mlp_proj[0])
-        return model.logits(layer_norm(x, shape, model.ln_f.weight, model.ln_f.bias, eps))
+            heads = c_attn(layer_norm(x, shape, *ln_1, eps)).view(B, T, 3, stored.shape[2], stored.shape[4])
+            heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+            stored[:, :, :, past:seen] = heads[1:]
+            k, v = stored[:, :, :, :seen].unbind()
+            y = F.scaled_dot_product_attention(heads[0], k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+            x = x + attn_proj(y.transpose(1, 2).reshape(B * T, -1))
+            x = x + mlp_proj(activation(c_fc(layer_norm(x, shape, *ln_2, eps))))
+        return layer_norm(x, shape, model.ln_f.weight, model.ln_f.bias, eps).view(B, T, -1)

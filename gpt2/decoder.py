@@ -57,8 +57,8 @@ class Decoder:
         self._model = model
         self._use_cache = use_cache
         self._tokens_left = max_new_tokens
-        self._plan = DecodePlan(model) if use_cache and DecodePlan.fits(model) else None
-        self._device = model.wte.weight.device
+        self._network = DecodePlan(model) if use_cache and DecodePlan.fits(model) else model
+        self._device = model.device
         self._cache: KVCache | None = None
         self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
 
@@ -109,12 +109,12 @@ class Decoder:
             mask[row, : longest - len(view)] = 0
         self._mask = None if bool(mask.all()) else mask.to(self._device)
         self._cache = self._new_cache(len(distinct), n_slots)
-        hidden = self._model.hidden_states(
+        hidden = self._network.hidden_states(
             input_ids.to(self._device),
             attention_mask=None if self._mask is None else self._mask[:, :longest],
             kv_cache=self._cache,
         )
-        logits = self._model.logits(hidden[:, -1])
+        logits = self._network.logits(hidden[:, -1])
         if len(distinct) == len(views):
             return logits
         rows = torch.tensor([distinct[view] for view in views], device=self._device)
@@ -122,17 +122,12 @@ class Decoder:
         return logits.index_select(0, rows)
 
     def _decode_one_token(self, cache: KVCache) -> Tensor:
-        last = [window.ids[-1] for window in self.windows]
-        if self._mask is None and self._plan is not None:
-            return self._plan.next_logits(last, cache)
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
-        input_ids = torch.tensor(last, device=self._device)[:, None]
-        return self._model.logits(self._model.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
+        input_ids = torch.tensor([[window.ids[-1]] for window in self.windows], device=self._device)
+        return self._network.logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
 
     def _new_cache(self, batch_size: int, n_slots: int) -> KVCache | None:
         if not self._use_cache:
             return None
-        weight = self._model.wte.weight
-        return KVCache(
-            self._model.config, batch_size=batch_size, max_length=n_slots, device=weight.device, dtype=weight.dtype
-        )
+        model = self._model
+        return KVCache(model.config, batch_size=batch_size, max_length=n_slots, device=model.device, dtype=model.dtype)

@@ -23,7 +23,7 @@ def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
     if isinstance(name, torch.dtype) and name in DTYPES.values():
         return name
     if not isinstance(name, str) or name not in DTYPES:
-        raise DeviceError(f"dtype {name!r} is unknown: use one of {', '.join(DTYPES)}")
+        raise DeviceError(f"dtype {name!r} is unknown: use one of {', '.join(DTYPES)}, or for a language model int8 or auto")
     return DTYPES[name]
 
 
@@ -48,3 +48,9 @@ def _available_devices() -> list[str]:
     """Device types, the preferred one last."""
     mps = getattr(torch.backends, "mps", None)
     return ["cpu"] + ["mps"] * bool(mps and mps.is_available()) + ["cuda"] * torch.cuda.is_available()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices faster in bfloat16 than in float32: whether it has AMX."""
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: without it, the safe answer
+    return bool(has_amx())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gpt2.dropout import attention_with_dropout, dropout
 from gpt2.kv_cache import KVCache
+from gpt2.positions import positions_of, visible_slots
 from gpt_config.errors import InputError, InputTypeError
 from gpt_config.model_config import GPT2Config
 
@@ -50,6 +51,14 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.t(), self.bias)
+
+
+class TokenEmbedding(nn.Embedding):
+    """The vector of each token of the vocabulary, (V, C): what stands at the beginning, and once more as the head."""
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """How well each token's vector agrees with `hidden_states`: (..., C) to (..., V)."""
+        return F.linear(hidden_states, self.weight)
 
 
 class CausalSelfAttention(nn.Module):
@@ -121,7 +130,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = TokenEmbedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -158,8 +167,8 @@ class GPT2(nn.Module):
         past = 0 if kv_cache is None else kv_cache.length
         self._check_shapes(input_ids, past, attention_mask)
         T = input_ids.shape[1]
-        positions = _positions(past, T, attention_mask, input_ids.device)
-        mask = _visible(past, T, attention_mask, input_ids.device)
+        positions = positions_of(past, T, attention_mask, input_ids.device)
+        mask = visible_slots(past, T, attention_mask, input_ids.device)
         try:
             x = self.wte(input_ids) + self.wpe(positions)
         except IndexError:  # raised on the CPU only; elsewhere to look at the ids first would stall the device
@@ -173,7 +182,17 @@ class GPT2(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """The head: (..., C) to (..., V), by the token embedding."""
-        return F.linear(hidden_states, self.wte.weight)
+        return self.wte.logits(hidden_states)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.wpe.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in, also where the weights are stored in fewer bits."""
+        return self.wpe.weight.dtype
 
     def _check_shapes(self, input_ids: Tensor, past: int, attention_mask: Tensor | None) -> None:
         for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
@@ -223,23 +242,3 @@ class GPT2(nn.Module):
         from gpt2.generation import generate
 
         return generate(self, input_ids, config, **options)
-
-
-def _positions(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
-    """The position of each token: (T,), or (B, T) where a mask says which slots count."""
-    if attention_mask is None:
-        return torch.arange(past, past + T, device=device)
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
-
-
-def _visible(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which slots each token sees: bool (B or 1, 1, T, S), or None where plain causal attention says the same."""
-    if attention_mask is None and (past == 0 or T == 1):
-        return None
-    slots = torch.arange(past + T, device=device)
-    visible = slots <= slots[past:, None]  # (T, S): itself and what stands before
-    if attention_mask is None:
-        return visible[None, None]
-    # Padding sees itself, for in some kernels a softmax over nothing is NaN.
-    itself = slots == slots[past:, None]
-    return ((attention_mask.bool()[:, None, :] & visible) | itself)[:, None]

@@ -30,6 +30,10 @@ _REQUIRED_VALUES: dict[str, tuple[Any, str]] = {
     "quantization_config": (None, "these are weights quantized by another library; use the unquantized checkpoint"),
 }
 
+# The model_type of a folder whose weights are in int8: one that other libraries do not know, for they would take them for
+# missing, and draw new ones.
+INT8_MODEL_TYPE = "gpt2-int8"
+
 # A thousand times what any GPT-2 has: a garbled file is told from a large model before memory is asked for.
 _MAX_SIZE = 1 << 24
 
@@ -118,7 +122,7 @@ class GPT2Config:
         """
         if not isinstance(values, dict):
             raise ConfigError(f"a config must be a JSON object of fields, not {type(values).__name__}")
-        if values.get("model_type", "gpt2") != "gpt2":
+        if values.get("model_type", "gpt2") not in ("gpt2", INT8_MODEL_TYPE):
             raise ConfigError(
                 f"model_type={values['model_type']!r} is not 'gpt2': this package loads GPT-2 checkpoints only"
             )

@@ -16,6 +16,7 @@ from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.device import resolve_device, resolve_dtype
 from gpt2.model import GPT2
 from gpt2.model_folder import CONFIG_FILES, is_adapter_folder, locate_model
+from gpt2.quantization import is_int8, quantize_int8, swap_layers
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
@@ -33,8 +34,18 @@ def load_model(
     used, and take no memory beside the page cache. Others are converted one by one. Of an adapter's folder it is the model
     it was learned on, with the adapter merged into it.
 
+    `dtype` "int8" is float32 with a byte a weight (`gpt2.quantization`), and so is a folder that was saved as such; "auto"
+    is the fastest on this machine that says the same (`gpt2.auto_dtype`).
+
     Raises ModelNotFoundError, CheckpointError, ConfigError or DeviceError; each says what to do.
     """
+    if dtype == "auto":
+        from gpt2.auto_dtype import load_fastest
+
+        return load_fastest(name_or_folder, device=device)
+    if dtype == "int8":
+        model = load_model(name_or_folder, dtype="float32")
+        return (model if is_int8(model) else quantize_int8(model)).to(resolve_device(device))
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     folder = locate_model(name_or_folder)
     if is_adapter_folder(folder):
@@ -53,14 +64,17 @@ def assemble(
 ) -> GPT2:
     """The model of `config`, in eval mode, with `tensors` for its parameters; CheckpointError names `folder` if they do not
     fit."""
+    holds_int8 = "wte.weight_int8" in tensors
     with torch.device("meta"), _NoInitialWeights():
-        model = GPT2(config)
-    if wrong := misfits(tensors, {name: parameter.shape for name, parameter in model.named_parameters()}):
+        model = swap_layers(GPT2(config)) if holds_int8 else GPT2(config)
+    if wrong := misfits(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}):
         raise CheckpointError(
             f"the weights in {folder} do not fit its config: {wrong}: use weights and config of the same model"
         )
-    for name in list(tensors):
-        tensors[name] = tensors[name].to(device=device, dtype=dtype)
+    if holds_int8 and dtype != torch.float32:
+        raise CheckpointError(f"{folder} holds int8 weights, which are computed with in float32: leave out dtype {dtype}")
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     model.load_state_dict(tensors, assign=True)
     model.pretrained_from = folder
     return model.eval()
@@ -97,6 +111,9 @@ def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], lim
         tensor = tensors[name]
         if tensor.shape != shapes[name]:
             wrong.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(shapes[name])}")
+        elif name.endswith("weight_int8"):
+            if tensor.dtype != torch.int8:
+                wrong.append(f"{name} is {tensor.dtype} instead of int8")
         elif not tensor.is_floating_point():
             wrong.append(f"{name} is {tensor.dtype} instead of a floating-point type")
     more = f"; and {len(wrong) - limit} more" if len(wrong) > limit else ""

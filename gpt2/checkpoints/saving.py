@@ -13,8 +13,10 @@ from torch import Tensor
 
 from gpt2.checkpoints.model_tokenizer import tokenizer_of
 from gpt2.finetuning.lora import merged_parameters
+from gpt2.quantization import is_int8
 from gpt_config.atomic_write import atomic_write, atomic_write_json
 from gpt_config.errors import WriteError
+from gpt_config.model_config import INT8_MODEL_TYPE
 
 if TYPE_CHECKING:
     from gpt2.model import GPT2
@@ -29,8 +31,10 @@ def save_model(model: GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokeni
     """
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", merged_parameters(model))
-    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
-    atomic_write_json(folder / "config.json", {**model.config.to_dict(), "dtype": dtype})
+    values = {**model.config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
+    if is_int8(model):
+        values["model_type"] = INT8_MODEL_TYPE
+    atomic_write_json(folder / "config.json", values)
     tokenizer = tokenizer or tokenizer_of(model)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

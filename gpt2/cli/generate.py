@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from itertools import chain
@@ -53,7 +54,12 @@ _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
 @click.option("--seed", type=int, help="Makes samples repeatable: one seed, one text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    help="float32, bfloat16, float16, float64, int8, or auto (the fastest of them here that says the same).",
+)
 @click.option(
     "--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts of a FILE to run at once."
 )
@@ -62,6 +68,7 @@ _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object a continuation, with ids and log-probabilities."
 )
+@click.option("--verbose", is_flag=True, help="Say what is computed with, on standard error.")
 @click.pass_context
 def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
     """Continue PROMPT, or the text on standard input if PROMPT is "-"; or respond to an --instruction.
@@ -81,12 +88,25 @@ def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **
         options["from_pretrained"], device=options["device"], dtype=options["dtype"], tokenizer_name=options["model_name"]
     )
     _warn_of_idle_options(ctx, config)
-    for first in range(0, len(prompts), options["batch_size"]):
-        batch = prompts[first : first + options["batch_size"]]
-        if options["as_json"]:
-            _print_json(model, tokenizer, batch, config, name)
-        else:
-            _print_text(model, tokenizer, batch, config, options, first, len(prompts))
+    if options["verbose"]:
+        click.echo(_how(model), err=True)
+    if len(prompts) > options["batch_size"]:
+        _print_batches(model, tokenizer, prompts, config, options, name)
+    elif options["as_json"]:
+        _print_json(model, tokenizer, prompts, config, name)
+    else:
+        _print_text(model, tokenizer, prompts, config, options)
+
+
+def _how(model: GPT2) -> str:
+    """One line on dtype, device and threads: what "auto" has come to."""
+    import torch
+
+    from gpt2.quantization import is_int8
+
+    dtype = "int8 weights, float32" if is_int8(model) else str(model.dtype).removeprefix("torch.")
+    threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    return f"computing in {dtype} on {model.device}{threads}"
 
 
 def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
@@ -170,20 +190,46 @@ def _as_json(completion: Completion, name: str, *, one_by_one: bool) -> dict[str
     }
 
 
-def _print_text(
+def _print_batches(
     model: GPT2,
     tokenizer: Tokenizer,
     prompts: list[str],
     config: GenerationConfig,
     options: dict[str, Any],
-    n_before: int,
-    n_prompts: int,
+    name: str,
 ) -> None:
-    several = n_prompts * config.num_return_sequences > 1
+    """More prompts than a batch has room for: each text when it and all before it are done, and a bar on a terminal."""
+    from tqdm import tqdm
+
+    from gpt2.completion import complete_in_batches
+
+    in_order = complete_in_batches(
+        model, tokenizer, prompts, config, batch_size=options["batch_size"], logprobs=options["as_json"]
+    )
+    with tqdm(total=len(prompts), unit="prompt", disable=None, leave=False, dynamic_ncols=True, file=sys.stderr) as bar:
+        for place, completions in enumerate(in_order):
+            bar.clear()
+            for completion in completions:
+                if options["as_json"]:
+                    click.echo(json.dumps(_as_json(completion, name, one_by_one=config.num_beams == 1)))
+                    continue
+                click.echo(_heading(place, len(prompts), completion.index), err=True)
+                click.echo(completion.prompt * options["echo"] + completion.text)
+            bar.update()
+
+
+def _heading(place: int, n_prompts: int, sample: int) -> str:
+    return f"== prompt {place + 1} of {n_prompts}, sample {sample + 1} =="
+
+
+def _print_text(
+    model: GPT2, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig, options: dict[str, Any]
+) -> None:
+    several = len(prompts) * config.num_return_sequences > 1
     for row, pieces in _texts_in_order(model, tokenizer, prompts, config):
         place, sample = divmod(row, config.num_return_sequences)
         if several:
-            click.echo(f"== prompt {n_before + place + 1} of {n_prompts}, sample {sample + 1} ==", err=True)
+            click.echo(_heading(place, len(prompts), sample), err=True)
         first = next(pieces, "")  # before the prompt: what goes wrong with the model must leave nothing on stdout
         if options["echo"]:
             click.echo(prompts[place], nl=False)

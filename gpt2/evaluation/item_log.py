@@ -79,9 +79,9 @@ def model_fingerprint(model: GPT2, tokenizer: Tokenizer) -> str:
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr(model.config).encode())
     digest.update(repr(sorted(tokenizer.token_bytes.items())).encode())
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

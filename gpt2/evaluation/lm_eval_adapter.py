@@ -60,7 +60,7 @@ class FromScratchLM(TemplateLM):
 
     @property
     def device(self) -> torch.device:
-        return self._model.wte.weight.device
+        return self._model.device
 
     @property
     def eot_token_id(self) -> int:

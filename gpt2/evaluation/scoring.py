@@ -179,7 +179,7 @@ def _scored_states(model: GPT2, rows: list[_Row], batch_size: int) -> Iterator[t
 
 def _hidden_states(model: GPT2, rows: list[_Row]) -> Tensor:
     """GPT2.hidden_states (B, T, C), but a token does not see other branches than its own, and takes its position there."""
-    device = model.wte.weight.device
+    device = model.device
     input_ids, positions = _padded([row.ids for row in rows]), _padded([row.positions for row in rows])  # (B, T)
     _check_ids(input_ids, model.config.vocab_size)
     mask = None  # causal attention: padding stands behind the tokens, which do not see it

@@ -62,7 +62,7 @@ def predictions(
 
 
 def _predictions_of(model: GPT2, batch: list[Window]) -> Iterator[tuple[Tensor, Tensor]]:
-    ids = torch.tensor([window.ids for window in batch], device=model.wte.weight.device)  # (B, T + 1)
+    ids = torch.tensor([window.ids for window in batch], device=model.device)  # (B, T + 1)
     hidden = model.hidden_states(ids[:, :-1])  # (B, T, C)
     places = torch.arange(hidden.shape[1], device=ids.device)
     n_scored = torch.tensor([window.n_scored for window in batch], device=ids.device)

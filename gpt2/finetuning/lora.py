@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gpt2.dropout import dropout
 from gpt2.model import GPT2, Conv1D
+from gpt2.quantization import check_can_learn
 from gpt_config.errors import ConfigError
 from gpt_config.lora_config import LoRAConfig
 
@@ -59,6 +60,7 @@ def add_lora(model: GPT2, config: LoRAConfig) -> None:
     >>> sum(parameter.numel() for parameter in lora_parameters(model))
     24576
     """
+    check_can_learn(model)
     modules = target_names(model, config)
     model.requires_grad_(False)
     for name in modules:
@@ -117,12 +119,12 @@ def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def merged_parameters(model: GPT2) -> dict[str, Tensor]:
-    """What `model.named_parameters()` would be after `merge_lora`; the model stays as it is."""
+    """What `model.state_dict()` would be after `merge_lora`; the model stays as it is."""
     merged = {f"{name}.weight": module for name, module in lora_modules(model)}
     adapters = {name for name, _ in named_lora_parameters(model)}
     return {
-        name: merged[name].merged_weight() if name in merged else parameter.detach()
-        for name, parameter in model.named_parameters()
+        name: merged[name].merged_weight() if name in merged else tensor
+        for name, tensor in model.state_dict().items()
         if name not in adapters
     }
 

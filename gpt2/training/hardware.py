@@ -8,6 +8,8 @@ import time
 
 import torch
 
+from gpt2.device import multiplies_bfloat16
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -21,8 +23,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: without it, the safe answer
-        return torch.bfloat16 if has_amx() else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
     return torch.float32
 
 

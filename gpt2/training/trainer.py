@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from gpt2.model import GPT2
+from gpt2.quantization import check_can_learn
 from gpt2.training.batches import mix
 from gpt2.training.checkpoint import (
     Checkpoint,
@@ -49,7 +50,8 @@ class Trainer(TrainingLoop):
         is_quiet: bool = False,
         tensorboard: bool = False,
     ) -> None:
-        processes = processes or Processes(0, 1, model.wte.weight.device)
+        check_can_learn(model)
+        processes = processes or Processes(0, 1, model.device)
         objective = data if isinstance(data, Objective) else LanguageModelling(data, config)
         super().__init__(model.config, objective, config, folder, processes, is_quiet=is_quiet, tensorboard=tensorboard)
         self.model = model.to(self.processes.device).train()

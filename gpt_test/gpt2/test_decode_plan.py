@@ -16,18 +16,26 @@ from gpt_test.conftest import random_model
 from gpt_test.gpt2.test_model import configs, ids_for
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@given(config=configs(), rows=st.integers(1, 3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@given(config=configs(), rows=st.integers(1, 3), data=st.data())
 @settings(max_examples=25)
-def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config, rows: int) -> None:
+def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config, rows: int, data: st.DataObject) -> None:
+    """Over calls of any lengths, with padding anywhere or without."""
     model = random_model(config).to(dtype)
     ids = ids_for(config, rows, config.n_positions)
+    is_padded = data.draw(st.booleans())
+    mask = (torch.rand(rows, config.n_positions, generator=torch.manual_seed(0)) < 0.7).long() if is_padded else None
     plan = DecodePlan(model)
     caches = [KVCache(config, batch_size=rows, dtype=dtype) for _ in range(2)]
+    done = 0
     with torch.inference_mode():
-        for column in range(config.n_positions):
-            expected = model(ids[:, column : column + 1], kv_cache=caches[0])[:, -1]
-            assert torch.equal(plan.next_logits(ids[:, column].tolist(), caches[1]), expected)
+        while done < config.n_positions:
+            until = data.draw(st.integers(done + 1, config.n_positions))
+            seen = None if mask is None else mask[:, :until]
+            expected = model(ids[:, done:until], attention_mask=seen, kv_cache=caches[0])
+            hidden = plan.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=caches[1])
+            assert torch.equal(plan.logits(hidden), expected)
+            done = until
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -54,9 +62,10 @@ def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
 def test_the_decoder_uses_it(small_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this, the fast path could fall out of use and every other test would still pass."""
     calls = []
-    original = DecodePlan.next_logits
-    monkeypatch.setattr(DecodePlan, "next_logits", lambda *args: calls.append(1) or original(*args))
-    decoder = Decoder(small_model, [Window([1, 2], 40)], 5)
+    original = DecodePlan.hidden_states
+    monkeypatch.setattr(DecodePlan, "hidden_states", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    decoder = Decoder(small_model, [Window([1, 2], 40), Window([3], 40)], 5)
     for _ in range(5):
-        decoder.windows[0].ids.append(decoder.next_logits().argmax().item())
-    assert len(calls) == 4  # all but the prefill
+        for window, token in zip(decoder.windows, decoder.next_logits().argmax(-1).tolist(), strict=True):
+            window.ids.append(token)
+    assert len(calls) == 5

@@ -1,0 +1,141 @@
+"""int8: a byte a weight, by swapping modules. The model does not know.
+
+Each output channel of a layer has its own scale, the largest of its weights in absolute value over 127, and its weights are
+rounded to whole multiples of it. The rest, biases, norms and positions, stays in float32, and so does the arithmetic between
+the layers. On a CPU the products are torch's `quantized.linear_dynamic`, which also rounds each row of inputs to 256 steps
+between its smallest and its largest value, so that bytes are multiplied by bytes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.model import GPT2, Conv1D
+from gpt_config.errors import CheckpointError, InputError
+
+_TINY = torch.finfo(torch.float32).tiny
+
+# In which order torch's kernels for bytes are to be had: the first is the fastest for a single row.
+_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+
+
+def quantize_int8(model: GPT2) -> GPT2:
+    """Swap the layers of `model` for such of int8, in place, and return it. It can then no longer be trained.
+
+    A quarter of the bytes, to be read for every token. CheckpointError if a weight is NaN or infinite.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"{name} holds NaN or infinity, which has no int8: the weights are damaged")
+    return swap_layers(model.float())
+
+
+def swap_layers(model: GPT2) -> GPT2:
+    """What `quantize_int8` does, also to a model without content (on "meta"), for a file of int8 weights to be put into."""
+    model.requires_grad_(False)
+    for block in model.h:
+        for parent, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
+            layer = getattr(parent, name)
+            if type(layer) is not Conv1D:
+                raise InputError(f"a layer {type(layer).__name__} has no int8: merge adapters into the model first")
+            setattr(parent, name, Int8Linear(*_quantized(layer.weight.t()), layer.bias.detach()))
+    model.wte = Int8Embedding(*_quantized(model.wte.weight), None)  # type: ignore[assignment]
+    return model
+
+
+def is_int8(model: nn.Module) -> bool:
+    """Whether `quantize_int8` has been here."""
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def check_can_learn(model: nn.Module) -> None:
+    """InputError if the model is in int8: rounded weights have no gradient."""
+    if is_int8(model):
+        raise InputError("the model is in int8, which cannot be trained: start from the weights it was made of")
+
+
+def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(n_out, n_in) in int8, and float32 (n_out,) by which its rows are to be multiplied."""
+    scale = weight.detach().abs().amax(1).clamp(min=_TINY) / 127
+    return (weight.detach() / scale[:, None]).round().to(torch.int8), scale
+
+
+class Int8Linear(nn.Module):
+    """y = x W^T + b of x (..., n_in) float32, with W = weight_int8 (n_out, n_in) times scale (n_out,)."""
+
+    weight_int8: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight_int8: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight_int8", weight_int8)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self._packed: tuple[object, torch.ScriptObject] | None = None  # with what it was made of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.on_rows()(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+    def on_rows(self) -> Callable[[Tensor], Tensor]:
+        """What it computes for rows (N, n_in), as a function that looks nothing up."""
+        packed, bias = self._packed_weight(), self.bias
+        if packed is None:
+            weight, scale = self.weight_int8, self.scale
+            return lambda x: F.linear(x, weight.to(x.dtype)) * scale + (0 if bias is None else bias)
+        product = torch.ops.quantized.linear_dynamic.default
+
+        def on_rows(x: Tensor) -> Tensor:
+            # All rows of a call share the 256 steps, which are never finer than 6e-5: so each is brought to the same size.
+            size = x.abs().amax(1, keepdim=True).clamp_(min=_TINY)
+            y = product(x / size, packed)
+            return y.mul_(size) if bias is None else torch.addcmul(bias, y, size)
+
+        return on_rows
+
+    def _packed_weight(self) -> torch.ScriptObject | None:
+        """The weights as the CPU's kernel wants them, or None where there is no such kernel."""
+        if self.weight_int8.device.type != "cpu":
+            return None
+        state = (self.weight_int8.data_ptr(), self.scale.data_ptr())
+        if self._packed is None or self._packed[0] != state:
+            engine = _engine()
+            if engine is None:
+                return None
+            self._packed = (state, _pack(self.weight_int8, self.scale, engine))
+        return self._packed[1]
+
+
+class Int8Embedding(Int8Linear):
+    """Token vectors (V, C) in int8, each with its scale; also the head, as in `TokenEmbedding`."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return F.embedding(input_ids, self.weight_int8) * F.embedding(input_ids, self.scale[:, None])
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """(..., C) to (..., V)."""
+        return super().forward(hidden_states)
+
+
+def _engine() -> str | None:
+    if not (hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, "linear_dynamic")):
+        return None
+    return next((name for name in _ENGINES if name in torch.backends.quantized.supported_engines), None)
+
+
+def _pack(weight_int8: Tensor, scale: Tensor, engine: str) -> torch.ScriptObject:
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch means to remove these operators: `_engine` looks for them
+            zeros = torch.zeros(len(scale), dtype=torch.int64)
+            quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double(), zeros, 0)
+            return torch.ops.quantized.linear_prepack(quantized, None)
+    finally:
+        torch.backends.quantized.engine = before

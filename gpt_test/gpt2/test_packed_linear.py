@@ -1,0 +1,83 @@
+"""bfloat16 on packed weights against the plain product, and what happens when weights change or the kernel is missing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpt2 import GPT2, KVCache, packed_linear
+from gpt2.decode_plan import DecodePlan
+from gpt2.model import Conv1D
+from gpt2.packed_linear import fast_linear
+from gpt_config import GPT2Config
+from gpt_test.conftest import random_model
+
+
+def bfloat16_layer(n_in: int = 24, n_out: int = 40) -> Conv1D:
+    layer = Conv1D(n_in, n_out)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    return layer.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 63, 64, 65])
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "multiplies_bfloat16", lambda: has_amx)
+    layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
+    exact = x.double() @ layer.weight.double() + layer.bias.double()
+    y = fast_linear(layer)(x)
+    assert y.dtype == torch.bfloat16
+    assert ((y - exact).abs() <= exact.abs() * 2**-8 + 0.02).all()
+
+
+def test_packed_weights_are_kept_until_they_change() -> None:
+    layer, x = bfloat16_layer(23, 41), torch.randn(1, 23).bfloat16()
+    if not packed_linear._can_pack(layer.weight):
+        pytest.skip("torch has no such kernel for this processor")
+    before = fast_linear(layer)
+    assert fast_linear(layer) is before
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    layer.bias.data.zero_()
+    assert fast_linear(layer) is not before
+    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+    layer.weight.data[3, 5] += 1  # which torch does not count as a change
+    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+    layer.bias.data += 7
+    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+
+
+def test_without_the_kernel_it_is_the_layer_itself(monkeypatch: pytest.MonkeyPatch, small_config: GPT2Config) -> None:
+    monkeypatch.setattr(packed_linear, "_can_pack", lambda weight: False)
+    model = random_model(small_config).to(torch.bfloat16)
+    ids, cache = torch.randint(0, 300, (2, 9)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
+    plan = DecodePlan(model)
+    with torch.inference_mode():
+        assert torch.equal(plan.logits(plan.hidden_states(ids, attention_mask=None, kv_cache=cache)), model(ids))
+
+
+def test_logits_in_bfloat16_are_as_near_as_the_model_s(small_config: GPT2Config) -> None:
+    model, exact = (random_model(small_config, dtype=dtype) for dtype in (torch.bfloat16, torch.float64))
+    exact.load_state_dict(model.state_dict())
+    ids, cache = torch.randint(0, 300, (2, 30)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
+    plan = DecodePlan(model)
+    with torch.inference_mode():
+        errors = [
+            (logits - exact(ids)).abs().mean()
+            for logits in (model(ids), plan.logits(plan.hidden_states(ids, attention_mask=None, kv_cache=cache)))
+        ]
+    assert errors[1] < 1.5 * errors[0]
+
+
+def test_a_model_that_changes_between_generations_is_seen(small_config: GPT2Config) -> None:
+    model = random_model(small_config).to(torch.bfloat16)
+    prompt = torch.tensor([[1, 2, 3]])
+    first = model.generate(prompt, max_new_tokens=9, stop_at_eot=False)
+    for block in model.h:
+        block.mlp.c_proj.weight.data.zero_()
+    changed = model.generate(prompt, max_new_tokens=9, stop_at_eot=False)
+    twin = GPT2(small_config).to(torch.bfloat16).eval()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(changed, twin.generate(prompt, max_new_tokens=9, stop_at_eot=False))
+    assert not torch.equal(first, changed)

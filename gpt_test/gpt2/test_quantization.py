@@ -1,0 +1,170 @@
+"""int8 against its own definition and against float32; the kernel for bytes against the plain product."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2 import GPT2, KVCache, quantization
+from gpt2.evaluation import evaluate
+from gpt2.finetuning.lora import add_lora
+from gpt2.model_folder import locate_model
+from gpt2.quantization import Int8Linear, is_int8, quantize_int8
+from gpt2.training import Trainer, prepare
+from gpt_config import GPT2Config, TrainingConfig
+from gpt_config.errors import CheckpointError, GPT2Error, InputError
+from gpt_config.lora_config import LoRAConfig
+from gpt_encoder.tokenizer import load_tokenizer
+from gpt_test.conftest import TRAINING_TEXT, random_model
+
+
+@pytest.fixture
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_engine", lambda: None)
+
+
+def int8_copy(model: GPT2) -> GPT2:
+    copy = GPT2(model.config).eval()
+    copy.load_state_dict(model.state_dict())
+    return quantize_int8(copy)
+
+
+def test_weights_are_rounded_to_127_steps_of_each_output(small_model: GPT2) -> None:
+    layer, plain = int8_copy(small_model).h[1].mlp.c_fc, small_model.h[1].mlp.c_fc
+    restored = (layer.weight_int8 * layer.scale[:, None]).t()
+    largest = plain.weight.abs().amax(0)
+    torch.testing.assert_close(layer.scale, largest / 127)
+    assert ((restored - plain.weight).abs() <= largest / 254 * 1.001).all()
+    assert layer.weight_int8.abs().amax(1).eq(127).all()
+
+
+@given(rows=st.integers(1, 9), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99))
+def test_the_kernel_gives_the_plain_product(rows: int, n_in: int, n_out: int, seed: int) -> None:
+    """Within the rounding of the inputs to 256 steps: half a step for each, times what it is multiplied by."""
+    torch.manual_seed(seed)
+    weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
+    layer = Int8Linear(weight, torch.rand(n_out) + 0.1, torch.randn(n_out))
+    x = torch.randn(rows, n_in) * 10 ** torch.randn(rows, 1)
+    plain = torch.nn.functional.linear(x, weight * layer.scale[:, None], layer.bias)
+    bound = x.abs().amax(1, keepdim=True) / 127 * weight.float().abs().sum(1) * layer.scale + 1e-4
+    assert ((layer(x) - plain).abs() <= bound).all()
+
+
+def test_without_the_kernel_it_is_the_plain_product(without_kernel: None, small_model: GPT2) -> None:
+    model = int8_copy(small_model)
+    restored = GPT2(small_model.config).eval()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("weight_int8"):
+            weight = tensor * model.state_dict()[name.replace("weight_int8", "scale")][:, None]
+            weights[name.removesuffix("_int8")] = weight if name.startswith("wte") else weight.t()
+        elif not name.endswith("scale"):
+            weights[name] = tensor
+    restored.load_state_dict(weights)
+    ids = torch.randint(0, 300, (2, 20))
+    torch.testing.assert_close(model(ids), restored(ids), atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
+    layer = Int8Linear(torch.randint(-127, 128, (8, 16), dtype=torch.int8), torch.ones(8) / 100, None)
+    x = torch.randn(3, 16)
+    alone = layer(x)
+    together = layer(torch.cat([x, 1e4 * torch.ones(1, 16)]))[:3]
+    torch.testing.assert_close(together, alone, atol=0.05 * alone.abs().amax().item(), rtol=0)
+
+
+def test_the_shipped_model_says_the_same() -> None:
+    model, quantized = (GPT2.from_pretrained("gpt2-tiny", dtype=dtype) for dtype in ("float32", "int8"))
+    assert is_int8(quantized) and not is_int8(model)
+    card = locate_model("gpt2-tiny") / "README.md"
+    ids = load_tokenizer("gpt2-tiny").encode(card.read_text(encoding="utf-8"))
+    ratio = evaluate(quantized, ids).perplexity / evaluate(model, ids).perplexity
+    assert abs(ratio - 1) < 0.005
+
+
+def test_cached_steps_are_those_of_the_whole(small_model: GPT2, without_kernel: None) -> None:
+    model = int8_copy(small_model)
+    ids = torch.randint(0, 300, (2, 12))
+    cache = KVCache(model.config, batch_size=2)
+    steps = torch.cat([model(ids[:, i : i + 1], kv_cache=cache) for i in range(12)], 1)
+    torch.testing.assert_close(steps, model(ids), atol=1e-4, rtol=1e-4)
+
+
+def test_generation_goes_past_the_context_with_padding(small_model: GPT2) -> None:
+    model = int8_copy(small_model)
+    ids = torch.randint(0, 300, (3, 9))
+    mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5, [1] * 9])
+    assert model.generate(ids, attention_mask=mask, max_new_tokens=50, stop_at_eot=False).shape == (3, 59)
+
+
+def test_a_folder_keeps_every_bit(small_model: GPT2, small_folder: Path, tmp_path: Path) -> None:
+    model = GPT2.from_pretrained(small_folder, dtype="int8")
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(0, 300, (1, 9))
+    for dtype in ("float32", "int8"):
+        loaded = GPT2.from_pretrained(tmp_path, dtype=dtype)
+        assert is_int8(loaded) and torch.equal(loaded(ids), model(ids))
+    assert load_tokenizer(tmp_path).vocab_size == small_model.config.vocab_size
+    n_bytes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path, small_folder)]
+    floats = sum(p.numel() for n, p in small_model.named_parameters() if p.dim() == 1 or n == "wpe.weight")
+    assert n_bytes[0] < n_bytes[1] / 4 + 4 * floats + 4 * (300 + 2 * 9 * 24) + 5000
+    with pytest.raises(CheckpointError, match="holds int8 weights, which are computed with in float32"):
+        GPT2.from_pretrained(tmp_path, dtype="bfloat16")
+
+
+def test_transformers_does_not_take_it_for_floats(small_folder: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    GPT2.from_pretrained(small_folder, dtype="int8").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="gpt2-int8"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_damaged_file_is_named(small_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    GPT2.from_pretrained(small_folder, dtype="int8").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["h.0.mlp.c_fc.weight_int8"] = tensors["h.0.mlp.c_fc.weight_int8"].float()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"h\.0\.mlp\.c_fc\.weight_int8 is torch\.float32 instead of int8"):
+        GPT2.from_pretrained(tmp_path)
+
+
+def test_nan_has_no_int8(small_config: GPT2Config) -> None:
+    model = random_model(small_config)
+    model.h[1].ln_2.bias.data[3] = torch.nan
+    with pytest.raises(CheckpointError, match=r"h\.1\.ln_2\.bias holds NaN"):
+        quantize_int8(model)
+
+
+def test_it_cannot_be_trained(small_model: GPT2, tmp_path: Path) -> None:
+    model = int8_copy(small_model)
+    with pytest.raises(InputError, match="in int8, which cannot be trained"):
+        add_lora(model, LoRAConfig())
+    (tmp_path / "text").write_text(TRAINING_TEXT * 4)
+    data = prepare([tmp_path / "text"], tmp_path / "data", tokenizer="char")
+    with pytest.raises(InputError, match="in int8, which cannot be trained"):
+        Trainer(model, data, TrainingConfig(context=8, batch_size=1, max_steps=1), tmp_path)
+
+
+def test_adapters_are_merged_first(small_config: GPT2Config) -> None:
+    model = random_model(small_config)
+    add_lora(model, LoRAConfig())
+    with pytest.raises(InputError, match="merge adapters into the model first"):
+        quantize_int8(model)
+
+
+def test_the_choice_of_engine_is_left_as_it_was(small_model: GPT2) -> None:
+    before = torch.backends.quantized.engine
+    int8_copy(small_model)(torch.tensor([[1, 2]]))
+    assert torch.backends.quantized.engine == before
+
+
+def test_ids_outside_the_vocabulary_are_named(small_model: GPT2) -> None:
+    for wrong in (-1, 300):
+        with pytest.raises(GPT2Error, match=f"token id {wrong} is outside the vocabulary"):
+            int8_copy(small_model)(torch.tensor([[wrong]]))

@@ -20,6 +20,9 @@ from gpt_config.errors import CheckpointError, InputError
 
 _TINY = torch.finfo(torch.float32).tiny
 
+# The kernel's steps are never finer than 6e-5, so what it multiplies is lifted first and the scales of the weights lowered.
+_LIFT = 1024.0
+
 # In which order torch's kernels for bytes are to be had: the first is the fastest for a single row.
 _ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 
@@ -32,19 +35,23 @@ def quantize_int8(model: GPT2) -> GPT2:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise CheckpointError(f"{name} holds NaN or infinity, which has no int8: the weights are damaged")
-    return swap_layers(model.float())
+    return _swap_layers(model.float(), _quantized)
 
 
-def swap_layers(model: GPT2) -> GPT2:
-    """What `quantize_int8` does, also to a model without content (on "meta"), for a file of int8 weights to be put into."""
+def empty_int8(model: GPT2) -> GPT2:
+    """`model`, which has no content (it is on "meta"), with layers of int8, for the content of a file to be put into."""
+    return _swap_layers(model, lambda weight: (torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight))))
+
+
+def _swap_layers(model: GPT2, quantized: Callable[[Tensor], tuple[Tensor, Tensor]]) -> GPT2:
     model.requires_grad_(False)
     for block in model.h:
         for parent, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
             layer = getattr(parent, name)
             if type(layer) is not Conv1D:
                 raise InputError(f"a layer {type(layer).__name__} has no int8: merge adapters into the model first")
-            setattr(parent, name, Int8Linear(*_quantized(layer.weight.t()), layer.bias.detach()))
-    model.wte = Int8Embedding(*_quantized(model.wte.weight), None)  # type: ignore[assignment]
+            setattr(parent, name, Int8Linear(*quantized(layer.weight.detach().t()), layer.bias.detach()))
+    model.wte = Int8Embedding(*quantized(model.wte.weight.detach()), None)  # type: ignore[assignment]
     return model
 
 
@@ -61,8 +68,8 @@ def check_can_learn(model: nn.Module) -> None:
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(n_out, n_in) in int8, and float32 (n_out,) by which its rows are to be multiplied."""
-    scale = weight.detach().abs().amax(1).clamp(min=_TINY) / 127
-    return (weight.detach() / scale[:, None]).round().to(torch.int8), scale
+    scale = weight.abs().amax(1).clamp(min=_TINY) / 127
+    return (weight / scale[:, None]).round().to(torch.int8).contiguous(), scale
 
 
 class Int8Linear(nn.Module):
@@ -91,10 +98,13 @@ class Int8Linear(nn.Module):
         product = torch.ops.quantized.linear_dynamic.default
 
         def on_rows(x: Tensor) -> Tensor:
-            # All rows of a call share the 256 steps, which are never finer than 6e-5: so each is brought to the same size.
+            if len(x) == 1:
+                y = product(x * _LIFT, packed)
+                return y if bias is None else y.add_(bias)
+            # All rows of a call share the 256 steps, so each is brought to the same size.
             size = x.abs().amax(1, keepdim=True).clamp_(min=_TINY)
             y = product(x / size, packed)
-            return y.mul_(size) if bias is None else torch.addcmul(bias, y, size)
+            return y.mul_(size * _LIFT) if bias is None else torch.addcmul(bias, y, size, value=_LIFT)
 
         return on_rows
 
@@ -135,7 +145,7 @@ def _pack(weight_int8: Tensor, scale: Tensor, engine: str) -> torch.ScriptObject
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that torch means to remove these operators: `_engine` looks for them
             zeros = torch.zeros(len(scale), dtype=torch.int64)
-            quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double(), zeros, 0)
+            quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / _LIFT, zeros, 0)
             return torch.ops.quantized.linear_prepack(quantized, None)
     finally:
         torch.backends.quantized.engine = before

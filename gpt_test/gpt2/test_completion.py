@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import GPT2, complete, stream
-from gpt2.completion import _TextStream, stream_batch
+from gpt2 import GPT2, complete, completion, stream
+from gpt2.completion import _TextStream, complete_in_batches, stream_batch
 from gpt2.generation import Continuation
 from gpt_config import GPT2Config, InputTypeError
 from gpt_encoder import GPT2Tokenizer
@@ -70,10 +70,10 @@ def test_completions_come_in_the_order_of_the_prompts(small_model: GPT2, small_t
     prompts = ["The cat", "", "A boat came home with a fish for every cat", "x"]
     together = complete(small_model, small_tokenizer, prompts, seed=1, num_return_sequences=2, **OPTIONS)
     assert [(c.prompt, c.index) for c in together] == [(prompt, index) for prompt in prompts for index in (0, 1)]
-    for completion in together:
-        alone = complete(small_model, small_tokenizer, completion.prompt, seed=1, num_return_sequences=2, **OPTIONS)
-        assert alone[completion.index].ids == completion.ids
-        assert alone[completion.index].text == completion.text
+    for each in together:
+        alone = complete(small_model, small_tokenizer, each.prompt, seed=1, num_return_sequences=2, **OPTIONS)
+        assert alone[each.index].ids == each.ids
+        assert alone[each.index].text == each.text
 
 
 def test_a_completion_tells_what_it_takes_to_repeat_it(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
@@ -131,3 +131,39 @@ def test_beams_behind_a_stop_string_are_cut(small_model: GPT2, small_tokenizer: 
     whole = complete(small_model, small_tokenizer, "The cat", **options)[0]
     stopped = complete(small_model, small_tokenizer, "The cat", stop=(whole.text[2:4],), **options)[0]
     assert len(stopped.ids) == len(stopped.logprobs) < len(whole.ids)
+
+
+@given(lengths=st.lists(st.integers(0, 30), max_size=12), batch_size=st.integers(1, 5), n=st.integers(1, 2))
+@settings(max_examples=15)
+def test_many_prompts_come_in_order_whatever_shares_a_batch(
+    small_model, small_tokenizer, lengths: list[int], batch_size: int, n: int
+) -> None:
+    prompts = [f"{place} the cat" + " the dog" * length for place, length in enumerate(lengths)]
+    options = {"max_new_tokens": 4, "do_sample": True, "seed": 5, "num_return_sequences": n}
+    many = list(complete_in_batches(small_model, small_tokenizer, prompts, batch_size=batch_size, **options))
+    assert [[item.prompt for item in group] for group in many] == [[prompt] * n for prompt in prompts]
+    assert [[item.index for item in group] for group in many] == [list(range(n))] * len(prompts)
+    for prompt, group in zip(prompts, many, strict=True):
+        assert [item.ids for item in group] == [
+            item.ids for item in complete(small_model, small_tokenizer, prompt, **options)
+        ]
+
+
+def test_prompts_of_like_length_share_a_batch(small_model, small_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[int]] = []
+    original = completion.stream_batch
+
+    def noted(model, tokenizer, texts, *args, **options):
+        batches.append([len(tokenizer.encode(text)) for text in texts])
+        return original(model, tokenizer, texts, *args, **options)
+
+    monkeypatch.setattr(completion, "stream_batch", noted)
+    prompts = ["a" * length for length in (1, 30, 2, 29, 3, 28)]
+    assert len(list(complete_in_batches(small_model, small_tokenizer, prompts, batch_size=3, max_new_tokens=1))) == 6
+    assert batches == [sorted(batch, reverse=True) for batch in batches]
+    assert min(batches[0]) > max(batches[1])
+
+
+def test_without_a_seed_all_batches_share_the_one_that_is_drawn(small_model, small_tokenizer) -> None:
+    many = complete_in_batches(small_model, small_tokenizer, ["a", "b", "c"], batch_size=1, max_new_tokens=1, do_sample=True)
+    assert len({group[0].seed for group in many}) == 1

@@ -340,3 +340,23 @@ def test_closed_standard_streams_are_no_traceback(redirection: str, status: int,
     line = f"{sys.executable} {ROOT / 'generate.py'} {' '.join(model_options)} {redirection}"
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert result.returncode == status and "Traceback" not in result.stderr and len(result.stderr.splitlines()) <= 1
+
+
+def test_more_prompts_than_a_batch_holds_come_in_order(run_command, model_options, tmp_path: Path) -> None:
+    prompts = [f"The cat {'and the dog ' * (7 * n % 5)}{n}" for n in range(9)]
+    (tmp_path / "prompts").write_text("\n".join(prompts))
+    arguments = ["generate", "--file", tmp_path / "prompts", *model_options, "--batch_size", "2"]
+    result = run_command(*arguments)
+    expected = [run_command("generate", prompt, *model_options).out for prompt in prompts]
+    assert result.out == "".join(expected)
+    assert result.err.splitlines() == [f"== prompt {n} of 9, sample 1 ==" for n in range(1, 10)]
+    lines = run_command(*arguments, "--json").out.splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == prompts
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("auto", "in "), ("int8", "in int8 weights, float32"), ("bf16", "in bfloat16")])
+def test_verbose_says_what_is_computed_with(run_command, model_options, dtype: str, said: str) -> None:
+    result = run_command("generate", "The cat", *model_options, "--dtype", dtype, "--verbose", "--device", "cpu")
+    assert result.status == 0 and result.out.startswith("The cat")
+    (line,) = result.err.splitlines()
+    assert line.startswith("computing " + said) and " on cpu, " in line and line.endswith("threads")

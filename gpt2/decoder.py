@@ -74,7 +74,8 @@ class Decoder:
         """Logits (B, V) of the token after each window, in the model's dtype. CheckpointError if the model computes NaN.
 
         With `drafts`, at most `room` guesses of what follows the only window: logits (1 + len(drafts), V) of the token after
-        the window and after each draft, fewer if one makes the model compute NaN. Append what is taken, `reject` the rest.
+        the window and after each draft, or (1, V) where they make the model compute NaN. Append what is taken and `reject`
+        the rest.
         """
         if self._model.training:  # a dropout that changes greedy ids would surprise whoever forgot eval()
             self._model.eval()
@@ -89,20 +90,20 @@ class Decoder:
         else:
             logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
         self._tokens_left -= 1 + len(drafts)
-        is_finite = torch.isfinite(logits.amax(-1))
-        if drafts and is_finite[0]:  # a draft that is not taken must do no harm
-            logits = logits[: is_finite.cumprod(0).sum()]
-        elif not bool(is_finite.all()):
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            if drafts:  # one that is not taken must do no harm, so see what there is without them
+                self.reject(1 + len(drafts))
+                return self.next_logits()
             raise CheckpointError(
                 "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
             )
         return logits
 
-    def reject(self, n_drafts: int) -> None:
-        """Forget the last drafts of the call before, as many as were not appended to the window."""
-        if n_drafts and self._cache is not None:
-            self._cache.truncate(self._cache.length - n_drafts)
-            self._tokens_left += n_drafts
+    def reject(self, n_tokens: int) -> None:
+        """Forget the last tokens that were read: the drafts that were not appended to the window."""
+        if n_tokens and self._cache is not None:
+            self._cache.truncate(self._cache.length - n_tokens)
+            self._tokens_left += n_tokens
 
     def select(self, rows: list[int]) -> None:
         """Go on with the windows at these places, in this order; a place may come several times, as beams do."""

@@ -157,7 +157,7 @@ def decode(
             if tokens != [draft] or batch[0].finish_reason:
                 break
         if speculation and drafts:
-            decoder.reject(1 + len(drafts) - n_tokens)
+            decoder.reject(len(places) - n_tokens)
             speculation.verified(len(drafts), n_tokens - 1)
         live = [place for place, row in enumerate(batch) if row.finish_reason is None]
         # To drop rows copies the cache of the others, so it waits until half of them have ended.

@@ -30,51 +30,55 @@ from gpt_encoder.interface import Tokenizer
 # (logits (B, V), the B texts, their generators) -> a token for each: the decode loop's own way to choose.
 Choose = Callable[[Tensor, list[list[int]], list[random.Random]], list[int]]
 
-_LONGEST_MATCH = 3
-_MOST_DRAFTS = 16
-_FEWEST_DRAFTS = 2
+_MATCHES = (4, 3, 2)  # tokens; a single one that came before says too little
+_DRAFT_MODEL_EVIDENCE = 4  # until it has shown how good it is, as good as the longest match
+_N_DRAFTS = (1, 2, 4, 8, 16)
 
-# In units of a plain decode step: what drafts that are not taken may cost on average, and what may be lost at once when a
-# text stops to repeat itself.
+# In units of a plain decode step: what may be paid on average for drafts that are not taken; how far a promising draft may
+# overdraw the account; and how much of a gain is kept for later.
 _SHARE_FOR_TRIALS = 0.025
-_MOST_CREDIT = 1.0
+_OVERDRAFT = 1.0
+_MOST_CREDIT = 3.0
 
 
 class Drafter(Protocol):
-    """Whoever guesses. `cost` is that of one guess, in units of a decode step of the model that is to verify it."""
+    """Whoever guesses."""
 
-    cost: float
+    def evidence(self, ids: list[int]) -> int:
+        """What speaks for a guess of what follows `ids`: the larger the more, 0 where there is none to be made."""
+
+    def cost(self, n_drafts: int) -> float:
+        """What as many guesses now cost, in decode steps of the model that is to verify them."""
 
     def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
-        """Guess up to `n_drafts` tokens after `ids`. The generator is the row's own and must be left as it is."""
+        """Up to `n_drafts` tokens that may follow `ids`. The generator is the row's own and stays as it is."""
 
 
 class PromptLookup:
-    """Guesses that what followed the last few tokens before will follow them again."""
-
-    cost = 0.0
+    """Guesses that what followed the last few tokens before will follow them again. The evidence is how many they are."""
 
     def __init__(self, n_positions: int) -> None:
         self._n_positions = n_positions
         self._behind: dict[tuple[int, ...], int] = {}  # n-gram -> the place behind its latest occurrence
         self._n_indexed = 0
 
-    def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
-        """What followed the longest n-gram that ends the text and stands before in it; [] if there is none."""
+    def evidence(self, ids: list[int]) -> int:
+        """The length of the longest n-gram that ends the text and stands before in it."""
         # Of a long prompt only what the model sees; then each token once.
-        for end in range(max(self._n_indexed, len(ids) - self._n_positions, 1), len(ids)):
-            for n in range(1, min(_LONGEST_MATCH, end) + 1):
-                self._behind[tuple(ids[end - n : end])] = end
+        for end in range(max(self._n_indexed, len(ids) - self._n_positions), len(ids)):
+            for n in _MATCHES:
+                if n <= end:
+                    self._behind[tuple(ids[end - n : end])] = end
         self._n_indexed = len(ids)
-        for n in range(min(_LONGEST_MATCH, len(ids)), 0, -1):
-            at = self._behind.get(tuple(ids[-n:]))
-            if at is not None:
-                return self._copy(ids, at, n_drafts)
-        return []
+        return next((n for n in _MATCHES if tuple(ids[-n:]) in self._behind), 0)
 
-    @staticmethod
-    def _copy(ids: list[int], at: int, n_drafts: int) -> list[int]:
-        """`n_drafts` tokens from the place `at`; behind the end of the text it goes on with the copy itself."""
+    def cost(self, n_drafts: int) -> float:
+        """Next to nothing."""
+        return 0.0
+
+    def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
+        """What followed the longest match; where that reaches the end of the text, it goes on with the guess itself."""
+        at = self._behind[tuple(ids[-self.evidence(ids) :])]
         period = ids[at : at + n_drafts]
         return (period * (n_drafts // len(period) + 1))[:n_drafts]
 
@@ -83,18 +87,26 @@ class DraftModel:
     """Guesses what a smaller model would write, chosen as the large one's tokens are and by the same random numbers."""
 
     def __init__(self, draft_model: GPT2, model: GPT2, choose: Choose) -> None:
-        self.cost = _relative_cost(draft_model, model)
+        self._cost_of_step = _relative_cost(draft_model, model)
         self._model = draft_model
         self._choose = choose
         self._decoder: Decoder | None = None  # has read all of its window, which a decoder else has but for the last token
         self._offset = 0  # the place in the text where the window's list begins
+        self._n_unread = 0
         self._n_known = 0  # tokens of the text when it was last read; what the window has behind them are drafts
+
+    def evidence(self, ids: list[int]) -> int:
+        """Always the same; it is also the time to see how much there is to read before the first guess."""
+        self._n_unread = 0 if self._decoder is None else len(ids) - self._n_known - 1
+        return _DRAFT_MODEL_EVIDENCE if self._model.config.n_positions > 1 else 0
+
+    def cost(self, n_drafts: int) -> float:
+        """A step a guess, and a tenth for each token that it has not read yet, but for the prompt."""
+        return self._cost_of_step * (n_drafts + 0.1 * self._n_unread)
 
     def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
         """One forward pass of the draft model a guess; the first also reads what was written since the last call."""
         n_drafts = min(n_drafts, self._model.config.n_positions // 2)
-        if n_drafts == 0:
-            return []
         generator = copy.copy(generator)  # the numbers that the model's own tokens will be drawn by
         try:
             decoder, logits = self._read(ids, n_drafts)
@@ -128,34 +140,45 @@ class DraftModel:
 
 
 class Speculation:
-    """When to draft for one row, and how much: as drafts are taken, and never so much that it costs more than it can gain.
+    """When to draft for one row, and how much: as many tokens as pay, by how often such drafts were taken so far.
 
     `credit` is an account in units of a plain decode step. Every step pays in a small share; a step with drafts pays for
-    what it takes longer than a plain one and earns the tokens that were taken. Drafts are made while there is credit: so a
-    text that cannot be guessed is slower by that share at most, and one that can soon has all the drafts it can use. Costs
-    are figures, not measured times, so that one seed makes the same steps in every run.
+    what it takes longer than a plain one and earns the tokens that were taken. Drafts that promise no gain are tried while
+    there is credit, so a text that cannot be guessed is slower by about that share, and one that can is soon found out.
+    Costs are figures, not measured times, so that one seed makes the same steps in every run.
     """
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
         self._credit = 0.0
-        self._n_drafts = _FEWEST_DRAFTS
+        self._evidence = 0
+        # By evidence, drafts taken and refused; older ones count less. They begin with what ordinary texts showed.
+        self._counts = {evidence: (2 + 0.8 * evidence, 6 - 0.8 * evidence) for evidence in range(1, 5)}
 
     def draft(self, ids: list[int], room: int, generator: random.Random) -> list[int]:
         """At most `room` guesses of what follows `ids`, often none."""
         self._credit = min(self._credit + _SHARE_FOR_TRIALS, _MOST_CREDIT)
-        n_drafts = min(self._n_drafts, room)
-        if self._credit <= 0 or n_drafts < 1:
+        self._evidence = self._drafter.evidence(ids)
+        if not self._evidence or room < 1:
+            return []
+        n_drafts = max((n for n in _N_DRAFTS if n <= room), key=self._gain)
+        if self._credit <= (-_OVERDRAFT if self._gain(n_drafts) > 0 else 0):
             return []
         return self._drafter.propose(ids, n_drafts, generator)
 
     def verified(self, n_drafts: int, n_taken: int) -> None:
         """Learn from a step with drafts: how many there were, and how many were the tokens."""
-        self._credit += n_taken - _cost_of_verifying(n_drafts) - self._drafter.cost * n_drafts
-        if n_taken == n_drafts:
-            self._n_drafts = min(2 * self._n_drafts, _MOST_DRAFTS)
-        elif 2 * n_taken < n_drafts:
-            self._n_drafts = max(self._n_drafts // 2, _FEWEST_DRAFTS)
+        self._credit += n_taken - self._cost(n_drafts)
+        taken, refused = self._counts[self._evidence]
+        self._counts[self._evidence] = 0.9 * taken + n_taken, 0.9 * refused + (n_taken < n_drafts)
+
+    def _gain(self, n_drafts: int) -> float:
+        """How many steps are saved on average, if each draft behind one that is taken is taken with the same probability."""
+        taken, refused = self._counts[self._evidence]
+        return sum((taken / (taken + refused)) ** n for n in range(1, n_drafts + 1)) - self._cost(n_drafts)
+
+    def _cost(self, n_drafts: int) -> float:
+        return _cost_of_verifying(n_drafts) + self._drafter.cost(n_drafts)
 
 
 def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | None = None) -> None:

@@ -127,7 +127,7 @@ class DraftModel:
             n_taken = sum(1 for _ in itertools.takewhile(bool, map(operator.eq, drafts, ids[first_unknown:-1])))
             decoder.reject(len(drafts) - n_taken)
             token, *rest = ids[first_unknown + n_taken :]
-            if len(rest) + n_drafts <= decoder.room + 1:
+            if len(rest) + n_drafts <= decoder.room:
                 text[len(text) - len(drafts) + n_taken :] = [token]
                 logits = decoder.next_logits(rest)[-1:]
                 text += rest

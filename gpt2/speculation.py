@@ -36,8 +36,8 @@ _N_DRAFTS = (1, 2, 4, 8, 16)
 
 # In units of a plain decode step: what may be paid on average for drafts that are not taken; how far a promising draft may
 # overdraw the account; and how much of a gain is kept for later.
-_SHARE_FOR_TRIALS = 0.025
-_OVERDRAFT = 1.0
+_SHARE_FOR_TRIALS = 0.02
+_OVERDRAFT = 0.5
 _MOST_CREDIT = 3.0
 
 
@@ -200,7 +200,7 @@ def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | No
 
 def _cost_of_verifying(n_drafts: int) -> float:
     """How much longer a step with drafts takes, in plain steps: measured with gpt2-tiny and 124M on a CPU, rounded up."""
-    return 0.25 + 0.11 * n_drafts
+    return 0.4 + 0.11 * n_drafts
 
 
 def _relative_cost(draft_model: GPT2, model: GPT2) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gpt2.generation import Continuation, FinishReason, decode, start
 from gpt2.model import GPT2
+from gpt2.speculation import check_vocabularies
 from gpt_config.errors import InputTypeError
 from gpt_config.generation_config import GenerationConfig
 from gpt_encoder.interface import Tokenizer
@@ -46,7 +47,7 @@ def complete(
 ) -> list[Completion]:
     """Continue one prompt or a batch of them: `num_return_sequences` completions of each, in the order of the prompts.
 
-    `options` are fields of GenerationConfig and win over `config`.
+    `options` are fields of GenerationConfig and win over `config`, or `draft_model`, as for `generate`.
 
     >>> complete(model, tokenizer, "Once upon a time", max_new_tokens=20)[0].text  # doctest: +SKIP
     """
@@ -70,6 +71,7 @@ def complete_in_batches(
     *,
     batch_size: int,
     logprobs: bool = True,
+    draft_model: GPT2 | None = None,
     **options: Any,
 ) -> Iterator[list[Completion]]:
     """The completions of each of many prompts, in their order; `batch_size` prompts are run at once.
@@ -89,7 +91,9 @@ def complete_in_batches(
         for start_of_batch in range(0, len(group), batch_size):
             places = by_length[start_of_batch : start_of_batch + batch_size]
             texts = [group[place] for place in places]
-            for row, _, completion in stream_batch(model, tokenizer, texts, config, logprobs=logprobs):
+            for row, _, completion in stream_batch(
+                model, tokenizer, texts, config, logprobs=logprobs, draft_model=draft_model
+            ):
                 if completion is not None:
                     done.setdefault(places[row // config.num_return_sequences], []).append(completion)
             while n_given in done:
@@ -120,6 +124,7 @@ def stream_batch(
     config: GenerationConfig | None = None,
     *,
     logprobs: bool = False,
+    draft_model: GPT2 | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, str, Completion | None]]:
     """What both are made of: (row, new text, and the Completion once the row has ended), for all rows as they advance.
@@ -127,12 +132,15 @@ def stream_batch(
     Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "". What is wrong
     with the arguments is raised by the call itself, before anything is generated.
     """
+    if draft_model is not None:
+        check_vocabularies(model, draft_model, tokenizer)
+        options["speculate"] = True
     config = _with_seed(replace(config or GenerationConfig(), **options))
     texts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(texts, (list, tuple)):
         raise InputTypeError(f"prompts must be a str or a list of them, not {type(texts).__name__}")
     rows = start(model, [tokenizer.encode(text) for text in texts], config)
-    return _advance(model, tokenizer, texts, rows, config, logprobs)
+    return _advance(model, tokenizer, texts, rows, config, logprobs, draft_model)
 
 
 def _with_seed(config: GenerationConfig) -> GenerationConfig:
@@ -147,6 +155,7 @@ def _advance(
     rows: list[Continuation],
     config: GenerationConfig,
     logprobs: bool,
+    draft_model: GPT2 | None,
 ) -> Iterator[tuple[int, str, Completion | None]]:
     streams = [_TextStream(tokenizer, config.stop) for _ in rows]
     place_of = {id(row): place for place, row in enumerate(rows)}
@@ -168,7 +177,7 @@ def _advance(
             seconds=now,
         )
 
-    for advanced in decode(model, rows, config, vocab_size=tokenizer.vocab_size, logprobs=logprobs):
+    for advanced in decode(model, rows, config, vocab_size=tokenizer.vocab_size, logprobs=logprobs, draft_model=draft_model):
         first_token_at = time.perf_counter() - began if first_token_at is None else first_token_at
         for row in advanced:
             place = place_of[id(row)]

@@ -5,6 +5,8 @@ It knows the model, its cache and its context, and nothing of how a token is cho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,13 +64,23 @@ class Decoder:
         self._cache: KVCache | None = None
         self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
 
+    @property
+    def room(self) -> int:
+        """How many drafts the next call can take: none where it has to compute the view anew."""
+        return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
+
     @torch.inference_mode()
-    def next_logits(self) -> Tensor:
-        """Logits (B, V) of the token after each window, in the model's dtype. CheckpointError if the model computes NaN."""
+    def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
+        """Logits (B, V) of the token after each window, in the model's dtype. CheckpointError if the model computes NaN.
+
+        With `drafts`, at most `room` guesses of what follows the only window: logits (1 + len(drafts), V) of the token after
+        the window and after each draft, or (1, V) where they make the model compute NaN. Append what is taken and `reject`
+        the rest.
+        """
         if self._model.training:  # a dropout that changes greedy ids would surprise whoever forgot eval()
             self._model.eval()
             try:
-                return self.next_logits()
+                return self.next_logits(drafts)
             finally:
                 self._model.train()
         slid = [window.slide() for window in self.windows]
@@ -76,13 +88,22 @@ class Decoder:
         if cache is None or any(slid) or cache.length == cache.max_length:
             logits = self._prefill()
         else:
-            logits = self._decode_one_token(cache)
-        self._tokens_left -= 1
+            logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
+        self._tokens_left -= 1 + len(drafts)
         if not bool(torch.isfinite(logits.amax(-1)).all()):
+            if drafts:  # one that is not taken must do no harm, so see what there is without them
+                self.reject(1 + len(drafts))
+                return self.next_logits()
             raise CheckpointError(
                 "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
             )
         return logits
+
+    def reject(self, n_tokens: int) -> None:
+        """Forget the last tokens that were read: the drafts that were not appended to the window."""
+        if n_tokens and self._cache is not None:
+            self._cache.truncate(self._cache.length - n_tokens)
+            self._tokens_left += n_tokens
 
     def select(self, rows: list[int]) -> None:
         """Go on with the windows at these places, in this order; a place may come several times, as beams do."""
@@ -125,6 +146,12 @@ class Decoder:
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
         input_ids = torch.tensor([[window.ids[-1]] for window in self.windows], device=self._device)
         return self._network.logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
+
+    def _verify(self, drafts: Sequence[int], cache: KVCache) -> Tensor:
+        """The window's last token and the drafts in one forward pass, which reads the weights once for all of them."""
+        input_ids = torch.tensor([[self.windows[0].ids[-1], *drafts]], device=self._device)
+        mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
+        return self._network.logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0])
 
     def _new_cache(self, batch_size: int, n_slots: int) -> KVCache | None:
         if not self._use_cache:

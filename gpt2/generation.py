@@ -8,6 +8,7 @@ import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from gpt2 import sampling
 from gpt2.beam_search import beam_search
 from gpt2.decoder import Decoder, Window
 from gpt2.model import GPT2
+from gpt2.speculation import DraftModel, PromptLookup, Speculation, check_vocabularies
 from gpt_config.errors import GPT2Warning, InputError, InputTypeError
 from gpt_config.generation_config import GenerationConfig
 
@@ -45,23 +47,28 @@ def generate(
     *,
     attention_mask: Tensor | None = None,
     use_cache: bool = True,
+    draft_model: GPT2 | None = None,
     **options: Any,
 ) -> Tensor:
     """Continue each row of `input_ids` (B, T) int64; returns (B * num_return_sequences, T + N), the input included.
 
     `options` are fields of GenerationConfig and win over `config`. N is max_new_tokens, or less if all rows ended before;
     rows that ended earlier are filled with the end-of-text id. `attention_mask` (B, T) is 0 at padding, on either side.
-    `use_cache=False` computes everything anew for each token: the same ids, slowly. For text, stop strings and streaming
-    see `gpt2.completion`.
+    `use_cache=False` computes everything anew for each token: the same ids, slowly. `draft_model` is a smaller model of the
+    same vocabulary that guesses ahead, as `speculate` does without one: the same ids, sooner (`gpt2.speculation`). For text,
+    stop strings and streaming see `gpt2.completion`.
 
     >>> model.generate(input_ids, max_new_tokens=50, do_sample=True, temperature=0.7, top_k=40, seed=0)  # doctest: +SKIP
     """
+    if draft_model is not None:
+        check_vocabularies(model, draft_model)
+        options["speculate"] = True
     config = replace(config or GenerationConfig(), **options)
     if config.stop:
         raise InputError("stop strings need a tokenizer to look for them: use gpt2.complete(), which has one")
     prompts = _prompts_of(input_ids, attention_mask)
     rows = start(model, prompts, config)
-    for _ in decode(model, rows, config, use_cache=use_cache):
+    for _ in decode(model, rows, config, use_cache=use_cache, draft_model=draft_model):
         pass
     width = max((len(row.ids) for row in rows), default=0)
     filler = model.config.eos_token_id or 0
@@ -107,12 +114,16 @@ def decode(
     vocab_size: int | None = None,
     use_cache: bool = True,
     logprobs: bool = False,
+    draft_model: GPT2 | None = None,
 ) -> Iterator[list[Continuation]]:
     """Advance all rows, one token a step; yields those that got a token, until every row has a `finish_reason`.
 
     Between steps the reader may end a row by setting its `finish_reason`. Only ids below `vocab_size` are chosen: models
     are often padded to more rows than the tokenizer has ids. `logprobs` fills the rows' field of that name.
     Beam search yields once, at the end. CheckpointError if the model computes NaN.
+
+    With `config.speculate`, or a `draft_model` of the same vocabulary, tokens are guessed ahead while a single row is left,
+    of a batch too; several rows share the reading of the weights as it is, and go on without. Neither changes an id.
     """
     if config.max_new_tokens == 0:
         for row in rows:
@@ -125,23 +136,29 @@ def decode(
         return
     batch = list(rows)
     generators = _generators(batch, config)
+    choose = partial(_choose, config=config, vocab_size=vocab_size)
     eot = model.config.eos_token_id if config.stop_at_eot else None
     decoder = Decoder(model, _windows(model, batch), config.max_new_tokens, use_cache=use_cache)
+    drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
+    speculation = Speculation(drafter) if config.speculate or draft_model else None
     while batch:
-        logits = decoder.next_logits()
-        tokens = _choose(logits[:, :vocab_size], batch, generators, config)
-        row_logprobs = _logprobs(logits, tokens) if logprobs else []
-        for place, token in enumerate(tokens):
-            decoder.windows[place].ids.append(token)  # an ended row goes along until the batch is made smaller
-        advanced = [(place, row) for place, row in enumerate(batch) if row.finish_reason is None]
-        for place, row in advanced:
-            row.ids.append(tokens[place])
-            row.logprobs += row_logprobs[place : place + 1]
-            if tokens[place] == eot:
-                row.finish_reason = "eot"
-            elif len(row.ids) == config.max_new_tokens:
-                row.finish_reason = "length"
-        yield [row for _, row in advanced]
+        drafts: list[int] = []
+        if speculation and len(batch) == 1:
+            room = min(decoder.room, config.max_new_tokens - len(batch[0].ids) - 1)
+            drafts = speculation.draft(decoder.windows[0].ids, room, generators[0])
+        # The logits of B rows; or, with drafts, those of one row at one place after another, while drafts are the tokens.
+        places = decoder.next_logits(drafts).split(len(batch))
+        n_tokens = 0
+        for logits, draft in zip(places, [*drafts, None], strict=False):
+            tokens = choose(logits, [window.ids for window in decoder.windows], generators)
+            row_logprobs = _logprobs(logits, tokens) if logprobs else []
+            yield _append(tokens, row_logprobs, batch, decoder.windows, eot, config.max_new_tokens)
+            n_tokens += 1
+            if tokens != [draft] or batch[0].finish_reason:
+                break
+        if speculation and drafts:
+            decoder.reject(len(places) - n_tokens)
+            speculation.verified(len(drafts), n_tokens - 1)
         live = [place for place, row in enumerate(batch) if row.finish_reason is None]
         # To drop rows copies the cache of the others, so it waits until half of them have ended.
         if 2 * len(live) <= len(batch):
@@ -149,6 +166,28 @@ def decode(
             generators = [generators[place] for place in live]
             if batch:
                 decoder.select(live)
+
+
+def _append(
+    tokens: list[int],
+    logprobs: list[float],
+    batch: list[Continuation],
+    windows: list[Window],
+    eot: int | None,
+    max_new_tokens: int,
+) -> list[Continuation]:
+    """Give each row its token and end those that it ends; the rows that were still open."""
+    for window, token in zip(windows, tokens, strict=True):
+        window.ids.append(token)  # an ended row goes along until the batch is made smaller
+    advanced = [(place, row) for place, row in enumerate(batch) if row.finish_reason is None]
+    for place, row in advanced:
+        row.ids.append(tokens[place])
+        row.logprobs += logprobs[place : place + 1]
+        if tokens[place] == eot:
+            row.finish_reason = "eot"
+        elif len(row.ids) == max_new_tokens:
+            row.finish_reason = "length"
+    return [row for _, row in advanced]
 
 
 def _decode_beams(
@@ -188,15 +227,20 @@ def _generators(rows: list[Continuation], config: GenerationConfig) -> list[rand
 
 @torch.inference_mode()
 def _choose(
-    logits: Tensor, rows: list[Continuation], generators: list[random.Random], config: GenerationConfig
+    logits: Tensor,
+    texts: list[list[int]],
+    generators: list[random.Random],
+    *,
+    config: GenerationConfig,
+    vocab_size: int | None,
 ) -> list[int]:
-    """The next token of each row."""
+    """The next token of each text (B), from logits (B, V)."""
+    logits = logits[:, :vocab_size]
     if config.greedy and config.repetition_penalty == 1:
         return sampling.greedy(logits).tolist()
     # In float64 and on the CPU, for not every device has it: the same tokens wherever the model runs.
     logits = logits.cpu().double()
-    seen = [row.prompt_ids + row.ids for row in rows]
-    logits = sampling.apply_repetition_penalty(logits, seen, config.repetition_penalty)
+    logits = sampling.apply_repetition_penalty(logits, texts, config.repetition_penalty)
     if config.greedy:
         return sampling.greedy(logits).tolist()
     probs = sampling.logits_to_probs(logits, config)

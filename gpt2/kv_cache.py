@@ -57,6 +57,12 @@ class KVCache:
         stored[1, :, :, -n_tokens:] = values
         return stored[0], stored[1]
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` slots and forget those behind them, which the next tokens will take."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"the cache holds {self.length} tokens and cannot be cut to {length}: keep 0 to {self.length}")
+        self.length = length
+
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in that order; a row may be named several times (as beams are) or not at all."""
         self.layers = [layer.index_select(1, rows) for layer in self.layers]

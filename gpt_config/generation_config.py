@@ -24,6 +24,7 @@ class GenerationConfig:
     min_p: float | None = None  # ... among tokens at least min_p times as probable as the best
     repetition_penalty: float = 1.0  # above 1 makes tokens that stand in the text less likely (Keskar et al. 2019)
     num_beams: int = 1  # above 1 is beam search
+    speculate: bool = False  # guess tokens ahead and verify them together: the same text, sooner where it repeats itself
     num_return_sequences: int = 1  # continuations of each prompt
     stop: tuple[str, ...] = ()  # strings that end a continuation; they are not part of it
     stop_at_eot: bool = True  # end at the model's eos_token_id
@@ -44,6 +45,7 @@ class GenerationConfig:
             check_real("min_p", self.min_p, lambda p: 0 <= p <= 1, "between 0 (no limit) and 1")
         check_real("repetition_penalty", self.repetition_penalty, lambda r: r > 0, "positive (1 is no penalty)")
         check_bool("do_sample", self.do_sample)
+        check_bool("speculate", self.speculate)
         check_bool("stop_at_eot", self.stop_at_eot)
         if not isinstance(self.stop, (tuple, list)):
             raise ConfigError(f"stop={self.stop!r} must be a tuple of strings, such as ('.', 'END')")
@@ -57,6 +59,10 @@ class GenerationConfig:
         if self.do_sample:
             raise ConfigError(
                 f"num_beams={self.num_beams} searches for the most probable text and do_sample draws at random: choose one"
+            )
+        if self.speculate:
+            raise ConfigError(
+                f"num_beams={self.num_beams} follows several texts and speculation guesses how one goes on: choose one"
             )
         if self.num_return_sequences > self.num_beams:
             raise ConfigError(

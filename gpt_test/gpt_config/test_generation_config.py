@@ -16,7 +16,7 @@ from gpt_config import ConfigError, GenerationConfig, GPT2Error
         ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0), ("repetition_penalty", float("nan")),
         ("max_new_tokens", -1), ("max_new_tokens", None), ("num_beams", 0), ("num_return_sequences", 0), ("seed", -1),
         ("stop", "text"), ("stop", None), ("stop", 5), ("do_sample", "no"), ("temperature", 10**400), ("stop", ("",)),
-        ("stop", (1,)),
+        ("stop", (1,)), ("speculate", "yes"), ("speculate", 4),
     ],
 )  # fmt: skip
 def test_bad_values_are_named(field: str, value: object) -> None:
@@ -30,6 +30,8 @@ def test_beams_and_sampling_exclude_each_other() -> None:
         GenerationConfig(num_beams=2, do_sample=True)
     with pytest.raises(ConfigError, match="num_return_sequences=3 is more than num_beams=2"):
         GenerationConfig(num_beams=2, num_return_sequences=3)
+    with pytest.raises(ConfigError, match="num_beams=2 follows several texts"):
+        GenerationConfig(num_beams=2, speculate=True)
 
 
 def test_temperature_zero_is_greedy() -> None:

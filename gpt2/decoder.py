@@ -66,7 +66,7 @@ class Decoder:
 
     @property
     def room(self) -> int:
-        """How many drafts the next call can take: none where it has to compute the view anew."""
+        """How many drafts the next call can take: up to the last new token but one, none where the view is computed anew."""
         return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
 
     @torch.inference_mode()

@@ -144,8 +144,7 @@ def decode(
     while batch:
         drafts: list[int] = []
         if speculation and len(batch) == 1:
-            room = min(decoder.room, config.max_new_tokens - len(batch[0].ids) - 1)
-            drafts = speculation.draft(decoder.windows[0].ids, room, generators[0])
+            drafts = speculation.draft(decoder.windows[0].ids, decoder.room, generators[0])
         # The logits of B rows; or, with drafts, those of one row at one place after another, while drafts are the tokens.
         places = decoder.next_logits(drafts).split(len(batch))
         n_tokens = 0

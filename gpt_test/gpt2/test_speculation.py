@@ -320,9 +320,9 @@ def test_a_model_in_training_mode_is_guessed_for_without_dropout(model: GPT2) ->
     options = {"max_new_tokens": 60, "speculate": True, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], **options)
     trained = copy.deepcopy(model).train()
-    with eager():
-        assert_the_same(new_rows(trained, [[1, 2]], **options), expected)
-    assert trained.training
+    with eager() as verified:
+        assert_the_same(new_rows(trained, [[1, 2]], draft_model=model, **options), expected)
+    assert trained.training and any(n_taken for _, n_taken in verified)
 
 
 def test_without_a_cache_it_is_plain_decoding(model: GPT2) -> None:
@@ -352,15 +352,16 @@ def test_texts_stop_strings_and_streams_are_the_same(small_model, small_tokenize
     assert "".join(pieces) == expected.text
 
 
-def test_a_reader_gets_one_token_at_a_time_and_can_end_between_them(model: GPT2) -> None:
-    config = GenerationConfig(max_new_tokens=60, stop_at_eot=False, speculate=True)
+@pytest.mark.parametrize("end", [20, 21, 22, 23])
+def test_a_reader_gets_one_token_at_a_time_and_can_end_between_them(model: GPT2, end: int) -> None:
+    config = GenerationConfig(max_new_tokens=60, stop_at_eot=False)
     rows = start(model, [[1, 2]], config)
     with eager():
-        for step, advanced in enumerate(decode(model, rows, config), 1):
+        for step, advanced in enumerate(decode(model, rows, config, draft_model=copy.deepcopy(model)), 1):
             assert advanced == rows and len(rows[0].ids) == step
-            if step == 50:
+            if step == end:
                 rows[0].finish_reason = "stop"
-    assert rows[0].ids == new_rows(model, [[1, 2]], max_new_tokens=60, stop_at_eot=False)[0][0][0][:50]
+    assert rows[0].ids == new_rows(model, [[1, 2]], max_new_tokens=60, stop_at_eot=False)[0][0][0][:end]
 
 
 def test_generate_takes_both(model: GPT2, draft_model: GPT2) -> None:

@@ -36,7 +36,7 @@ def scaling(bench: Bench) -> None:
                 _in_a_process(bench, "make", size=size, work=work, seed=bench.settings.seed)
                 _measure_size(bench, size, Path(work))
         except LeftOutError as error:
-            bench.results.leave_out("scaling", size, "", error)
+            bench.results.leave_out(f"scaling {size}", "all", "", error)
 
 
 def _check_room(bench: Bench, size: str) -> None:
@@ -61,7 +61,7 @@ def _measure_size(bench: Bench, size: str, work: Path) -> None:
                     rounds=bench.settings.rounds, contexts=bench.settings.contexts,
                 )  # fmt: skip
             except LeftOutError as error:
-                bench.results.leave_out("scaling", name, f"{dtype}, {size}", error)
+                bench.results.leave_out(f"scaling {size}", name, dtype, error)
                 continue
             bench.results.rows += _rows(size, Entrant(name, dtype), found)
 

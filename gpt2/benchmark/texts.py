@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,22 +47,7 @@ def texts_of(file: str | None) -> Texts:
 
 
 def _documentation(sources: list[str]) -> str:
-    """The documentation strings, a line each without its indent, up to `_LIMIT` characters."""
-    lines: list[str] = []
-    length = 0
-    for source in sources:
-        for docstring in _docstrings(source):
-            lines += [stripped for line in docstring.split("\n") if (stripped := line.strip())]
-            length += len(docstring)
-        if length > 2 * _LIMIT:  # there is enough, indents and all
-            break
+    """What stands between triple quotes, which is English mostly: a line each without its indent, `_LIMIT` characters."""
+    parts = [part for source in sources for part in source.split('"""')[1::2]]
+    lines = [stripped for part in parts for line in part.split("\n") if (stripped := line.strip())]
     return "\n".join(lines)[:_LIMIT]
-
-
-def _docstrings(source: str) -> list[str]:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    try:
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
-    except (SyntaxError, ValueError):
-        return []
-    return [text for node in nodes if (text := ast.get_docstring(node))]

@@ -14,7 +14,7 @@ from gpt2.benchmark.machine import WeightStream
 from gpt2.benchmark.measure import Contender, speed, spread, take_turns
 from gpt2.benchmark.results import Entrant, Row, timed_rows
 from gpt2.benchmark.settings import DTYPES
-from gpt2.benchmark.subject import random_rows
+from gpt2.benchmark.subject import prompt_rows
 
 if TYPE_CHECKING:
     from gpt2.benchmark.run import Bench
@@ -60,7 +60,7 @@ def _all_engines(bench: Bench) -> Iterator[list[Engine]]:
 def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
     settings = bench.settings
     n = settings.new_tokens
-    prompts = random_rows(bench.subject, bench.texts.prompts, [settings.prompt_tokens])
+    prompts = prompt_rows(bench.subject, bench.texts.prompts, [settings.prompt_tokens])
     called = f"prompt {settings.prompt_tokens}, {n} new"
     engines, entrants = _checked(bench, "decode", called, None, engines, oracle, prompts, n)
     stream = WeightStream(bench.subject.config)
@@ -99,7 +99,7 @@ def _with_share(row: Row, limits: dict[str, Row]) -> Row:
 
 
 def _prefill(bench: Bench, engines: list[Engine], oracle: Oracle, length: int) -> None:
-    prompts = random_rows(bench.subject, bench.texts.prompts, [length])
+    prompts = prompt_rows(bench.subject, bench.texts.prompts, [length])
     _in_turns(bench, "prefill", "to the first token", length, engines, oracle, prompts, 1, amount=length)
 
 
@@ -108,7 +108,7 @@ def _batch(bench: Bench, engines: list[Engine], oracle: Oracle, batch_size: int)
     settings = bench.settings
     half, span = (settings.prompt_tokens + 1) // 2, settings.prompt_tokens // 2
     lengths = [settings.prompt_tokens - span * row // max(1, batch_size - 1) for row in range(batch_size)]
-    prompts = random_rows(bench.subject, bench.texts.prompts, lengths)
+    prompts = prompt_rows(bench.subject, bench.texts.prompts, lengths)
     amount = batch_size * settings.new_tokens
     setting = f"prompts of {half} to {settings.prompt_tokens}, {settings.new_tokens} new each"
     _in_turns(bench, "batch", setting, batch_size, engines, oracle, prompts, settings.new_tokens, amount=amount)

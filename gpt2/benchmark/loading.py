@@ -12,7 +12,7 @@ from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.processes import run_python
 from gpt2.benchmark.results import Entrant, Row, timed_rows
 from gpt2.benchmark.settings import OURS
-from gpt2.benchmark.subject import random_rows
+from gpt2.benchmark.subject import prompt_rows
 
 if TYPE_CHECKING:
     from gpt2.benchmark.run import Bench
@@ -89,7 +89,7 @@ def _judge(name: str, dtype: str, found: list[int], expected: list[int]) -> Entr
 def _start(bench: Bench, name: str, dtype: str) -> Callable[[], str]:
     path = prepare_engine(name, bench.subject, dtype)
     threads = bench.settings.threads
-    [ids] = random_rows(bench.subject, bench.texts.prompts, [bench.settings.prompt_tokens])
+    [ids] = prompt_rows(bench.subject, bench.texts.prompts, [bench.settings.prompt_tokens])
     prompt = bench.subject.tokenizer.decode(ids)
     if name == OURS:
         options = ["--from_pretrained", str(path), "--dtype", dtype, "--device", "cpu", "--max_tokens", "1", "--json"]

@@ -44,7 +44,9 @@ def run_benchmark(settings: Settings, name: str | None, preset: str, texts: Text
 
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
-    results = Results(environment(settings.threads), dataclasses.asdict(settings) | {"model": name, "preset": preset})
+    results = Results(
+        environment(settings.threads), dataclasses.asdict(settings) | {"model": name or f"random weights, {preset}"}
+    )
     results.settings["texts"] = texts.described()
     settings = dataclasses.replace(settings, peers=_installed_peers(settings.peers, results))
     try:

@@ -14,7 +14,6 @@ from gpt2.benchmark.machine import free_memory, n_parameters
 from gpt2.benchmark.measure import Spread
 from gpt2.benchmark.processes import run_python
 from gpt2.benchmark.results import Entrant, LeftOutError, Row
-from gpt2.benchmark.settings import DTYPES
 from gpt2.benchmark.subject import is_preset
 from gpt_config.model_config import GPT2Config
 
@@ -42,7 +41,7 @@ def scaling(bench: Bench) -> None:
 def _check_room(bench: Bench, size: str) -> None:
     if not is_preset(size):
         return  # a model of the user's: its size is known when it is loaded
-    needed = n_parameters(GPT2Config.preset(size)) * max(4, *(DTYPES[dtype] for dtype in bench.settings.dtypes)) + _BESIDE
+    needed = 4 * n_parameters(GPT2Config.preset(size)) + _BESIDE  # it is made in float32, whatever it then runs in
     free, disk = free_memory(), shutil.disk_usage(bench.subject.work).free
     for what, there in (("memory", free), ("the temporary folder's disk", disk)):
         if there is not None and needed > there:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from gpt_config.errors import GPT2Error, WriteError
+from gpt_config.errors import WriteError
 from gpt_config.model_config import PRESETS, GPT2Config
 
 if TYPE_CHECKING:
@@ -98,11 +98,9 @@ def temporary_folder() -> Iterator[Path]:
             signal.signal(number, handler)
 
 
-def random_rows(subject: Subject, text: str, lengths: list[int]) -> list[list[int]]:
+def prompt_rows(subject: Subject, text: str, lengths: list[int]) -> list[list[int]]:
     """Prompts of these lengths: one stretch of the text after another, from its start again where it ends."""
     ids = subject.tokenizer.encode(text)
-    if not ids:
-        raise GPT2Error("the text is empty: prompts are cut from it, so give one with --text")
     rows, place = [], 0
     for length in lengths:
         rows.append([ids[(place + offset) % len(ids)] for offset in range(length)])

@@ -17,7 +17,7 @@ from gpt2.benchmark.machine import free_memory, n_parameters
 from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.results import Entrant, LeftOutError, Row, timed_rows
 from gpt2.benchmark.settings import OURS, Settings
-from gpt2.benchmark.subject import Subject, random_rows
+from gpt2.benchmark.subject import Subject, prompt_rows
 from gpt2.checkpoints import load_model
 from gpt2.model import GPT2
 from gpt2.training import Trainer
@@ -64,7 +64,7 @@ def training(bench: Bench) -> None:
 
 def _learners(bench: Bench, dtype: str) -> dict[str, Learner]:
     settings = bench.settings
-    ids = np.array(random_rows(bench.subject, bench.texts.prompts, [settings.train_context + 1] * settings.train_rows))
+    ids = np.array(prompt_rows(bench.subject, bench.texts.prompts, [settings.train_context + 1] * settings.train_rows))
     makers = {OURS: _ours, "transformers": _transformers}
     learners = {}
     for name, make in makers.items():

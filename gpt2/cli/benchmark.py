@@ -52,7 +52,8 @@ def benchmark(**options: Any) -> None:
     """Measure this package beside those of its peers that are installed, on the same weights, prompts and threads.
 
     All take turns, and must give the same tokens before they are timed. The table goes to standard output, and after it
-    one line of JSON; the CPU does the work. The section "scaling" takes minutes and gigabytes, and must be asked for.
+    one line of JSON; the CPU does the work. The section "scaling" takes minutes and gigabytes, and must be asked for:
+    gpt2 benchmark --sections scaling --peers none --dtypes float32
     """
     settings = _settings(options)
     if options["from_pretrained"] is not None and options["preset"] is not None:
@@ -74,9 +75,9 @@ def benchmark(**options: Any) -> None:
     )  # fmt: skip
     for line in table(results):
         click.echo(line)
-    if picture is not None:
-        plot(results, picture)
     click.echo(json.dumps(results.to_dict()))
+    if picture is not None:  # last: if it cannot be written, an hour's figures are not lost
+        plot(results, picture)
 
 
 def _settings(options: dict[str, Any]) -> Settings:

@@ -17,6 +17,8 @@ from gpt2.benchmark.subject import prompt_rows
 if TYPE_CHECKING:
     from gpt2.benchmark.run import Bench
 
+_SETTING = "start a process, load, first token"
+
 # The shortest programs that do it. Ours is its own command, which reads options and tokenizes besides; so does that of
 # transformers, and the other two are given ids. Arguments: where the model is, dtype, threads, prompt, as ids, as strings.
 _PROGRAMS = {
@@ -74,9 +76,6 @@ def loading(bench: Bench) -> None:
     bench.say(f"load: {bench.settings.rounds} rounds")
     times = take_turns([Contender(run) for run in runs], bench.settings.rounds, warm_ups=0)
     bench.results.rows += timed_rows("load", _SETTING, None, entrants, times, None, "s")
-
-
-_SETTING = "start a process, load, first token"
 
 
 def _judge(name: str, dtype: str, found: list[int], expected: list[int]) -> Entrant:

@@ -69,6 +69,8 @@ def _installed_peers(wanted: tuple[str, ...], results: Results) -> tuple[str, ..
 
 
 def _subject(settings: Settings, name: str | None, preset: str, work: Path, say: Say) -> Subject:
+    if set(settings.sections) == {"scaling"}:
+        return Subject(work / "model", work)  # it makes its own models: nobody will look at this one
     say(f"model: {name or f'random weights, {preset}'}")
     subject = make_subject(name, preset, settings.seed, work)
     _check_lengths(settings, subject.config.n_positions)

@@ -73,7 +73,8 @@ def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
     bench.results.rows += timed_rows("decode", called, None, entrants, whole, n, "tokens/s")
     limits = _memory_limits(bench, stream, stream_times)
     apart = timed_rows("decode", "after the first token", None, entrants, later, n - 1, "tokens/s")
-    bench.results.rows += [_with_share(row, limits) for row in apart] + list(limits.values())
+    shared = [_with_share(row, seconds, stream_times, n - 1) for row, seconds in zip(apart, later, strict=True)]
+    bench.results.rows += shared + list(limits.values())
 
 
 def _memory_limits(bench: Bench, stream: WeightStream, seconds: list[float]) -> dict[str, Row]:
@@ -92,10 +93,13 @@ def _memory_limits(bench: Bench, stream: WeightStream, seconds: list[float]) -> 
     return rows
 
 
-def _with_share(row: Row, limits: dict[str, Row]) -> Row:
-    limit = limits[row.entrant.dtype].value
-    share = row.value.median / limit.median if row.value and limit else None
-    return replace(row, share_of_limit=share)
+def _with_share(row: Row, seconds: list[float], stream_seconds: list[float], n_tokens: int) -> Row:
+    """The median of the rounds' shares: each round's two sides met the same machine."""
+    if row.value is None:
+        return row
+    of_float32 = DTYPES[row.entrant.dtype] / DTYPES["float32"]
+    shares = [n_tokens * limit * of_float32 / own for limit, own in zip(stream_seconds, seconds, strict=True)]
+    return replace(row, share_of_limit=spread(shares).median)
 
 
 def _prefill(bench: Bench, engines: list[Engine], oracle: Oracle, length: int) -> None:

@@ -15,7 +15,10 @@ import click
 from gpt2 import __version__
 from gpt_config.errors import GPT2Error, GPT2Warning, InputError
 
-_NAMES = ("classify", "evaluate", "finetune", "generate", "merge", "quantize", "score", "tokenize", "train", "verify")
+_NAMES = (
+    *("benchmark", "classify", "evaluate", "finetune", "generate", "merge"),
+    *("quantize", "score", "tokenize", "train", "verify"),
+)
 _COMMANDS = {name: f"gpt2.cli.{name}" for name in _NAMES}
 
 CONTEXT_SETTINGS = {

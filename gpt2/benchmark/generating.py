@@ -1,0 +1,164 @@
+"""Sections decode, prefill and batch: how fast tokens come. All engines are in memory at once, and take turns."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gpt2.benchmark.agreement import Oracle
+from gpt2.benchmark.engines import Engine, Prompts, generating_engines, open_engine, prepare_engine
+from gpt2.benchmark.machine import WeightStream
+from gpt2.benchmark.measure import Contender, speed, spread, take_turns
+from gpt2.benchmark.results import Entrant, Row, timed_rows
+from gpt2.benchmark.settings import DTYPES
+from gpt2.benchmark.subject import prompt_rows
+
+if TYPE_CHECKING:
+    from gpt2.benchmark.run import Bench
+
+SECTIONS = ("decode", "prefill", "batch")
+MEMORY = "memory"  # stands among the engines, for what reading all weights allows
+
+
+def generating(bench: Bench) -> None:
+    """Measure those of the sections that are asked for."""
+    oracle = Oracle(bench.subject.folder)
+    with _all_engines(bench) as engines:
+        if "decode" in bench.settings.sections:
+            _decode(bench, engines, oracle)
+        if "prefill" in bench.settings.sections:
+            for length in bench.settings.prefill_tokens:
+                _prefill(bench, engines, oracle, length)
+        if "batch" in bench.settings.sections:
+            for batch_size in bench.settings.batch_sizes:
+                _batch(bench, engines, oracle, batch_size)
+
+
+@contextlib.contextmanager
+def _all_engines(bench: Bench) -> Iterator[list[Engine]]:
+    """Every engine in every dtype; those that cannot take part are noted."""
+    engines: list[Engine] = []
+    section = next(section for section in SECTIONS if section in bench.settings.sections)
+    try:
+        for name in generating_engines(bench.settings.peers):
+            for dtype in bench.settings.dtypes:
+                bench.say(f"loading {name} {dtype}")
+                try:
+                    path = prepare_engine(name, bench.subject, dtype)
+                    engines.append(open_engine(name, path, bench.subject, dtype, bench.settings.threads))
+                except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
+                    bench.results.leave_out(section, name, dtype, error)
+        yield engines
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
+    settings = bench.settings
+    n = settings.new_tokens
+    prompts = prompt_rows(bench.subject, bench.texts.prompts, [settings.prompt_tokens])
+    called = f"prompt {settings.prompt_tokens}, {n} new"
+    engines, entrants = _checked(bench, "decode", called, None, engines, oracle, prompts, n)
+    stream = WeightStream(bench.subject.config)
+    runs = [partial(engine.generate, prompts, length) for engine in engines for length in (n, 1)]
+    bench.say(f"decode: {settings.rounds} rounds")
+    contenders = [*map(Contender, runs), Contender(stream.read)]
+    *times, stream_times = take_turns(contenders, settings.rounds, pause=bench.pause)
+    whole, first = times[0::2], times[1::2]
+    later = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(whole, first, strict=True)]
+    bench.results.rows += timed_rows("decode", called, None, entrants, whole, n, "tokens/s")
+    limits = _memory_limits(bench, stream, stream_times)
+    apart = timed_rows("decode", "after the first token", None, entrants, later, n - 1, "tokens/s")
+    shared = [_with_share(row, seconds, stream_times, n - 1) for row, seconds in zip(apart, later, strict=True)]
+    bench.results.rows += shared + list(limits.values())
+
+
+def _memory_limits(bench: Bench, stream: WeightStream, seconds: list[float]) -> dict[str, Row]:
+    """By dtype, how many tokens a second come if all weights are read for each and nothing else takes time."""
+    bandwidth = spread([stream.n_bytes / value for value in seconds])
+    rows = {}
+    for dtype in bench.settings.dtypes:
+        of_float32 = DTYPES[dtype] / DTYPES["float32"]
+        limit = speed([value * of_float32 for value in seconds], 1)
+        entrant = Entrant(MEMORY, dtype, note="its limit: all weights read once a token")
+        rows[dtype] = Row("decode", "after the first token", None, entrant, "tokens/s", limit)
+    bench.results.memory = {
+        "gigabytes_per_second": round(bandwidth.median / 1e9, 2),
+        "tokens_per_second": {dtype: round(row.value.median, 2) for dtype, row in rows.items() if row.value},
+    }
+    return rows
+
+
+def _with_share(row: Row, seconds: list[float], stream_seconds: list[float], n_tokens: int) -> Row:
+    """The median of the rounds' shares: each round's two sides met the same machine."""
+    if row.value is None:
+        return row
+    of_float32 = DTYPES[row.entrant.dtype] / DTYPES["float32"]
+    shares = [n_tokens * limit * of_float32 / own for limit, own in zip(stream_seconds, seconds, strict=True)]
+    return replace(row, share_of_limit=spread(shares).median)
+
+
+def _prefill(bench: Bench, engines: list[Engine], oracle: Oracle, length: int) -> None:
+    prompts = prompt_rows(bench.subject, bench.texts.prompts, [length])
+    _in_turns(bench, "prefill", "to the first token", length, engines, oracle, prompts, 1, amount=length)
+
+
+def _batch(bench: Bench, engines: list[Engine], oracle: Oracle, batch_size: int) -> None:
+    """Prompts of different lengths, for those of real users are: from half of `prompt_tokens` to all of them."""
+    settings = bench.settings
+    half, span = (settings.prompt_tokens + 1) // 2, settings.prompt_tokens // 2
+    lengths = [settings.prompt_tokens - span * row // max(1, batch_size - 1) for row in range(batch_size)]
+    prompts = prompt_rows(bench.subject, bench.texts.prompts, lengths)
+    amount = batch_size * settings.new_tokens
+    setting = f"prompts of {half} to {settings.prompt_tokens}, {settings.new_tokens} new each"
+    _in_turns(bench, "batch", setting, batch_size, engines, oracle, prompts, settings.new_tokens, amount=amount)
+
+
+def _in_turns(
+    bench: Bench,
+    section: str,
+    setting: str,
+    number: int,
+    engines: list[Engine],
+    oracle: Oracle,
+    prompts: Prompts,
+    n_new: int,
+    *,
+    amount: int,
+) -> None:
+    engines, entrants = _checked(bench, section, setting, number, engines, oracle, prompts, n_new)
+    bench.say(f"{section} {number}: {bench.settings.rounds} rounds")
+    contenders = [Contender(partial(engine.generate, prompts, n_new)) for engine in engines]
+    times = take_turns(contenders, bench.settings.rounds, pause=bench.pause)
+    bench.results.rows += timed_rows(section, setting, number, entrants, times, amount, "tokens/s")
+
+
+def _checked(
+    bench: Bench,
+    section: str,
+    setting: str,
+    number: int | None,
+    engines: list[Engine],
+    oracle: Oracle,
+    prompts: Prompts,
+    n_new: int,
+) -> tuple[list[Engine], list[Entrant]]:
+    """Those engines that give the right ids, where their precision is float32; the others get a row without a figure."""
+    bench.say(f"{section}{'' if number is None else f' {number}'}: comparing the ids of {len(engines)} engines")
+    sound, entrants = [], []
+    for engine in engines:
+        try:
+            entrant = oracle.judge(engine, prompts, n_new, engine.generate(prompts, n_new))
+        except Exception as error:  # as above
+            bench.results.leave_out(section, engine.name, engine.dtype, error)
+            continue
+        if entrant.agrees is False:
+            bench.results.rows.append(Row(section, setting, number, entrant, "tokens/s", None))
+        else:
+            sound.append(engine)
+            entrants.append(entrant)
+    return sound, entrants

@@ -1,0 +1,108 @@
+"""Section load: from a shell's prompt to the first token, in a fresh process, with the files in the page cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gpt2.benchmark.engines import generating_engines, prepare_engine
+from gpt2.benchmark.measure import Contender, take_turns
+from gpt2.benchmark.processes import run_python
+from gpt2.benchmark.results import Entrant, Row, timed_rows
+from gpt2.benchmark.settings import OURS
+from gpt2.benchmark.subject import prompt_rows
+
+if TYPE_CHECKING:
+    from gpt2.benchmark.run import Bench
+
+_SETTING = "start a process, load, first token"
+
+# The shortest programs that do it. Ours is its own command, which reads options and tokenizes besides; so does that of
+# transformers, and the other two are given ids. Arguments: where the model is, dtype, threads, prompt, as ids, as strings.
+_PROGRAMS = {
+    "transformers": """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+logging.set_verbosity_error()
+path, dtype, threads, prompt, ids, strings = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+given = tokenizer(prompt, return_tensors="pt")
+made = model.generate(**given, max_new_tokens=1, do_sample=False, pad_token_id=0)[0, given["input_ids"].shape[1]:]
+tokenizer.decode(made)
+print(json.dumps({"ids": made.tolist()}))
+""",
+    "ctranslate2": """
+import json, sys
+import ctranslate2
+path, dtype, threads, prompt, ids, strings = sys.argv[1:]
+generator = ctranslate2.Generator(path, compute_type=dtype, inter_threads=1, intra_threads=int(threads))
+made = generator.generate_batch([json.loads(strings)], max_length=1, include_prompt_in_result=False, end_token=[])
+print(json.dumps({"ids": made[0].sequences_ids[0]}))
+""",
+    "llama-cpp-python": """
+import json, sys
+from llama_cpp import Llama
+path, dtype, threads, prompt, ids, strings = sys.argv[1:]
+llama = Llama(path, n_threads=int(threads), n_threads_batch=int(threads), verbose=False)
+print(json.dumps({"ids": [int(next(llama.generate(json.loads(ids), temp=0.0)))]}))
+""",
+}
+
+
+def loading(bench: Bench) -> None:
+    """Start a process for each token, once a round."""
+    bench.say("load: comparing the first token")
+    entrants, runs = [], []
+    expected: list[int] | None = None
+    for dtype in bench.settings.dtypes:
+        for name in generating_engines(bench.settings.peers):
+            try:
+                run = _start(bench, name, dtype)
+                found = json.loads(run())["ids"]
+            except Exception as error:  # whatever goes wrong with an engine, the rest is measured
+                bench.results.leave_out("load", name, dtype, error)
+                continue
+            expected = found if expected is None else expected
+            entrant = _judge(name, dtype, found, expected)
+            if entrant.agrees is False:
+                bench.results.rows.append(Row("load", _SETTING, None, entrant, "s", None))
+            else:
+                entrants.append(entrant)
+                runs.append(run)
+    bench.say(f"load: {bench.settings.rounds} rounds")
+    times = take_turns([Contender(run) for run in runs], bench.settings.rounds, warm_ups=0)
+    bench.results.rows += timed_rows("load", _SETTING, None, entrants, times, None, "s")
+
+
+def _judge(name: str, dtype: str, found: list[int], expected: list[int]) -> Entrant:
+    """Against the first of all, which is ours."""
+    if dtype != "float32" or found == expected:
+        return Entrant(name, dtype, True if dtype == "float32" else None)
+    return Entrant(name, dtype, False, f"its first token is {found}, not {expected}: not timed")
+
+
+def _start(bench: Bench, name: str, dtype: str) -> Callable[[], str]:
+    path = prepare_engine(name, bench.subject, dtype)
+    threads = bench.settings.threads
+    [ids] = prompt_rows(bench.subject, bench.texts.prompts, [bench.settings.prompt_tokens])
+    prompt = bench.subject.tokenizer.decode(ids)
+    if name == OURS:
+        options = ["--from_pretrained", str(path), "--dtype", dtype, "--device", "cpu", "--max_tokens", "1", "--json"]
+        return partial(run_python, ["-m", "gpt2", "generate", *options, "--", prompt], threads)
+    strings = json.dumps(_names(bench, name, ids))
+    return partial(
+        run_python, ["-c", _PROGRAMS[name], str(path), dtype, str(threads), prompt, json.dumps(ids), strings], threads
+    )
+
+
+def _names(bench: Bench, name: str, ids: list[int]) -> list[str]:
+    if name != "ctranslate2":
+        return []
+    from gpt2.benchmark.peers import token_strings
+
+    names = token_strings(bench.subject)
+    return [names[token] for token in ids]

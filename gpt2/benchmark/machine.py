@@ -1,0 +1,107 @@
+"""The machine a benchmark runs on: its names and versions, how fast it reads memory, how much of that there is."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gpt_config.model_config import GPT2Config
+
+_PACKAGES = ("torch", "transformers", "ctranslate2", "llama-cpp-python", "gguf", "tiktoken", "tokenizers", "numpy")
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What a reader must know to compare figures: processor, cores, threads, versions, date."""
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cores": available_cores(),
+        "threads": threads,
+        "memory_gb": round(memory / 1e9, 1) if (memory := _meminfo("MemTotal")) is not None else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in _PACKAGES if (version := installed_version(name))},
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package that pip installed, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes that can be had without swapping, where the system says so."""
+    return _meminfo("MemAvailable")
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had, mapped files that it has read among them."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def n_parameters(config: GPT2Config) -> int:
+    """Weights and biases of a model."""
+    C, inner = config.n_embd, config.inner_dim
+    a_layer = 4 * C + (C + 1) * 3 * C + (C + 1) * C + (C + 1) * inner + (inner + 1) * C
+    return (config.vocab_size + config.n_positions) * C + config.n_layer * a_layer + 2 * C
+
+
+def read_per_token(config: GPT2Config) -> int:
+    """Parameters that are read for each token: all but the positions, of which it is one row."""
+    return n_parameters(config) - config.n_positions * config.n_embd
+
+
+class WeightStream:
+    """Reads as many bytes as the float32 weights of a model have, as fast as the machine can: the least that a token of
+    a model that does not fit the caches takes, whatever computes it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        import torch
+
+        self._vector = torch.ones(1024)
+        self._matrix = torch.ones(max(1, read_per_token(config) // 1024), 1024)
+        self.n_bytes = 4 * self._matrix.numel()
+
+    def read(self) -> None:
+        """Read it all once. A product with a vector does next to nothing else, and is shared among the threads."""
+        self._matrix @ self._vector
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

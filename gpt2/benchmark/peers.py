@@ -1,0 +1,149 @@
+"""The engines of others, each fed as its own documentation says. Their packages are imported when one is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt2.benchmark.engines import Prompts
+from gpt2.benchmark.results import LeftOutError
+from gpt2.benchmark.subject import Subject
+
+
+class TransformersEngine:
+    """transformers' GPT2LMHeadModel and its `generate`."""
+
+    name = "transformers"
+
+    @staticmethod
+    def prepare(subject: Subject, dtype: str) -> Path:
+        """The folder as it is."""
+        if dtype == "int8":
+            raise LeftOutError("has no int8 on a CPU")
+        return subject.folder
+
+    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.dtype = dtype
+        self._model = load_transformers(path, getattr(torch, dtype))
+        config = self._model.generation_config
+        config.pad_token_id, config.eos_token_id, config.bos_token_id = 0, None, None  # nothing ends a text
+        config.do_sample = False
+
+    def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
+        """One call for all prompts, padded on the left."""
+        import torch
+
+        longest = max(map(len, prompts))
+        input_ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        with torch.inference_mode():
+            ids = self._model.generate(input_ids, attention_mask=mask, max_new_tokens=n_new)
+        return ids[:, longest:].tolist()
+
+    def close(self) -> None:
+        """Drop the model."""
+        del self._model
+
+
+def load_transformers(folder: Path, dtype: Any) -> Any:
+    """transformers' GPT-2 of that folder, in eval mode; it prints nothing."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+
+
+class CTranslate2Engine:
+    """CTranslate2's Generator. Its int8 keeps activations between the products in float32."""
+
+    name = "ctranslate2"
+
+    @staticmethod
+    def prepare(subject: Subject, dtype: str) -> Path:
+        """Converted with its own converter."""
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+
+        known = ctranslate2.get_supported_compute_types("cpu")
+        if dtype not in known:
+            raise LeftOutError(f"does not compute {dtype} on this processor: it has {', '.join(sorted(known))}")
+        folder = subject.work / f"ctranslate2-{dtype}"
+        if not folder.exists():
+            import transformers
+
+            transformers.logging.disable_progress_bar()
+            TransformersConverter(str(subject.folder)).convert(str(folder), quantization=dtype)
+        return folder
+
+    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+        import ctranslate2
+
+        self.dtype = dtype
+        self._generator = ctranslate2.Generator(
+            str(path), device="cpu", compute_type=dtype, inter_threads=1, intra_threads=threads
+        )
+        self._tokens = token_strings(subject)
+
+    def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
+        """One call for all prompts; no token ends a text."""
+        results = self._generator.generate_batch(
+            [[self._tokens[token] for token in prompt] for prompt in prompts],
+            max_length=n_new, include_prompt_in_result=False, beam_size=1, sampling_topk=1, end_token=[],
+        )  # fmt: skip
+        return [list(result.sequences_ids[0]) for result in results]
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._generator.unload_model()
+
+
+def token_strings(subject: Subject) -> list[str]:
+    """The name of each id, as the vocabulary files have it."""
+    vocabulary = json.loads((subject.folder / "vocab.json").read_text(encoding="utf-8"))
+    names = {token_id: name for name, token_id in vocabulary.items()}
+    return [names[token_id] for token_id in range(len(names))]
+
+
+class LlamaEngine:
+    """llama.cpp by llama-cpp-python. Its int8 is q8_0: blocks of 32 weights with a scale each."""
+
+    name = "llama-cpp-python"
+
+    @staticmethod
+    def prepare(subject: Subject, dtype: str) -> Path:
+        """A GGUF file."""
+        from gpt2.benchmark.gguf_file import write_gguf
+
+        path = subject.work / f"{dtype}.gguf"
+        if not path.exists():
+            write_gguf(subject, path, dtype)
+        return path
+
+    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+        import llama_cpp
+
+        # In float32 the cache too; else it is float16, llama.cpp's own choice.
+        cache = llama_cpp.GGML_TYPE_F32 if dtype == "float32" else llama_cpp.GGML_TYPE_F16
+        self.dtype = dtype
+        self._llama = llama_cpp.Llama(
+            str(path), n_ctx=subject.config.n_positions, n_threads=threads, n_threads_batch=threads,
+            type_k=cache, type_v=cache, verbose=False,
+        )  # fmt: skip
+
+    def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
+        """Prompts one after another: llama-cpp-python has no call for several."""
+        return [self._continue(list(prompt), n_new) for prompt in prompts]
+
+    def _continue(self, prompt: list[int], n_new: int) -> list[int]:
+        self._llama.reset()  # or the prompt of the last call would be found in the cache
+        tokens = self._llama.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0)
+        return [int(next(tokens)) for _ in range(n_new)]
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._llama.close()

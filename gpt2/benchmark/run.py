@@ -1,0 +1,111 @@
+"""A whole benchmark: its sections in their order, into one set of results. It measures nothing itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt2.benchmark.machine import environment, installed_version
+from gpt2.benchmark.results import LeftOutError, Results
+from gpt2.benchmark.settings import SECTIONS, Settings
+from gpt2.benchmark.subject import Subject, make_subject, temporary_folder
+from gpt2.benchmark.texts import Texts
+from gpt_config.errors import InputError
+
+# What a peer needs besides itself to be given a model.
+_NEEDED_TOO = {"llama-cpp-python": ("gguf",)}
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Bench:
+    """What each section is given. `say` tells the user what is going on."""
+
+    settings: Settings
+    subject: Subject
+    texts: Texts
+    results: Results
+    say: Say
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two engines: with several threads, some still spin after their work."""
+        return 0.0 if self.settings.threads == 1 else 0.25
+
+
+def run_benchmark(settings: Settings, name: str | None, preset: str, texts: Texts, say: Say) -> Results:
+    """Measure what `settings` ask for on the model `name`, or on random weights in the shape of `preset`.
+
+    ConfigError or InputError if they do not fit the model. What goes wrong with an engine is noted and the rest goes on.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    results = Results(
+        environment(settings.threads), dataclasses.asdict(settings) | {"model": name or f"random weights, {preset}"}
+    )
+    results.settings["texts"] = texts.described()
+    settings = dataclasses.replace(settings, peers=_installed_peers(settings.peers, results))
+    try:
+        with temporary_folder() as work:
+            _run_sections(Bench(settings, _subject(settings, name, preset, work, say), texts, results, say))
+    finally:
+        torch.set_num_threads(threads)
+    return results
+
+
+def _installed_peers(wanted: tuple[str, ...], results: Results) -> tuple[str, ...]:
+    """Those of the `wanted` peers that can be imported; the others are noted."""
+    for peer in wanted:
+        missing = [package for package in (peer, *_NEEDED_TOO.get(peer, ())) if installed_version(package) is None]
+        results.peers[peer] = f"{' and '.join(missing)} not installed" if missing else installed_version(peer) or ""
+        if missing:
+            error = LeftOutError(f"{results.peers[peer]} (pip install 'gpt2-from-scratch[benchmark]')")
+            results.leave_out("", peer, "", error)
+    return tuple(peer for peer in wanted if not results.peers[peer].endswith("not installed"))
+
+
+def _subject(settings: Settings, name: str | None, preset: str, work: Path, say: Say) -> Subject:
+    if set(settings.sections) == {"scaling"}:
+        return Subject(work / "model", work)  # it makes its own models: nobody will look at this one
+    say(f"model: {name or f'random weights, {preset}'}")
+    subject = make_subject(name, preset, settings.seed, work)
+    _check_lengths(settings, subject.config.n_positions)
+    return subject
+
+
+def _check_lengths(settings: Settings, limit: int) -> None:
+    wanted = {}
+    if {"decode", "batch"} & set(settings.sections):
+        wanted["prompt_tokens + new_tokens"] = settings.prompt_tokens + settings.new_tokens
+    if "prefill" in settings.sections:
+        wanted["prefill_tokens"] = max(settings.prefill_tokens)
+    if "load" in settings.sections:
+        wanted["prompt_tokens"] = settings.prompt_tokens
+    if "training" in settings.sections:
+        wanted["train_context"] = settings.train_context
+    for option, value in wanted.items():
+        if value > limit:
+            raise InputError(f"{option} is {value}, and the model sees {limit} tokens: choose less")
+
+
+def _run_sections(bench: Bench) -> None:
+    # Here, for a section brings along what it measures: torch, and some of its peers.
+    from gpt2.benchmark.generating import SECTIONS as GENERATING
+    from gpt2.benchmark.generating import generating
+    from gpt2.benchmark.loading import loading
+    from gpt2.benchmark.scaling import scaling
+    from gpt2.benchmark.tokenizing import tokenizing
+    from gpt2.benchmark.training import training
+
+    wanted = [section for section in SECTIONS if section in bench.settings.sections]
+    if "tokenizer" in wanted:
+        tokenizing(bench)
+    if set(wanted) & set(GENERATING):
+        generating(bench)
+    for section, measure in (("load", loading), ("training", training), ("scaling", scaling)):
+        if section in wanted:
+            measure(bench)

@@ -1,0 +1,84 @@
+"""Section scaling: time per token against context and model size, and peak memory. Every model has a process of its own,
+so that one's memory is not another's; they run one after another, not in turns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2.benchmark.engines import generating_engines
+from gpt2.benchmark.machine import free_memory, n_parameters
+from gpt2.benchmark.measure import Spread
+from gpt2.benchmark.processes import run_python
+from gpt2.benchmark.results import Entrant, LeftOutError, Row
+from gpt2.benchmark.subject import is_preset
+from gpt_config.model_config import GPT2Config
+
+if TYPE_CHECKING:
+    from gpt2.benchmark.run import Bench
+
+# Besides the weights: torch, the cache and what is computed at a time.
+_BESIDE = 1_000_000_000
+
+
+def scaling(bench: Bench) -> None:
+    """Measure each size that there is room for."""
+    for size in bench.settings.sizes:
+        try:
+            _check_room(bench, size)
+            # Before the next size: the weights of the largest take 6 GB.
+            with tempfile.TemporaryDirectory(dir=bench.subject.work) as work:
+                bench.say(f"scaling {size}: making the model")
+                _in_a_process(bench, "make", size=size, work=work, seed=bench.settings.seed)
+                _measure_size(bench, size, Path(work))
+        except LeftOutError as error:
+            bench.results.leave_out(f"scaling {size}", "all", "", error)
+
+
+def _check_room(bench: Bench, size: str) -> None:
+    if not is_preset(size):
+        return  # a model of the user's: its size is known when it is loaded
+    needed = 4 * n_parameters(GPT2Config.preset(size)) + _BESIDE  # it is made in float32, whatever it then runs in
+    free, disk = free_memory(), shutil.disk_usage(bench.subject.work).free
+    for what, there in (("memory", free), ("the temporary folder's disk", disk)):
+        if there is not None and needed > there:
+            raise LeftOutError(f"no room: it takes {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB of {what} are free")
+
+
+def _measure_size(bench: Bench, size: str, work: Path) -> None:
+    for name in generating_engines(bench.settings.peers):
+        for dtype in bench.settings.dtypes:
+            bench.say(f"scaling {size}: {name} {dtype}")
+            engine = {"work": str(work), "name": name, "dtype": dtype}
+            try:
+                path = _in_a_process(bench, "prepare", **engine)["path"]
+                found = _in_a_process(
+                    bench, "measure", **engine, path=path, threads=bench.settings.threads,
+                    rounds=bench.settings.rounds, contexts=bench.settings.contexts,
+                )  # fmt: skip
+            except LeftOutError as error:
+                bench.results.leave_out(f"scaling {size}", name, dtype, error)
+                continue
+            bench.results.rows += _rows(size, Entrant(name, dtype), found)
+
+
+def _rows(size: str, entrant: Entrant, found: dict[str, Any]) -> list[Row]:
+    rows = [
+        Row("scaling", size, context, entrant, "ms/token", Spread(*milliseconds))
+        for context, milliseconds in found["milliseconds"]
+    ]
+    for when in ("load", "use"):
+        megabytes = found[f"peak_{when}"] / 1e6
+        rows.append(Row("scaling", f"{size}, peak memory, {when}", None, entrant, "MB", Spread(*[megabytes] * 3)))
+    return rows
+
+
+def _in_a_process(bench: Bench, task: str, **arguments: Any) -> dict[str, Any]:
+    out = run_python(["-m", "gpt2.benchmark.scaling_process", task, json.dumps(arguments)], bench.settings.threads)
+    values: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    if "left_out" in values:
+        raise LeftOutError(values["left_out"])
+    return values

@@ -1,0 +1,72 @@
+"""What section scaling runs in processes of their own: make a model, put it into an engine's format, measure it.
+
+python -m gpt2.benchmark.scaling_process make|prepare|measure JSON    prints JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpt2.benchmark.engines import open_engine, prepare_engine
+from gpt2.benchmark.machine import peak_memory
+from gpt2.benchmark.measure import Contender, spread, take_turns
+from gpt2.benchmark.results import LeftOutError
+from gpt2.benchmark.subject import Subject, is_preset, make_subject
+from gpt_config.errors import GPT2Error
+
+# Tokens that are made at a context, so that one is timed: their cost differs by less than the noise.
+_TOKENS = 8
+
+
+def make(*, size: str, work: str, seed: int) -> dict[str, Any]:
+    """The model of that size in `work`."""
+    folder = make_subject(None if is_preset(size) else size, size, seed, Path(work)).folder
+    return {"folder": str(folder)}
+
+
+def prepare(*, work: str, name: str, dtype: str) -> dict[str, Any]:
+    """The engine's files."""
+    return {"path": str(prepare_engine(name, _subject(work), dtype))}
+
+
+def measure(
+    *, work: str, name: str, dtype: str, path: str, threads: int, rounds: int, contexts: list[int]
+) -> dict[str, Any]:
+    """Milliseconds a token at each context, and the most memory after loading and after all."""
+    subject = _subject(work)
+    engine = open_engine(name, Path(path), subject, dtype, threads)
+    peak_load = peak_memory()
+    fitting = [context for context in contexts if context <= subject.config.n_positions]
+    milliseconds = []
+    for context in fitting:
+        n_new = min(_TOKENS, context // 2) + 1
+        prompt = [[token % subject.config.vocab_size for token in range(100, 100 + context - n_new + 1)]]
+        whole, first = take_turns([Contender(partial(engine.generate, prompt, n)) for n in (n_new, 1)], rounds)
+        each = [max(0.0, a - b) * 1000 / (n_new - 1) for a, b in zip(whole, first, strict=True)]
+        found = spread(each)
+        milliseconds.append((context, (found.median, found.low, found.high)))
+    return {"milliseconds": milliseconds, "peak_load": peak_load, "peak_use": peak_memory()}
+
+
+def _subject(work: str) -> Subject:
+    return Subject(Path(work) / "model", Path(work))
+
+
+_TASKS: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prepare, "measure": measure}
+
+
+def main() -> None:
+    """Run the task; what an engine cannot do is part of the answer."""
+    try:
+        print(json.dumps(_TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))
+    except (LeftOutError, GPT2Error) as error:
+        print(json.dumps({"left_out": str(error)}))
+
+
+if __name__ == "__main__":
+    main()

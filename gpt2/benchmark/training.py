@@ -1,0 +1,189 @@
+"""Section training: a step of our training loop beside that of the loop people write around transformers' GPT-2."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from gpt2.benchmark.machine import free_memory, n_parameters
+from gpt2.benchmark.measure import Contender, take_turns
+from gpt2.benchmark.results import Entrant, LeftOutError, Row, timed_rows
+from gpt2.benchmark.settings import OURS, Settings
+from gpt2.benchmark.subject import Subject, prompt_rows
+from gpt2.checkpoints import load_model
+from gpt2.model import GPT2
+from gpt2.training import Trainer
+from gpt2.training.hardware import keep_freed_memory
+from gpt2.training.loss import LanguageModelLoss
+from gpt2.training.objective import Objective
+from gpt_config.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from gpt2.benchmark.run import Bench
+
+_PRECISIONS = ("float32", "bfloat16")  # of the products; weights and moments are float32
+_RATE = 1e-4
+# Both compute the same loss, and after a step with the same rule still do, up to rounding.
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model in training: `step` learns from the batch, `loss` is that of the batch, in nats, without dropout."""
+
+    step: Callable[[], object]
+    loss: Callable[[], float]
+
+
+def training(bench: Bench) -> None:
+    """Measure each precision that is asked for."""
+    settings = bench.settings
+    tokens = settings.train_rows * settings.train_context
+    setting = f"{settings.train_rows} rows of {settings.train_context}, dropout {settings.dropout:g}"
+    # As our loop does; in one process it holds for both, and what it saves is no advantage of ours here.
+    keep_freed_memory()
+    for dtype in settings.dtypes:
+        if dtype not in _PRECISIONS:
+            continue
+        learners = _learners(bench, dtype)
+        sound = _checked(bench, setting, learners, dtype)
+        bench.say(f"training {dtype}: {settings.rounds} rounds")
+        contenders = [Contender(learner.step) for _, learner in sound]
+        times = take_turns(contenders, settings.rounds)
+        entrants = [entrant for entrant, _ in sound]
+        bench.results.rows += timed_rows("training", setting, None, entrants, times, tokens, "tokens/s")
+
+
+def _learners(bench: Bench, dtype: str) -> dict[str, Learner]:
+    settings = bench.settings
+    ids = np.array(prompt_rows(bench.subject, bench.texts.prompts, [settings.train_context + 1] * settings.train_rows))
+    makers = {OURS: _ours, "transformers": _transformers}
+    learners = {}
+    for name, make in makers.items():
+        if name != OURS and name not in settings.peers:
+            continue
+        bench.say(f"training: loading {name} {dtype}")
+        try:
+            _check_room(bench.subject)
+            learners[name] = make(bench.subject, ids, dtype, settings)
+        except Exception as error:  # whatever goes wrong with an engine, the rest is measured
+            bench.results.leave_out("training", name, dtype, error)
+    return learners
+
+
+def _check_room(subject: Subject) -> None:
+    # Weights, gradients and two moments, in float32. What the activations take depends on the batch.
+    needed, free = 16 * n_parameters(subject.config), free_memory()
+    if free is not None and needed > free:
+        raise LeftOutError(f"no room: it takes more than {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+
+
+def _checked(bench: Bench, setting: str, learners: dict[str, Learner], dtype: str) -> list[tuple[Entrant, Learner]]:
+    """Those whose loss is ours, before a step and, where no dropout makes the steps differ, after it."""
+    bench.say(f"training {dtype}: comparing the losses")
+    losses = {name: _losses(learner, with_step=bench.settings.dropout == 0) for name, learner in learners.items()}
+    sound = []
+    for name, learner in learners.items():
+        if all(abs(a - b) <= _TOLERANCE[dtype] * abs(b) for a, b in zip(losses[name], losses[OURS], strict=True)):
+            sound.append((Entrant(name, dtype, True if dtype == "float32" else None), learner))
+        else:
+            note = f"its losses are {losses[name]}, not {losses[OURS]}: not timed"
+            bench.results.rows.append(Row("training", setting, None, Entrant(name, dtype, False, note), "tokens/s", None))
+    return sound
+
+
+def _losses(learner: Learner, *, with_step: bool) -> list[float]:
+    before = learner.loss()
+    if not with_step:
+        return [before]
+    learner.step()
+    return [before, learner.loss()]
+
+
+class _OneBatch(Objective):
+    """The same rows in every step: to time a step, nothing more is needed."""
+
+    def __init__(self, ids: NDArray[Any]) -> None:
+        self._batch = (ids[:, :-1].copy(), ids[:, 1:].copy())
+        self.batches = self
+        self.evaluation = self
+        self.tokens_per_step = float(self._batch[0].size)
+        self.count = 1
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[Any], ...]:
+        return self._batch
+
+    def loss(self, model: GPT2) -> nn.Module:
+        return LanguageModelLoss(model)
+
+    def figures(self, loss: float) -> dict[str, float]:
+        return {}
+
+    def sample(self, model: GPT2, config: TrainingConfig) -> str:
+        return ""
+
+    def save(self, model: GPT2, folder: Path) -> None:
+        raise AssertionError("steps are timed, runs are not")
+
+
+def _config(settings: Settings, dtype: str) -> TrainingConfig:
+    return TrainingConfig(
+        batch_size=settings.train_rows, context=settings.train_context, warmup_steps=0, max_steps=10**6,
+        learning_rate=_RATE, min_learning_rate=_RATE, precision=dtype,
+    )  # fmt: skip
+
+
+def _ours(subject: Subject, ids: NDArray[Any], dtype: str, settings: Settings) -> Learner:
+    p = settings.dropout
+    model = GPT2(replace(subject.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p))
+    model.load_state_dict(load_model(subject.folder).state_dict())
+    trainer = Trainer(model, _OneBatch(ids), _config(settings, dtype), subject.work / "run", is_quiet=True)
+    return Learner(trainer.train_step, trainer.validation_loss)
+
+
+def _transformers(subject: Subject, ids: NDArray[Any], dtype: str, settings: Settings) -> Learner:
+    """transformers' model, torch's AdamW with the same numbers, and the gradient shortened: what one writes by hand."""
+    from gpt2.benchmark.peers import load_transformers
+
+    model = load_transformers(subject.folder, torch.float32).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = settings.dropout
+    config = _config(settings, dtype)
+    decays = [[p for p in model.parameters() if (p.dim() >= 2) == is_matrix] for is_matrix in (True, False)]
+    groups = [{"params": decays[0], "weight_decay": config.weight_decay}, {"params": decays[1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(config.beta1, config.beta2))
+    # transformers moves the labels on by one itself, and so learns from one token less than it is given.
+    rows = torch.from_numpy(ids)
+
+    def loss() -> torch.Tensor:
+        return model(input_ids=rows, labels=rows, use_cache=False).loss
+
+    def autocast() -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if dtype == "float32" else torch.autocast("cpu", torch.bfloat16)
+
+    def step() -> None:
+        with autocast():
+            value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def evaluated() -> float:
+        model.eval()
+        with autocast():
+            value = float(loss())
+        model.train()
+        return value
+
+    return Learner(step, evaluated)

@@ -1,0 +1,110 @@
+"""`gpt2 benchmark`: parse the options, call `gpt2.benchmark`, print the table and the JSON. It measures nothing itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpt2.benchmark.machine import available_cores
+from gpt2.benchmark.settings import DEFAULT_SECTIONS, DTYPES, PEERS, SECTIONS, Settings
+from gpt2.benchmark.texts import texts_of
+from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.model_folder import locate_model
+from gpt_config.errors import ConfigError
+from gpt_config.model_config import PRESETS
+
+_DEFAULTS = Settings()
+
+
+def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: str) -> Callable[..., Any]:
+    """An option that takes a list with commas, and may be given several times."""
+    shown = ",".join(map(str, default))
+    return click.option(
+        f"--{name}", name, *more_names, multiple=True, metavar="LIST", help=f"{help_text}  [default: {shown}]"
+    )
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.option("--from_pretrained", metavar="NAME", help="Measure with this model instead of random weights.")
+@click.option("--preset", metavar="NAME", help="The shape of random weights: gpt2, gpt2-xl, 355M ...  [default: gpt2]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
+@_listed("sections", f"What to measure: {', '.join(SECTIONS)}.", DEFAULT_SECTIONS, "--section")
+@_listed("peers", 'With whom; "none" is this package alone.', PEERS, "--peer")
+@_listed("dtypes", "Precisions of the weights.", tuple(DTYPES), "--dtype")
+@click.option("--threads", type=int, help="Of every engine.  [default: the cores there are]")
+@click.option("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Timed turns of each.")
+@click.option("--prompt_tokens", type=int, default=_DEFAULTS.prompt_tokens, show_default=True, help="Of decode and batch.")
+@click.option("--new_tokens", type=int, default=_DEFAULTS.new_tokens, show_default=True, help="Of decode and batch.")
+@_listed("prefill_tokens", "Lengths of prompts.", _DEFAULTS.prefill_tokens)
+@_listed("batch_sizes", "Rows of a batch.", _DEFAULTS.batch_sizes)
+@click.option("--train_rows", type=int, default=_DEFAULTS.train_rows, show_default=True, help="Rows of a training step.")
+@click.option("--train_context", type=int, default=_DEFAULTS.train_context, show_default=True, help="Tokens of such a row.")
+@click.option("--dropout", type=float, default=_DEFAULTS.dropout, show_default=True, help="In training.")
+@_listed("sizes", "Of scaling: presets, or names of models.", _DEFAULTS.sizes)
+@_listed("contexts", "Of scaling: tokens.", _DEFAULTS.contexts)
+@click.option("--text", metavar="FILE", help="For the tokenizers and prompts.  [default: Python's standard library]")
+@click.option("--plot", "plot_file", metavar="FILE", help="Draw it: a .png, .svg or .pdf.")
+def benchmark(**options: Any) -> None:
+    """Measure this package beside those of its peers that are installed, on the same weights, prompts and threads.
+
+    All take turns, and must give the same tokens before they are timed. The table goes to standard output, and after it
+    one line of JSON; the CPU does the work. The section "scaling" takes minutes and gigabytes, and must be asked for:
+    gpt2 benchmark --sections scaling --peers none --dtypes float32
+    """
+    settings = _settings(options)
+    if options["from_pretrained"] is not None and options["preset"] is not None:
+        raise click.UsageError("--preset is for random weights: leave it or --from_pretrained out")
+    preset = options["preset"] or "gpt2"
+    if preset not in PRESETS:
+        raise click.UsageError(f"--preset {preset!r} is unknown: there are {', '.join(PRESETS)}")
+    if options["from_pretrained"] is not None:
+        locate_model(options["from_pretrained"])  # before torch is imported
+    texts = texts_of(options["text"])
+    from gpt2.benchmark.report import check_plot, plot, table
+    from gpt2.benchmark.run import run_benchmark
+
+    picture = Path(options["plot_file"]) if options["plot_file"] is not None else None
+    if picture is not None:
+        check_plot(picture)
+    results = run_benchmark(
+        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True)
+    )  # fmt: skip
+    for line in table(results):
+        click.echo(line)
+    click.echo(json.dumps(results.to_dict()))
+    if picture is not None:  # last: if it cannot be written, an hour's figures are not lost
+        plot(results, picture)
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    same = ("seed", "rounds", "prompt_tokens", "new_tokens", "train_rows", "train_context", "dropout")
+    fields = {name: options[name] for name in same}
+    fields["threads"] = available_cores() if options["threads"] is None else options["threads"]
+    for name in ("sections", "peers", "dtypes", "sizes"):
+        if options[name]:
+            fields[name] = _names(options[name])
+    if options["peers"] and fields["peers"] == ("none",):
+        fields["peers"] = ()
+    for name in ("prefill_tokens", "batch_sizes", "contexts"):
+        if options[name]:
+            fields[name] = tuple(_whole(name, value) for value in _names(options[name]))
+    try:
+        return Settings(**fields)
+    except ConfigError as error:
+        raise click.UsageError(f"--{error}") from None
+
+
+def _names(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in lists with commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+
+
+def _whole(option: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise click.UsageError(f"--{option}={value!r} must be whole numbers with commas between them") from None

@@ -1,0 +1,79 @@
+"""Turns, medians and ratios, on a clock that only the contenders move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gpt2.benchmark.measure import Contender, Spread, speed, spread, take_turns, times_as_fast
+from gpt2.benchmark.results import Entrant, LeftOutError, Results, timed_rows
+from gpt2.benchmark.settings import OURS
+
+
+class FakeClock:
+    """Seconds pass when `wait` is called, and what waited is noted."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def waiter(self, name: str, seconds: list[float]) -> Callable[..., None]:
+        left = iter(seconds)
+
+        def wait(*_: object) -> None:
+            self.order.append(name)
+            self.now += next(left)
+
+        return wait
+
+
+def test_turns_go_round_and_only_runs_after_the_warm_up_count() -> None:
+    clock = FakeClock()
+
+    def set_up() -> tuple[str]:
+        clock.now += 100
+        return ("given",)
+
+    given: list[str] = []
+    first, second = clock.waiter("a", [50, 1, 2, 3]), clock.waiter("b", [50, 4, 5, 6])
+    contenders = [Contender(first), Contender(lambda text: (given.append(text), second()), set_up)]
+    assert take_turns(contenders, 3, clock=clock) == [[1, 2, 3], [4, 5, 6]]
+    assert clock.order == list("ab" + "ab" + "ba" + "ab") and given == ["given"] * 4
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    ours, theirs = [1.0, 10.0, 2.0], [3.0, 10.0, 10.0]  # the machine was slow in the second round
+    assert times_as_fast(ours, theirs) == Spread(3.0, 1.0, 5.0)
+    assert spread(theirs).median / spread(ours).median == 5.0  # which is not that
+    assert speed([0.5, 2.0, 1.0], 4) == Spread(4.0, 2.0, 8.0)
+
+
+def test_rows_are_held_against_ours_of_the_same_dtype() -> None:
+    entrants = [Entrant(OURS, "float32"), Entrant("peer", "float32"), Entrant("peer", "int8")]
+    rows = timed_rows("decode", "", None, entrants, [[1.0, 2.0, 4.0], [2.0, 4.0, 2.0], [1.0, 1.0, 1.0]], 8, "tokens/s")
+    assert [row.value for row in rows] == [Spread(4.0, 2.0, 8.0), Spread(4.0, 2.0, 4.0), Spread(8.0, 8.0, 8.0)]
+    assert [row.times_as_fast for row in rows] == [None, Spread(2.0, 0.5, 2.0), None]
+    rows = timed_rows("load", "", None, entrants[:2], [[1.0, 3.0], [4.0, 6.0]], None, "s")
+    assert rows[1].value == Spread(5.0, 4.0, 6.0) and rows[1].times_as_fast == Spread(3.0, 2.0, 4.0)
+    rows = timed_rows("decode", "", None, entrants[:2], [[0.0, 1.0], [1.0, 1.0]], 1, "tokens/s")
+    assert rows[0].value is None and rows[1].times_as_fast is None and rows[1].value == Spread(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (LeftOutError("has no int8"), "has no int8"),
+        (ValueError("a\nb"), "failed with ValueError: a"),
+        (KeyError(), "failed"),
+    ],
+)
+def test_what_is_left_out_is_said_in_one_line_and_once(error: Exception, reason: str) -> None:
+    results = Results()
+    for section in ("decode", "batch"):
+        results.leave_out(section, "peer", "int8", error)
+    [item] = results.left_out
+    assert item.reason.startswith(reason) and "\n" not in item.reason and item.section == "decode"

@@ -1,0 +1,144 @@
+"""`gpt2 benchmark`: every section on a tiny model, the table, the JSON, the picture, and mistakes. No times are asserted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt2.benchmark import scaling, scaling_process
+from gpt2.benchmark.settings import OURS
+from gpt_test.conftest import TRAINING_TEXT
+
+SIZES = [
+    "--rounds", 2, "--prompt_tokens", 6, "--new_tokens", 4, "--prefill_tokens", 8, "--batch_sizes", "1,3", "--train_rows", 2,
+    "--train_context", 16, "--threads", 1,
+]  # fmt: skip
+
+
+@pytest.fixture
+def options(small_folder: Path, tmp_path: Path) -> list[object]:
+    (tmp_path / "story.txt").write_text(TRAINING_TEXT)
+    return ["--from_pretrained", small_folder, "--text", tmp_path / "story.txt", *SIZES]
+
+
+def test_sections_in_one_process(run_command: Callable, options: list[object], tmp_path: Path) -> None:
+    peers = ["transformers", "tiktoken", "tokenizers"]
+    for peer in peers:
+        pytest.importorskip(peer, reason=f"{peer} is not installed (pip install '.[test]')")
+    sections = ["tokenizer", "decode", "prefill", "batch", "training"]
+    picture = tmp_path / "picture.png"
+    chosen = ["--sections", ",".join(sections), "--peers", ",".join(peers), "--dtypes", "float32", "--dtype", "bfloat16"]
+    result = run_command("benchmark", *options, *chosen, "--plot", picture)
+    assert result.status == 0, result.err
+    *lines, last = result.out.splitlines()
+    for section in sections:
+        assert section in lines
+    values = json.loads(last)
+    assert values["environment"]["threads"] == 1 and values["environment"]["versions"]["torch"]
+    assert list(values["peers"]) == peers and not values["left_out"]
+    assert values["settings"]["texts"].startswith("story.txt") and values["memory"]["gigabytes_per_second"] > 0
+    rows = values["rows"]
+    assert {row["section"] for row in rows} == set(sections)
+    compared = [row for row in rows if row["engine"] in ("tiktoken", "tokenizers", "transformers")]
+    assert all(row["agrees"] is True for row in compared if row["dtype"] != "bfloat16")
+    # What comes after the first token takes so little time here that noise may be more.
+    sure = [row for row in rows if row["setting"] != "after the first token"]
+    assert all(row["low"] <= row["median"] <= row["high"] for row in sure)
+    assert all(row["times_as_fast"] > 0 for row in sure if row["engine"] not in (OURS, "memory"))
+    assert {row["number"] for row in rows if row["section"] == "batch"} == {1, 3}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "decode: 2 rounds" in result.err
+
+
+def test_sections_in_processes_of_their_own(
+    run_command: Callable, options: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def in_this_process(arguments: list[str], threads: int) -> str:
+        assert arguments[:2] == ["-m", "gpt2.benchmark.scaling_process"]
+        return json.dumps(scaling_process._TASKS[arguments[2]](**json.loads(arguments[3])))
+
+    monkeypatch.setattr(scaling, "run_python", in_this_process)  # torch takes seconds to import
+    folder = options[1]
+    chosen = [
+        "--sections",
+        "load,scaling",
+        "--peers",
+        "none",
+        "--dtypes",
+        "float32",
+        "--sizes",
+        folder,
+        "--contexts",
+        "8,32,99",
+    ]
+    result = run_command("benchmark", *options, "--rounds", 1, *chosen)
+    assert result.status == 0, result.err
+    rows = json.loads(result.out.splitlines()[-1])["rows"]
+    assert [(row["section"], row["unit"], row["number"]) for row in rows] == [
+        ("load", "s", None), ("scaling", "ms/token", 8), ("scaling", "ms/token", 32),
+        ("scaling", "MB", None), ("scaling", "MB", None),
+    ]  # fmt: skip
+    assert rows[0]["agrees"] is True and rows[0]["median"] > 0 and rows[-1]["median"] > 1
+
+
+@pytest.mark.slow
+def test_scaling_in_processes_of_its_own(run_command: Callable, options: list[object]) -> None:
+    chosen = ["--sections", "scaling", "--dtypes", "float32", "--sizes", options[1], "--contexts", "8", "--peers"]
+    result = run_command("benchmark", *options, *chosen, "transformers")
+    values = json.loads(result.out.splitlines()[-1])
+    assert [row["engine"] for row in values["rows"]] == [OURS] * 3 + ["transformers"] * 3 and not values["left_out"]
+
+
+def test_a_peer_that_is_not_installed_and_a_size_without_room(
+    run_command: Callable, options: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2.benchmark.run.installed_version", lambda name: None if name == "llama-cpp-python" else "1")
+    monkeypatch.setattr("gpt2.benchmark.scaling.free_memory", lambda: 7_000_000_000)
+    chosen = ["--sections", "scaling", "--peers", "llama-cpp-python", "--sizes", "1558M"]
+    result = run_command("benchmark", *options, *chosen)
+    assert result.status == 0, result.err
+    values = json.loads(result.out.splitlines()[-1])
+    assert values["peers"] == {"llama-cpp-python": "llama-cpp-python not installed"}
+    reasons = [item["reason"] for item in values["left_out"]]
+    assert reasons[0].startswith("llama-cpp-python not installed (pip install")
+    assert reasons[1] == "no room: it takes 7.2 GB, and 7.0 GB of memory are free"
+    assert len(reasons) == 2 and all(reason in result.out for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--sections", "decode,speed"], "--sections='speed' is unknown: there are tokenizer, decode, prefill, batch"),
+        (["--peer", "vllm"], "--peers='vllm' is unknown: there are transformers, ctranslate2, llama-cpp-python"),
+        (["--dtypes", "int4"], "--dtypes='int4' is unknown: there are float32, bfloat16, float16, int8"),
+        (["--threads", "0"], "--threads=0 must be a whole number of 1 or more"),
+        (["--new_tokens", "1"], "--new_tokens=1 must be a whole number of 2 or more"),
+        (["--batch_sizes", "1,many"], "--batch_sizes='many' must be whole numbers with commas between them"),
+        (["--sections", ","], "--sections is empty: give at least one of"),
+        (["--preset", "gpt3"], "--preset 'gpt3' is unknown: there are gpt2, "),
+        (["--preset", "gpt2", "--from_pretrained", "gpt2"], "--preset is for random weights"),
+    ],
+)
+def test_wrong_calls_are_one_line(run_command: Callable, wrong: list[str], message: str) -> None:
+    result = run_command("benchmark", *wrong)
+    assert result.status == 2 and not result.out
+    assert result.err.startswith(f"error: {message}") and len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--prompt_tokens", "40"], "prompt_tokens + new_tokens is 44, and the model sees 40 tokens: choose less"),
+        (["--train_context", "41"], "train_context is 41, and the model sees 40 tokens: choose less"),
+        (["--text", "no-such-file"], "No such file or directory: no-such-file"),
+        (["--plot", "picture.txt"], "plot='picture.txt' must end with one of .png, .svg, .pdf"),
+        (["--from_pretrained", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_other_mistakes_are_one_line(run_command: Callable, options: list[object], wrong: list[str], message: str) -> None:
+    result = run_command("benchmark", *options, *wrong)
+    assert result.status == 1 and not result.out and "Traceback" not in result.err
+    assert message in result.err.splitlines()[-1] and result.err.splitlines()[-1].startswith("error: ")

@@ -20,19 +20,10 @@ _PEERS = {"transformers": "TransformersEngine", "ctranslate2": "CTranslate2Engin
 
 
 class Engine(Protocol):
-    """A model in memory, ready to generate.
-
-    `prepare` puts the subject into the engine's own format and returns where it is; making an engine of it reads that.
-    Both raise LeftOutError for a dtype that the engine does not have.
-    """
+    """A model in memory, ready to generate."""
 
     name: str
     dtype: str
-
-    @staticmethod
-    def prepare(subject: Subject, dtype: str) -> Path: ...
-
-    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None: ...
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
         """The most probable `n_new` tokens after each prompt, one after another; none of them ends a text."""
@@ -40,6 +31,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+class OpenableEngine(Engine, Protocol):
+    """One that is opened in two steps, each of which raises LeftOutError for a dtype that the engine does not have."""
+
+    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+        """Read what `prepare` has made."""
+
+    @staticmethod
+    def prepare(subject: Subject, dtype: str) -> Path:
+        """Put the subject into the engine's own format; returns where it is."""
         ...
 
 
@@ -98,7 +101,7 @@ def open_engine(name: str, path: Path, subject: Subject, dtype: str, threads: in
     return _engine_class(name)(path, subject, dtype, threads)
 
 
-def _engine_class(name: str) -> type[Engine]:
+def _engine_class(name: str) -> type[OpenableEngine]:
     if name == OURS:
         return OurEngine
     return getattr(import_module("gpt2.benchmark.peers"), _PEERS[name])

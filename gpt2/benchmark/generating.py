@@ -1,4 +1,6 @@
-"""Sections decode, prefill and batch: how fast tokens come. All engines are in memory at once, and take turns."""
+"""Sections decode, prefill and batch: how fast tokens come. All engines are in memory at once,
+each in a process of its own, and take turns.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpt2.benchmark.agreement import Oracle
-from gpt2.benchmark.engines import Engine, Prompts, generating_engines, open_engine, prepare_engine
+from gpt2.benchmark.engine_process import EngineApart
+from gpt2.benchmark.engines import Engine, Prompts, generating_engines, prepare_engine
 from gpt2.benchmark.machine import WeightStream
 from gpt2.benchmark.measure import Contender, speed, spread, take_turns
 from gpt2.benchmark.results import Entrant, Row, timed_rows
@@ -48,7 +51,7 @@ def _all_engines(bench: Bench) -> Iterator[list[Engine]]:
                 bench.say(f"loading {name} {dtype}")
                 try:
                     path = prepare_engine(name, bench.subject, dtype)
-                    engines.append(open_engine(name, path, bench.subject, dtype, bench.settings.threads))
+                    engines.append(EngineApart(name, path, bench.subject, dtype, bench.settings.threads))
                 except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
                     bench.results.leave_out(section, name, dtype, error)
         yield engines

@@ -18,10 +18,11 @@ import torch
 from gpt2 import GPT2
 from gpt2.benchmark import generating
 from gpt2.benchmark.agreement import Oracle
-from gpt2.benchmark.engines import Engine, OurEngine, Prompts
+from gpt2.benchmark.engine_process import EngineApart
+from gpt2.benchmark.engines import Engine, OurEngine, Prompts, open_engine
 from gpt2.benchmark.gguf_file import write_gguf
 from gpt2.benchmark.report import table
-from gpt2.benchmark.results import Results
+from gpt2.benchmark.results import LeftOutError, Results
 from gpt2.benchmark.run import Bench, run_benchmark
 from gpt2.benchmark.settings import OURS, Settings
 from gpt2.benchmark.subject import Subject, make_subject, random_model
@@ -73,7 +74,7 @@ def measured(subject: Subject, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
     def open_engine(name: str, *arguments: object) -> Engine:
         return OurEngine(*arguments) if name == OURS else fake
 
-    monkeypatch.setattr(generating, "open_engine", open_engine)
+    monkeypatch.setattr(generating, "EngineApart", open_engine)
     settings = Settings(
         sections=sections, peers=("transformers",), dtypes=("float32",), rounds=2, prompt_tokens=6, new_tokens=4,
         prefill_tokens=(8,), batch_sizes=(3,),
@@ -232,3 +233,22 @@ def test_texts(tmp_path: Path) -> None:
         texts_of(str(path))
     path.write_text("the cat")
     assert texts_of(str(path)).prompts == "the cat" and json.dumps(texts_of(str(path)).described())
+
+
+def test_an_engine_apart_says_what_it_says_here(subject: Subject) -> None:
+    prompts = [[1, 2, 3], [4, 5]]
+    here, apart = (kind(OURS, subject.folder, subject, "float32", 1) for kind in (open_engine, EngineApart))
+    assert apart.generate(prompts, 4) == here.generate(prompts, 4)
+    with pytest.raises(LeftOutError, match="InputError: token id 300 is outside the vocabulary"):
+        apart.generate([[300]], 4)
+    assert apart.generate(prompts, 2) == here.generate(prompts, 2)
+    apart._process.kill()
+    apart._process.join()
+    with pytest.raises(LeftOutError, match="its process ended"):
+        apart.generate([[1]], 4)
+    apart.close()
+
+
+def test_an_engine_apart_that_cannot_be_opened_is_left_out(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(LeftOutError, match="ModelNotFoundError: "):
+        EngineApart(OURS, tmp_path / "none", subject, "float32", 1)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.benchmark import scaling, scaling_process
+from gpt2.benchmark import generating, scaling, scaling_process
+from gpt2.benchmark.engines import open_engine
 from gpt2.benchmark.settings import OURS
 from gpt_test.conftest import TRAINING_TEXT
 
@@ -24,7 +25,10 @@ def options(small_folder: Path, tmp_path: Path) -> list[object]:
     return ["--from_pretrained", small_folder, "--text", tmp_path / "story.txt", *SIZES]
 
 
-def test_sections_in_one_process(run_command: Callable, options: list[object], tmp_path: Path) -> None:
+def test_sections_in_one_process(
+    run_command: Callable, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generating, "EngineApart", open_engine)  # torch takes seconds to import in a process of its own
     peers = ["transformers", "tiktoken", "tokenizers"]
     for peer in peers:
         pytest.importorskip(peer, reason=f"{peer} is not installed (pip install '.[test]')")

@@ -76,8 +76,8 @@ class DecodePlan:
         ):
             heads = c_attn(layer_norm(x, shape, *ln_1, eps)).view(B, T, 3, stored.shape[2], stored.shape[4])
             heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-            stored[:, :, :, past:seen] = heads[1:]
-            k, v = stored[:, :, :, :seen].unbind()
+            stored.narrow(3, past, T).copy_(heads[1:])
+            k, v = stored.narrow(3, 0, seen).unbind()
             y = F.scaled_dot_product_attention(heads[0], k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
             x = x + attn_proj(y.transpose(1, 2).reshape(B * T, -1))
             x = x + mlp_proj(activation(c_fc(layer_norm(x, shape, *ln_2, eps))))

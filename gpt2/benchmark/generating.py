@@ -70,7 +70,8 @@ def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
     runs = [partial(engine.generate, prompts, length) for engine in engines for length in (n, 1)]
     bench.say(f"decode: {settings.rounds} rounds")
     contenders = [*map(Contender, runs), Contender(stream.read)]
-    *times, stream_times = take_turns(contenders, settings.rounds, pause=bench.pause)
+    *times, reads = take_turns(contenders, settings.rounds, pause=bench.pause)
+    stream_times = [seconds / stream.N_READS for seconds in reads]
     whole, first = times[0::2], times[1::2]
     later = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(whole, first, strict=True)]
     bench.results.rows += timed_rows("decode", called, None, entrants, whole, n, "tokens/s")

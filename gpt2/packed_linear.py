@@ -19,8 +19,8 @@ from gpt2.quantization import Int8Linear
 
 Linear = Callable[[Tensor], Tensor]
 
-# From so many rows on, a CPU without bfloat16 matrix units is faster in float32, the conversion of the weights included.
-_ROWS_FOR_FLOAT32 = 64
+# From so many rows on, a CPU without matrix units for bfloat16 is faster in float32, the conversion of the weights included.
+_ROWS_FOR_FLOAT32 = 256
 
 
 def fast_linear(layer: nn.Module) -> Linear:

@@ -114,10 +114,9 @@ def test_a_draft_model_changes_nothing(model: GPT2, draft_model: GPT2, prompt: l
         assert_the_same(new_rows(model, [prompt], draft_model=draft_model, **options), expected)
 
 
+@pytest.mark.parametrize("draft_model", [20, 64], indirect=True)
 def test_drafts_are_taken_refused_and_taken_in_part(model: GPT2, draft_model: GPT2) -> None:
-    """Else the tests above would show little."""
-    if draft_model.config.n_positions < 20:
-        pytest.skip("its context is too short to guess much")
+    """Else the tests above would show little. A draft model of a shorter context has too little room for it."""
     for options in ({"draft_model": draft_model, "temperature": 0.6}, {"speculate": True, "temperature": 0.15}):
         with eager() as verified:
             new_rows(model, [[1, 2, 3]], do_sample=True, seed=2, max_new_tokens=300, stop_at_eot=False, **options)

@@ -67,19 +67,22 @@ class _PackedBfloat16:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-# Packing takes as long as dozens of tokens, so a layer keeps it for the next generation.
-_kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, _PackedBfloat16]] = weakref.WeakKeyDictionary()
+# Packing takes as long as dozens of tokens, so it is kept for the next generation: by layer, with the state of its weights.
+_kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, Tensor]] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
 def _packed(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> _PackedBfloat16:
-    # The version misses what is written through `weight.data`. The sum of the bytes, as whole numbers, does not.
-    numbers = weight.t() if weight.t().is_contiguous() else weight.contiguous()
-    n_whole = numbers.numel() // 4 * 4
-    content = numbers.reshape(-1)[:n_whole].view(torch.int64).sum().item(), numbers.reshape(-1)[n_whole:].tolist()
-    state = (weight.data_ptr(), weight._version, content)
-    kept = _kept.get(layer)
+    state, kept = _state(weight), _kept.get(layer)
     if kept is None or kept[0] != state:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
-        kept = _kept[layer] = (state, _PackedBfloat16(weight.detach(), None if bias is None else bias.detach(), packed))
-    return kept[1]
+        kept = _kept[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+    return _PackedBfloat16(weight.detach(), None if bias is None else bias.detach(), kept[1])
+
+
+def _state(weight: Tensor) -> object:
+    """Differs when the weights do. Their version misses what is written through `weight.data`; a sum of their bytes, eight
+    at a time as whole numbers, does not."""
+    numbers = (weight.t() if weight.t().is_contiguous() else weight.contiguous()).reshape(-1)
+    n_whole = numbers.numel() // 4 * 4
+    whole = numbers[:n_whole] if numbers.storage_offset() % 4 == 0 else numbers[:n_whole].clone()
+    return weight.data_ptr(), weight._version, whole.view(torch.int64).sum().item(), numbers[n_whole:].tolist()

@@ -9,7 +9,7 @@ between its smallest and its largest value, so that bytes are multiplied by byte
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,15 @@ def quantize_int8(model: GPT2) -> GPT2:
 
     A quarter of the bytes, to be read for every token. CheckpointError if a weight is NaN or infinite.
     """
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise CheckpointError(f"{name} holds NaN or infinity, which has no int8: the weights are damaged")
+    check_finite(dict(model.named_parameters()))
     return _swap_layers(model.float(), _quantized)
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError if a tensor holds NaN or infinity, from which the kernels for bytes make ordinary numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name} holds NaN or infinity, which int8 cannot compute with: the weights are damaged")
 
 
 def empty_int8(model: GPT2) -> GPT2:

@@ -16,7 +16,7 @@ from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.device import resolve_device, resolve_dtype
 from gpt2.model import GPT2
 from gpt2.model_folder import CONFIG_FILES, is_adapter_folder, locate_model
-from gpt2.quantization import empty_int8, is_int8, quantize_int8
+from gpt2.quantization import check_finite, empty_int8, is_int8, quantize_int8
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
@@ -73,6 +73,8 @@ def assemble(
         )
     if holds_int8 and dtype != torch.float32:
         raise CheckpointError(f"{folder} holds int8 weights, which are computed with in float32: leave out dtype {dtype}")
+    if holds_int8:
+        check_finite(tensors)
     for name, tensor in tensors.items():
         tensors[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     model.load_state_dict(tensors, assign=True)

@@ -141,6 +141,15 @@ def test_nan_has_no_int8(small_config: GPT2Config) -> None:
         quantize_int8(model)
 
 
+def test_nan_in_a_file_is_named(small_folder: Path, tmp_path: Path) -> None:
+    """From NaN the kernel makes ordinary numbers, so it would not be seen in the logits."""
+    model = GPT2.from_pretrained(small_folder, dtype="int8")
+    model.h[1].ln_2.bias.data[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"h\.1\.ln_2\.bias holds NaN"):
+        GPT2.from_pretrained(tmp_path)
+
+
 def test_it_cannot_be_trained(small_model: GPT2, tmp_path: Path) -> None:
     model = int8_copy(small_model)
     with pytest.raises(InputError, match="in int8, which cannot be trained"):

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.model_option import load_model_option
+from gpt2.cli.model_option import DTYPE_HELP, load_model_option
 from gpt_config.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _ONLY_TASKS = ("limit", "per_item")
 @click.option("--per_item", metavar="PATH", help="Write a JSON line an item; an interrupted run goes on from there.")
 @click.option("--delimiter", default=" ", help="multiple_choice: what joins context and choice.  [default: a blank]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+@click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def evaluate(ctx: click.Context, files: tuple[str, ...], from_pretrained: str | None, task: str, **options: Any) -> None:

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
-from gpt2.cli.model_option import default_model, load_model_option
+from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
 from gpt2.model_folder import locate_model
 from gpt_config.errors import ConfigError, GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -56,12 +56,7 @@ _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
 @click.option("--speculate", is_flag=True, help="Guess tokens ahead: the same text, sooner where it repeats itself.")
 @click.option("--draft_model", metavar="NAME", help="Let this smaller model of the same vocabulary guess; the same text.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    help="float32, bfloat16, float16, float64, int8, or auto (the fastest of them here that says the same).",
-)
+@click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
 @click.option(
     "--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts of a FILE to run at once."
 )

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gpt2.model import GPT2
     from gpt_encoder.interface import Tokenizer
 
+DTYPE_HELP = "float32, bfloat16, float16, float64, int8, or auto (the fastest of them here that says the same)."
+
 
 def load_model_option(
     name: str | None, *, device: str, dtype: str, tokenizer_name: str | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
-from gpt2.cli.model_option import load_model_option
+from gpt2.cli.model_option import DTYPE_HELP, load_model_option
 from gpt_config.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _CONTROL = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(rang
 @click.option("--stride", type=int, help="How far windows move on; less is slower, and kinder.  [default: a whole window]")
 @click.option("--batch_size", type=int, default=8, show_default=True, help="Windows to run at once.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+@click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
 def score(files: tuple[str, ...], from_pretrained: str | None, model_name: str | None, style: str, **options: Any) -> None:
     """Show log-probability, surprisal in bits and rank of each token of FILEs, and what they come to.
 

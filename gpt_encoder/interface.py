@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 EOT_TOKEN = "<|endoftext|>"
+
+# Ids are decoded in blocks that fit the processor's cache, by way of a list in which larger ids have no place.
+_BLOCK_LENGTH = 2048
+_LONGEST_TABLE = 1 << 20
 
 
 def mend_surrogates(text: str) -> str:
@@ -139,19 +145,34 @@ class Tokenizer(ABC):
         """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""
         ids = _as_list(ids)
         try:
-            return "".join(map(self._latin_1_of_token.__getitem__, ids)).encode("latin-1")
-        except (KeyError, TypeError):
-            if any(hasattr(token, "item") for token in ids):  # as in `for token in tensor`
-                return self.decode_bytes([token.item() if hasattr(token, "item") else token for token in ids])
-            wrong = next(token for token in ids if not _is_key(token, self.token_bytes))
-        raise InputError(
-            f"token id {wrong!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"
-        )
+            return "".join(map(self._decode_block, _blocks(ids))).encode("latin-1")
+        except (IndexError, OverflowError, TypeError):  # an id that is not there, or that is no int
+            return b"".join(map(self._bytes_of_token, ids))
+
+    def _decode_block(self, block: list[int]) -> str:
+        """The bytes of some ids, a character each. One that is not in the vocabulary raises some error or other."""
+        array("Q", block)  # a check only: a list would take -1 for its last item
+        return "".join(itemgetter(*block)(self._latin_1_of_token))
 
     @cached_property
-    def _latin_1_of_token(self) -> dict[int, str]:
+    def _latin_1_of_token(self) -> list[str | None]:
         """`token_bytes` with a character for each byte, because str.join is twice as fast as bytes.join."""
-        return {token_id: token.decode("latin-1") for token_id, token in self.token_bytes.items()}
+        table: list[str | None] = []
+        for token_id, token in sorted(self.token_bytes.items()):
+            if token_id > _LONGEST_TABLE:
+                break
+            table += [None] * (token_id - len(table))
+            table.append(token.decode("latin-1"))
+        return table
+
+    def _bytes_of_token(self, token_id: Any) -> bytes:
+        if hasattr(token_id, "item"):  # as in `for token in tensor`
+            token_id = token_id.item()
+        if _is_key(token_id, self.token_bytes):
+            return self.token_bytes[token_id]
+        raise InputError(
+            f"token id {token_id!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that `ids` (a list, a 1-D tensor, or any iterable) stand for; bytes that are not UTF-8 become U+FFFD.
@@ -167,7 +188,7 @@ def _as_list(ids: Any) -> list[int]:
         return [ids]
     if isinstance(ids, (str, bytes)) or not (hasattr(ids, "tolist") or isinstance(ids, Iterable)):
         raise InputTypeError(f"ids to decode must be a list or tensor of ints, not {type(ids).__name__}")
-    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    values = ids if type(ids) is list else ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if not isinstance(values, list):
         return [values]
     if len(values) == 1 and isinstance(values[0], list):
@@ -175,6 +196,10 @@ def _as_list(ids: Any) -> list[int]:
     if values and isinstance(values[0], list):
         raise InputError(f"ids to decode are a batch of {len(values)} rows: decode them one row at a time")
     return values
+
+
+def _blocks(ids: list[int]) -> Iterator[list[int]]:
+    return (ids[at : at + _BLOCK_LENGTH] for at in range(0, len(ids), _BLOCK_LENGTH))
 
 
 def _is_key(token: object, table: Mapping[int, bytes]) -> bool:

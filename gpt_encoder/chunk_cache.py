@@ -20,11 +20,8 @@ from gpt_encoder.split_pattern import blocks
 # Text is worked through in blocks that fit the processor's cache; a block ends where a chunk ends.
 _BLOCK_LENGTH = 8192
 
-# In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together. The first
-# two runs of three are the only ones of text without trailing or double blanks, which are the other two that are looked for.
-_PARAGRAPH_RUNS = ("\n\n\n", "\n\n ")
-_OTHER_PAIRS = ("  ", " \n")
-_OTHER_RUNS = tuple(a + b + c for a in " \n" for b in " \n" for c in " \n" if a + b + c not in _PARAGRAPH_RUNS)
+# In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together.
+_RUNS_OF_THREE = tuple(a + b + c for a in " \n" for b in " \n" for c in " \n")
 _OTHER_ASCII_SPACES = "\t\x0b\x0c\r"
 
 # At most so many pieces, and as many words, of at most so many characters; a full cache is emptied, for to keep count of
@@ -74,12 +71,11 @@ class ChunkCache:
         for block in blocks(text, self._block_length):
             if not self._has_known_words and len(self._pieces) >= _WORTH_KNOWN_WORDS and block.isascii():
                 self._learn_known_words()
-            if _is_plain(block):  # `str.split` finds the cuts, before every blank and before every line end
-                words = block.replace("\n", " \n").split(" ")
-                del words[0]  # the block begins with a blank or line end, and this is what stands before it: nothing
-                yield b"".join(map(self._words.__getitem__, words))
-            else:
+            words = _words(block)
+            if words is None:
                 yield b"".join(map(self._pieces.__getitem__, self._split(block)))
+            else:
+                yield b"".join(map(self._words.__getitem__, words))
 
     def _learn_known_words(self) -> None:
         self._has_known_words = True
@@ -95,17 +91,22 @@ class ChunkCache:
             )
 
 
-def _is_plain(block: str) -> bool:
-    """Whether it is right to cut `block` before every blank and line end."""
+def _words(block: str) -> list[str] | None:
+    """The chunks of `block` without their blanks, line ends kept; None where it is wrong to cut before each of these."""
     if block[0] not in " \n" or block[-1].isspace():
-        return False
-    if any(run in block for run in _PARAGRAPH_RUNS):
-        return False
-    if any(pair in block for pair in _OTHER_PAIRS) and any(run in block for run in _OTHER_RUNS):
-        return False
+        return None
     if block.isascii():
-        return not any(space in block for space in _OTHER_ASCII_SPACES)
-    return block.replace("\n", "").isprintable()  # so no other space: of all spaces only the blank is printable
+        if any(space in block for space in _OTHER_ASCII_SPACES):
+            return None
+    elif not block.replace("\n", "").isprintable():  # of all spaces only the blank is printable
+        return None
+    spaced = block.replace("\n", " \n")
+    # The first is a third space behind two line ends; all other runs of three have two blanks together now.
+    if "\n \n " in spaced or ("  " in spaced and any(run in block for run in _RUNS_OF_THREE)):
+        return None
+    words = spaced.split(" ")
+    del words[0]  # what stands before the blank or line end with which the block begins: nothing
+    return words
 
 
 class _Table(dict[str, bytes]):
@@ -148,8 +149,8 @@ class _Words(_Table):
     def __init__(self, split: Callable[[str], list[str]], pieces: _Pieces) -> None:
         super().__init__()
         self._split = split
-        self._pieces = pieces
+        self._packed_of_piece = pieces.__getitem__
 
     def __missing__(self, word: str) -> bytes:
-        chunk = word if word.startswith("\n") else " " + word
-        return self._remember(word, b"".join(map(self._pieces.__getitem__, self._split(chunk))))
+        pieces = self._split(word if word[:1] == "\n" else " " + word)
+        return self._remember(word, b"".join(map(self._packed_of_piece, pieces)))

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -15,6 +16,7 @@ import regex
 
 from gpt_config.errors import InputError, InputTypeError, WriteError
 from gpt_config.locate import TOKENIZER_FILES
+from gpt_config.validation import check_whole
 
 if TYPE_CHECKING:
     import torch
@@ -101,15 +103,9 @@ class Tokenizer(ABC):
         >>> tokenizer.encode("Hello world<|endoftext|>", allowed_special="all")
         [15496, 995, 50256]
         """
-        if not isinstance(text, str):
-            raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
-        allowed = self._allowed_ids(allowed_special)
-        if allowed and not text.isascii():
-            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
-        if allowed and any(token in text for token in allowed):
-            ids = self._encode_with_special(text, allowed)
-        else:
-            ids = self._encode_ordinary(text)
+        parts = self.special_parts(text, self._allowed_ids(allowed_special))
+        rows = ([part] if isinstance(part, int) else self._encode_ordinary(part) for part in parts)
+        ids = next(rows) if len(parts) == 1 else list(chain.from_iterable(rows))
         if return_tensors is None:
             return ids
         if return_tensors != "pt":
@@ -131,15 +127,46 @@ class Tokenizer(ABC):
             allowed[token] = self.special_tokens[token]
         return allowed
 
-    def _encode_with_special(self, text: str, allowed: Mapping[str, int]) -> list[int]:
+    def special_parts(self, text: str, allowed: Mapping[str, int]) -> list[str | int]:
+        """`text` with the ids of the special tokens in `allowed` in place of their texts. InputTypeError if it is no str."""
+        if not isinstance(text, str):
+            raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
+        if allowed and not text.isascii():
+            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
+        if not any(token in text for token in allowed):
+            return [text]
         longest_first = sorted(allowed, key=len, reverse=True)
-        ids: list[int] = []
-        for part in regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text):
-            if part in allowed:
-                ids.append(allowed[part])
-            else:
-                ids += self._encode_ordinary(part)
-        return ids
+        parts = regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
+        return [allowed.get(part, part) for part in parts if part]
+
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        *,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        n_workers: int | None = None,
+    ) -> list[list[int]]:
+        """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one a core).
+
+        For less than some megabytes of text none is started. Where processes are not forked (not on Linux), a script
+        that calls this needs `if __name__ == "__main__":`. InputError if a worker is killed.
+
+        >>> from gpt_encoder import GPT2Tokenizer
+        >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
+        >>> tokenizer.encode_batch(["Hello world", "Hello"])
+        [[15496, 995], [15496]]
+        """
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise InputTypeError(f"texts to encode must be an iterable of str, not {type(texts).__name__}")
+        if n_workers is not None:
+            check_whole("n_workers", n_workers, 1)
+        from gpt_encoder.batch_encoding import available_cores, encode_in_processes  # here, for few need processes
+
+        return encode_in_processes(self, texts, self._allowed_ids(allowed_special), n_workers or available_cores())
+
+    def encode_packed(self, text: str) -> bytes:
+        """The ids of text in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
+        return array("I", self._encode_ordinary(text)).tobytes()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""

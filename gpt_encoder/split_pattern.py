@@ -17,7 +17,7 @@ import regex
 SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 
 ASCII_PATTERN = re.compile(
-    r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII
+    r"'(?:[sdmt]|ll|ve|re)| ?+[A-Za-z]++| ?+[^\sA-Za-z0-9]++| ?+[0-9]++|\s+(?!\S)|\s+", re.ASCII
 )  # fmt: skip
 
 # The spaces of the pattern, which are Unicode's White_Space; `\s` of `re` also holds U+001C to U+001F.
@@ -83,6 +83,6 @@ def basic_plane_pattern(joined: str | None = None) -> re.Pattern[str]:
     letters, numbers = f"A-Za-z{letters}", f"0-9{numbers}"
     row = rf" ?[{_ROW_LETTERS}](?:(?=[{letters}]){joined})*|" if joined else ""
     return re.compile(
-        rf"'(?:[sdmt]|ll|ve|re)|{row} ?[{letters}]+| ?[{numbers}]+| ?[^{_SPACES}{letters}{numbers}]+"
+        rf"'(?:[sdmt]|ll|ve|re)|{row} ?+[{letters}]++| ?+[{numbers}]++| ?+[^{_SPACES}{letters}{numbers}]++"
         rf"|{SPACE}+(?!{NON_SPACE})|{SPACE}+"
     )

@@ -84,6 +84,17 @@ class GPT2Tokenizer(Tokenizer):
         except UnicodeEncodeError:
             return self._encode_ordinary(mend_surrogates(text))
 
+    def encode_packed(self, text: str) -> bytes:
+        """As in Tokenizer, without a list in between."""
+        try:
+            return b"".join(self._chunks.encode_packed(text))
+        except UnicodeEncodeError:
+            return b"".join(self._chunks.encode_packed(mend_surrogates(text)))
+
+    def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
+        """Sent to another process without what it remembers."""
+        return type(self), (self._vocabulary,)
+
     def _merge_piece(self, piece: str) -> list[int]:
         return self._merger.merge(list(map(self._byte_ids.__getitem__, piece.encode("utf-8"))))
 

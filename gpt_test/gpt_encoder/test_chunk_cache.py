@@ -34,7 +34,7 @@ def by_pieces(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
 @example("a\x1c b.\x1c.", 1)
 def test_blocks_and_chunks_never_change_the_ids(tricky_tokenizer: GPT2Tokenizer, text: str, block_length: int) -> None:
     tokenizer = tricky_tokenizer
-    cache = ChunkCache(tokenizer.split, tokenizer._merge_piece, block_length)
+    cache = ChunkCache(tokenizer.split, tokenizer._merge_piece)
     expected = by_pieces(tokenizer, text)
     assert cache.encode(text) == expected  # cold
     assert cache.encode(text) == expected  # warm

@@ -69,7 +69,7 @@ def joined_pattern(tokens: Iterable[bytes]) -> str:
 
 def cut_pattern(joined: str) -> re.Pattern[str]:
     """A pattern that finds text up to the next character that is not `joined` to the one in front."""
-    return re.compile(f"(?:[{_UNCUT}]+|.)(?:{joined}[{_UNCUT}]*)*", re.DOTALL)
+    return re.compile(f"(?:[{_UNCUT}]++|.)(?:{joined}[{_UNCUT}]*+)*+", re.DOTALL)
 
 
 def _is_continuation(byte: int) -> bool:

@@ -81,7 +81,7 @@ def basic_plane_pattern(joined: str | None = None) -> re.Pattern[str]:
         for kind in (r"\p{L}+", r"\p{N}+")
     )
     letters, numbers = f"A-Za-z{letters}", f"0-9{numbers}"
-    row = rf" ?[{_ROW_LETTERS}](?:(?=[{letters}]){joined})*|" if joined else ""
+    row = rf" ?[{_ROW_LETTERS}](?:(?=[{letters}]){joined})*+|" if joined else ""
     return re.compile(
         rf"'(?:[sdmt]|ll|ve|re)|{row} ?+[{letters}]++| ?+[{numbers}]++| ?+[^{_SPACES}{letters}{numbers}]++"
         rf"|{SPACE}+(?!{NON_SPACE})|{SPACE}+"

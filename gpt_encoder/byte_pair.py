@@ -28,8 +28,8 @@ class BytePairMerger:
     """
 
     def __init__(self, ranks: Mapping[Pair, int], merged_ids: Sequence[int]) -> None:
-        self.ranks = ranks
-        self.merged_ids = merged_ids
+        self._ranks = ranks
+        self._merged_ids = merged_ids
 
     def merge(self, ids: list[int]) -> list[int]:
         """The ids after all merges. `ids` holds one id a byte and is not changed."""
@@ -37,28 +37,30 @@ class BytePairMerger:
 
     def merge_short(self, ids: list[int]) -> list[int]:
         """The rule to the letter: O(n^2), but each pass over the ranks is a single call."""
-        ids = [_GONE, *ids, _GONE]  # marks that are in no pair: then every pair has two neighbours
-        rank_of = self.ranks.get
+        ids = ids.copy()
+        rank_of = self._ranks.get
         ranks = list(map(rank_of, pairwise(ids), repeat(_UNRANKED)))
-        while (lowest := min(ranks)) != _UNRANKED:
-            new_id = self.merged_ids[lowest]
+        while ranks and (lowest := min(ranks)) != _UNRANKED:
+            new_id = self._merged_ids[lowest]
             at = ranks.index(lowest)
             while True:
-                ids[at] = new_id
-                del ids[at + 1], ranks[at]
-                ranks[at - 1] = rank_of((ids[at - 1], new_id), _UNRANKED)
-                ranks[at] = rank_of((new_id, ids[at + 1]), _UNRANKED)
+                ids[at : at + 2] = [new_id]
+                del ranks[at]
+                if at:
+                    ranks[at - 1] = rank_of((ids[at - 1], new_id), _UNRANKED)
+                if at < len(ranks):
+                    ranks[at] = rank_of((new_id, ids[at + 1]), _UNRANKED)
                 if lowest not in ranks:
                     break
                 at = ranks.index(lowest, at)
-        return ids[1:-1]
+        return ids
 
     def merge_long(self, ids: list[int]) -> list[int]:
         """The same ids, in O(n log n): positions wait in one bucket a rank, ids are linked to their neighbours."""
         ids = [*ids, _GONE]  # an end mark, so that the last id has a right neighbour that is in no pair
         before = list(range(-1, len(ids) - 1))
         after = list(range(1, len(ids) + 1))
-        rank_of = self.ranks.get
+        rank_of = self._ranks.get
         buckets: dict[int, list[int]] = {}  # rank -> positions of the left id of such a pair; some are out of date
         for at, pair in enumerate(pairwise(ids)):
             rank = rank_of(pair)
@@ -79,7 +81,7 @@ class BytePairMerger:
             lowest = heapq.heappop(waiting)
             positions = buckets.pop(lowest)
             positions.sort()
-            new_id = self.merged_ids[lowest]
+            new_id = self._merged_ids[lowest]
             changed = []
             for at in positions:
                 right = after[at]

@@ -6,151 +6,107 @@ It knows where GPT-2's split pattern can never join two characters, and nothing 
 non-space is followed by a space it always ends a piece, for no piece goes from the one to the other. Inside a run of
 spaces it looks one character ahead: `\\s+(?!\\S)` takes the run but for its last character when a non-space follows. So a
 run may be cut off in front (both paths do that), and a run of exactly two before a non-space may be cut in the middle
-(the fast path does that too). Nothing else is cut. Space means `\\s` of `regex`, which is Unicode's White_Space.
+(the fast path does that too). Nothing else is cut. Space means `\\s` of `regex`, which is Unicode's White_Space; `\\s` of
+`re` also holds U+001C to U+001F, which the pattern takes for symbols.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+import re
+from collections.abc import Callable
+from itertools import chain
 
-from gpt_encoder.split_pattern import blocks
+Ids = tuple[int, ...]
+
+# A chunk is a run of spaces with the run of non-spaces behind it.
+CHUNK_PATTERN = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 
 # Text is worked through in blocks that fit the processor's cache; a block ends where a chunk ends.
 _BLOCK_LENGTH = 8192
+_BLOCK_END = re.compile(r"\S(?=[ \n])")
 
-# In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together.
+# In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together. Every run
+# of three begins or ends with one of these pairs; most blocks have none, and then eight searches need not be made.
+_PAIRS = ("\n\n", " \n", "  ")
 _RUNS_OF_THREE = tuple(a + b + c for a in " \n" for b in " \n" for c in " \n")
 _OTHER_ASCII_SPACES = "\t\x0b\x0c\r"
 
-# At most so many pieces, and as many words, of at most so many characters; a full cache is emptied, for to keep count of
+# At most so many chunks, and as many words, of at most so many characters; a full cache is emptied, for to keep count of
 # uses would cost more than to fill it anew. Filled with English it measures under 100 MB.
 _CACHED_CHUNKS = 1 << 18
 _CACHED_LENGTH = 64
 
-# To look known words up takes some hundredths of a second to prepare: only a text of many unlike pieces gains by it.
-_WORTH_KNOWN_WORDS = 2000
-
-# Ids are kept as the bytes of an array of these, 4 bytes each: bytes are joined faster than tuples are chained.
-ID_TYPECODE: Final = "I"
-
 
 class ChunkCache:
-    """Encodes text with `split` (text to pieces), `cut` (a piece to parts) and `merge` (a part to its ids), and remembers
-    what it encoded.
-
-    `split` may give parts too: no merge joins two of them. `known_words` is called once, when there is enough text, for
-    texts that are known to merge to one id.
-    """
+    """Encodes text with `split` (text to pieces) and `merge` (one piece to its ids), and remembers what it encoded."""
 
     def __init__(
-        self,
-        split: Callable[[str], list[str]],
-        cut: Callable[[str], list[str]],
-        merge: Callable[[str], Sequence[int]],
-        known_words: Callable[[], Mapping[str, int]],
-        block_length: int = _BLOCK_LENGTH,
+        self, split: Callable[[str], list[str]], merge: Callable[[str], Ids], block_length: int = _BLOCK_LENGTH
     ) -> None:
-        self._split = split
-        self._pieces = _Pieces(cut, merge)
-        self._words = _Words(split, self._pieces)
-        self._known_words = known_words
-        self._has_known_words = False
+        self._chunks = _Chunks(split, merge)
+        self._words = _Words(self._chunks)
         self._block_length = block_length
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, equal to those of `merge` on each piece of `split(text)`."""
         ids: list[int] = []
-        for packed in self.encode_packed(text):
-            ids += memoryview(packed).cast(ID_TYPECODE).tolist()
+        start = 0
+        while start < len(text):
+            end = _BLOCK_END.search(text, start + self._block_length)
+            block = text[start : end.end()] if end else text[start:]
+            start += len(block)
+            ids += chain.from_iterable(self._encode_plain(block) if _is_plain(block) else self._encode_any(block))
         return ids
 
-    def encode_packed(self, text: str) -> Iterator[bytes]:
-        """The same ids as bytes of ID_TYPECODE, a block at a time."""
-        for block in blocks(text, self._block_length):
-            if not self._has_known_words and len(self._pieces) >= _WORTH_KNOWN_WORDS and block.isascii():
-                self._learn_known_words()
-            words = _words(block)
-            if words is None:
-                yield b"".join(map(self._pieces.__getitem__, self._split(block)))
-            else:
-                yield b"".join(map(self._words.__getitem__, words))
+    def _encode_any(self, block: str) -> map[Ids]:
+        return map(self._chunks.__getitem__, CHUNK_PATTERN.findall(block))
 
-    def _learn_known_words(self) -> None:
-        self._has_known_words = True
-        known = self._known_words()
-        if len(known) < _CACHED_CHUNKS // 2:
-            # In order of rank: then the most frequent words lie close together in memory.
-            packed = array(ID_TYPECODE, known.values()).tobytes()
-            size = len(packed) // max(1, len(known))
-            ids = [packed[at : at + size] for at in range(0, len(packed), size)]
-            self._pieces.learn(dict(zip(known, ids, strict=True)))
-            self._words.learn(
-                {text[1:]: ids for text, ids in self._pieces.known.items() if text[0] == " " and text[1:].isalpha()}
-            )
+    def _encode_plain(self, block: str) -> map[Ids]:
+        """The same at twice the speed: `str.split` finds the cuts, before every blank and before every line end."""
+        words = block.replace("\n", " \n").split(" ")
+        del words[0]  # the block begins with a blank or line end, and this is what stands before it: nothing
+        return map(self._words.__getitem__, words)
 
 
-def _words(block: str) -> list[str] | None:
-    """The chunks of `block` without their blanks, line ends kept; None where it is wrong to cut before each of these."""
+def _is_plain(block: str) -> bool:
+    """Whether it is right to cut `block` before every blank and line end."""
     if block[0] not in " \n" or block[-1].isspace():
-        return None
+        return False
+    if any(pair in block for pair in _PAIRS) and any(run in block for run in _RUNS_OF_THREE):
+        return False
     if block.isascii():
-        if any(space in block for space in _OTHER_ASCII_SPACES):
-            return None
-    elif not block.replace("\n", "").isprintable():  # of all spaces only the blank is printable
-        return None
-    spaced = block.replace("\n", " \n")
-    # The first is a third space behind two line ends; all other runs of three have two blanks together now.
-    if "\n \n " in spaced or ("  " in spaced and any(run in block for run in _RUNS_OF_THREE)):
-        return None
-    words = spaced.split(" ")
-    del words[0]  # what stands before the blank or line end with which the block begins: nothing
-    return words
+        return not any(space in block for space in _OTHER_ASCII_SPACES)
+    return block.replace("\n", "").isprintable()  # so no other space: of all spaces only the blank is printable
 
 
-class _Table(dict[str, bytes]):
-    """Texts to their packed ids: what is `known` from the start, and what came up."""
+class _Chunks(dict[str, Ids]):
+    """Chunks of text, and pieces, to their ids. A piece split again is one piece, so both can share a table."""
 
-    known: Mapping[str, bytes] = {}
-
-    def learn(self, known: Mapping[str, bytes]) -> None:
-        self.known = known
-        self.update(known)
-
-    def _remember(self, text: str, packed: bytes) -> bytes:
-        if len(text) <= _CACHED_LENGTH:
-            if len(self) >= _CACHED_CHUNKS:
-                self.clear()
-                self.update(self.known)
-            self[text] = packed
-        return packed
-
-
-class _Pieces(_Table):
-    """Pieces, and parts of them."""
-
-    def __init__(self, cut: Callable[[str], list[str]], merge: Callable[[str], Sequence[int]]) -> None:
-        super().__init__()
-        self._cut = cut
-        self._merge = merge
-
-    def __missing__(self, piece: str) -> bytes:
-        if piece.isascii() or len(parts := self._cut(piece)) == 1:
-            packed = array(ID_TYPECODE, self._merge(piece)).tobytes()
-        else:
-            packed = b"".join(map(self.__getitem__, parts))
-        return self._remember(piece, packed)
-
-
-class _Words(_Table):
-    """What `str.split(" ")` leaves of a chunk: a chunk without its blank, or with a line end in front."""
-
-    def __init__(self, split: Callable[[str], list[str]], pieces: _Pieces) -> None:
+    def __init__(self, split: Callable[[str], list[str]], merge: Callable[[str], Ids]) -> None:
         super().__init__()
         self._split = split
-        self._packed_of_piece = pieces.__getitem__
+        self._merge = merge
 
-    def __missing__(self, word: str) -> bytes:
-        pieces = self._split(word if word[:1] == "\n" else " " + word)
-        return self._remember(word, b"".join(map(self._packed_of_piece, pieces)))
+    def __missing__(self, chunk: str) -> Ids:
+        pieces = self._split(chunk)
+        ids = self._merge(chunk) if len(pieces) == 1 else tuple(chain.from_iterable(map(self.__getitem__, pieces)))
+        return _remember(self, chunk, ids)
+
+
+class _Words(dict[str, Ids]):
+    """What `str.split(" ")` leaves of a chunk to its ids: a chunk without its blank, or with a line end in front."""
+
+    def __init__(self, chunks: _Chunks) -> None:
+        super().__init__()
+        self._chunks = chunks
+
+    def __missing__(self, word: str) -> Ids:
+        return _remember(self, word, self._chunks[word if word.startswith("\n") else " " + word])
+
+
+def _remember(table: dict[str, Ids], key: str, ids: Ids) -> Ids:
+    if len(key) <= _CACHED_LENGTH:
+        if len(table) >= _CACHED_CHUNKS:
+            table.clear()
+        table[key] = ids
+    return ids

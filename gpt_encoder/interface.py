@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
-from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -16,16 +13,11 @@ import regex
 
 from gpt_config.errors import InputError, InputTypeError, WriteError
 from gpt_config.locate import TOKENIZER_FILES
-from gpt_config.validation import check_whole
 
 if TYPE_CHECKING:
     import torch
 
 EOT_TOKEN = "<|endoftext|>"
-
-# Ids are decoded in blocks that fit the processor's cache, by way of a list in which larger ids have no place.
-_BLOCK_LENGTH = 2048
-_LONGEST_TABLE = 1 << 20
 
 
 def mend_surrogates(text: str) -> str:
@@ -103,9 +95,15 @@ class Tokenizer(ABC):
         >>> tokenizer.encode("Hello world<|endoftext|>", allowed_special="all")
         [15496, 995, 50256]
         """
-        parts = self.special_parts(text, self._allowed_ids(allowed_special))
-        rows = ([part] if isinstance(part, int) else self._encode_ordinary(part) for part in parts)
-        ids = next(rows) if len(parts) == 1 else list(chain.from_iterable(rows))
+        if not isinstance(text, str):
+            raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
+        allowed = self._allowed_ids(allowed_special)
+        if allowed and not text.isascii():
+            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
+        if allowed and any(token in text for token in allowed):
+            ids = self._encode_with_special(text, allowed)
+        else:
+            ids = self._encode_ordinary(text)
         if return_tensors is None:
             return ids
         if return_tensors != "pt":
@@ -127,79 +125,33 @@ class Tokenizer(ABC):
             allowed[token] = self.special_tokens[token]
         return allowed
 
-    def special_parts(self, text: str, allowed: Mapping[str, int]) -> list[str | int]:
-        """`text` with the ids of the special tokens in `allowed` in place of their texts. InputTypeError if it is no str."""
-        if not isinstance(text, str):
-            raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
-        if allowed and not text.isascii():
-            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
-        if not any(token in text for token in allowed):
-            return [text]
+    def _encode_with_special(self, text: str, allowed: Mapping[str, int]) -> list[int]:
         longest_first = sorted(allowed, key=len, reverse=True)
-        parts = regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
-        return [allowed.get(part, part) for part in parts if part]
-
-    def encode_batch(
-        self,
-        texts: Iterable[str],
-        *,
-        allowed_special: Literal["all"] | Collection[str] = (),
-        n_workers: int | None = None,
-    ) -> list[list[int]]:
-        """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one a core).
-
-        For less than some megabytes of text none is started. Where processes are not forked (not on Linux), a script
-        that calls this needs `if __name__ == "__main__":`. InputError if a worker is killed.
-
-        >>> from gpt_encoder import GPT2Tokenizer
-        >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
-        >>> tokenizer.encode_batch(["Hello world", "Hello"])
-        [[15496, 995], [15496]]
-        """
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-            raise InputTypeError(f"texts to encode must be an iterable of str, not {type(texts).__name__}")
-        if n_workers is not None:
-            check_whole("n_workers", n_workers, 1)
-        from gpt_encoder.batch_encoding import available_cores, encode_in_processes  # here, for few need processes
-
-        return encode_in_processes(self, texts, self._allowed_ids(allowed_special), n_workers or available_cores())
-
-    def encode_packed(self, text: str) -> bytes:
-        """The ids of text in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
-        return array("I", self._encode_ordinary(text)).tobytes()
+        ids: list[int] = []
+        for part in regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text):
+            if part in allowed:
+                ids.append(allowed[part])
+            else:
+                ids += self._encode_ordinary(part)
+        return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""
         ids = _as_list(ids)
         try:
-            return "".join(map(self._decode_block, _blocks(ids))).encode("latin-1")
-        except (IndexError, OverflowError, TypeError):  # an id that is not there, or that is no int
-            return b"".join(map(self._bytes_of_token, ids))
-
-    def _decode_block(self, block: list[int]) -> str:
-        """The bytes of some ids, a character each. One that is not in the vocabulary raises some error or other."""
-        array("Q", block)  # a check only: a list would take -1 for its last item
-        return "".join(itemgetter(*block)(self._latin_1_of_token))
+            return "".join(map(self._latin_1_of_token.__getitem__, ids)).encode("latin-1")
+        except (KeyError, TypeError):
+            if any(hasattr(token, "item") for token in ids):  # as in `for token in tensor`
+                return self.decode_bytes([token.item() if hasattr(token, "item") else token for token in ids])
+            wrong = next(token for token in ids if not _is_key(token, self.token_bytes))
+        raise InputError(
+            f"token id {wrong!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"
+        )
 
     @cached_property
-    def _latin_1_of_token(self) -> list[str | None]:
+    def _latin_1_of_token(self) -> dict[int, str]:
         """`token_bytes` with a character for each byte, because str.join is twice as fast as bytes.join."""
-        table: list[str | None] = []
-        for token_id, token in sorted(self.token_bytes.items()):
-            if token_id > _LONGEST_TABLE:
-                break
-            table += [None] * (token_id - len(table))
-            table.append(token.decode("latin-1"))
-        return table
-
-    def _bytes_of_token(self, token_id: Any) -> bytes:
-        if hasattr(token_id, "item"):  # as in `for token in tensor`
-            token_id = token_id.item()
-        if _is_key(token_id, self.token_bytes):
-            return self.token_bytes[token_id]
-        raise InputError(
-            f"token id {token_id!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"
-        )
+        return {token_id: token.decode("latin-1") for token_id, token in self.token_bytes.items()}
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that `ids` (a list, a 1-D tensor, or any iterable) stand for; bytes that are not UTF-8 become U+FFFD.
@@ -215,7 +167,7 @@ def _as_list(ids: Any) -> list[int]:
         return [ids]
     if isinstance(ids, (str, bytes)) or not (hasattr(ids, "tolist") or isinstance(ids, Iterable)):
         raise InputTypeError(f"ids to decode must be a list or tensor of ints, not {type(ids).__name__}")
-    values = ids if type(ids) is list else ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if not isinstance(values, list):
         return [values]
     if len(values) == 1 and isinstance(values[0], list):
@@ -223,10 +175,6 @@ def _as_list(ids: Any) -> list[int]:
     if values and isinstance(values[0], list):
         raise InputError(f"ids to decode are a batch of {len(values)} rows: decode them one row at a time")
     return values
-
-
-def _blocks(ids: list[int]) -> Iterator[list[int]]:
-    return (ids[at : at + _BLOCK_LENGTH] for at in range(0, len(ids), _BLOCK_LENGTH))
 
 
 def _is_key(token: object, table: Mapping[int, bytes]) -> bool:

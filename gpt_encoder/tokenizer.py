@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
+
+import regex
 
 from gpt_config.locate import TOKENIZER_FILES, locate, published_name
 from gpt_encoder.byte_pair import BytePairMerger
 from gpt_encoder.char_tokenizer import CharTokenizer
-from gpt_encoder.character_cuts import Splitter
 from gpt_encoder.chunk_cache import ChunkCache
 from gpt_encoder.interface import Tokenizer, mend_surrogates
-from gpt_encoder.split_pattern import split
 from gpt_encoder.vocab_files import (
-    CHARACTER_OF_BYTE,
     Vocabulary,
     byte_token_ids,
     bytes_by_id,
     read_vocabulary,
-    token_to_bytes,
     write_vocabulary,
 )
 
-# Of OpenAI's merges: every token they make is what its own bytes merge to, as a test shows.
-_OPENAI_MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
+# The pieces inside which bytes may merge; GPT-2's pattern, from OpenAI's `encoder.py`. Contractions are matched in lower
+# case only, as there: to mend that would change the ids.
+SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 
-_BLANK = CHARACTER_OF_BYTE[ord(" ")]
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
 
 
@@ -49,8 +45,7 @@ class GPT2Tokenizer(Tokenizer):
         self._byte_ids = byte_token_ids(token_ids)
         ranks = {(token_ids[left], token_ids[right]): rank for rank, (left, right) in enumerate(vocabulary.merges)}
         self._merger = BytePairMerger(ranks, [token_ids[left + right] for left, right in vocabulary.merges])
-        splitter = Splitter(self._tokens_beyond_ascii)
-        self._chunks = ChunkCache(splitter.split, splitter.cut, self._merge_piece, self._known_words)
+        self._chunks = ChunkCache(self.split, self._merge_piece)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str] = "gpt2") -> GPT2Tokenizer:
@@ -76,7 +71,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def split(self, text: str) -> list[str]:
         """The pieces of `text` inside which bytes may merge; they join to `text`."""
-        return split(text)
+        return SPLIT_PATTERN.findall(text)
 
     def _encode_ordinary(self, text: str) -> list[int]:
         try:
@@ -84,33 +79,8 @@ class GPT2Tokenizer(Tokenizer):
         except UnicodeEncodeError:
             return self._encode_ordinary(mend_surrogates(text))
 
-    def encode_packed(self, text: str) -> bytes:
-        """As in Tokenizer, without a list in between."""
-        try:
-            return b"".join(self._chunks.encode_packed(text))
-        except UnicodeEncodeError:
-            return b"".join(self._chunks.encode_packed(mend_surrogates(text)))
-
-    def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
-        """Sent to another process without what it remembers."""
-        return type(self), (self._vocabulary,)
-
-    def _merge_piece(self, piece: str) -> list[int]:
-        return self._merger.merge(list(map(self._byte_ids.__getitem__, piece.encode("utf-8"))))
-
-    def _known_words(self) -> dict[str, int]:
-        """ASCII texts that merge to one id, by rank; none where the merges are not known to make their tokens."""
-        if sha256("\n".join(map(" ".join, self._vocabulary.merges)).encode()).hexdigest() != _OPENAI_MERGES_SHA256:
-            return {}
-        return {
-            text: token_id
-            for token_id, (left, right) in zip(self._merger.merged_ids, self._vocabulary.merges, strict=True)
-            if (text := (left + right).replace(_BLANK, " ")).isascii()
-        }
-
-    def _tokens_beyond_ascii(self) -> Iterator[bytes]:
-        tokens = (left + right for left, right in self._vocabulary.merges)
-        return (token_to_bytes(token) for token in tokens if not token.replace(_BLANK, " ").isascii())
+    def _merge_piece(self, piece: str) -> tuple[int, ...]:
+        return tuple(self._merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
 
 
 def load_tokenizer(name_or_folder: str | os.PathLike[str] = "gpt2") -> Tokenizer:

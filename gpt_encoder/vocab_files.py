@@ -27,7 +27,7 @@ CHARACTER_OF_BYTE: dict[int, str] = {
 }
 # For str.translate: from a printable character to the Latin-1 character with the number of the byte.
 _LATIN_1_OF_CHARACTER = {ord(character): byte for byte, character in CHARACTER_OF_BYTE.items()}
-_CHARACTER_OF_LATIN_1 = {byte: character for byte, character in CHARACTER_OF_BYTE.items() if ord(character) != byte}
+
 
 # Vocabularies have a few tokens that no merge makes, such as <pad>; a file of merges that is cut short leaves thousands.
 _UNMADE_TOKENS = 100
@@ -36,11 +36,6 @@ _UNMADE_TOKENS = 100
 def token_to_bytes(token: str) -> bytes:
     """The bytes of a token written in the printable alphabet; UnicodeEncodeError if a character is not of it."""
     return token.translate(_LATIN_1_OF_CHARACTER).encode("latin-1")
-
-
-def bytes_to_token(token: bytes) -> str:
-    """The token of these bytes as it is written in the printable alphabet."""
-    return token.decode("latin-1").translate(_CHARACTER_OF_LATIN_1)
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import heapq
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from operator import add
 
 import regex
 
 from gpt_config.errors import ConfigError, InputTypeError
 from gpt_config.validation import check_whole
 from gpt_encoder.byte_pair import Pair
-from gpt_encoder.chunk_cache import CHUNK_PATTERN
+from gpt_encoder.chunk_cache import CHUNK_PATTERN, blocks
 from gpt_encoder.interface import EOT_TOKEN, mend_surrogates
 from gpt_encoder.tokenizer import SPLIT_PATTERN, GPT2Tokenizer
 from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
+
+_BLOCK_LENGTH = 1 << 16
+# Of very much text the chunks are many more than their pieces: they are split when there are so many.
+_CHUNKS_AT_ONCE = 1 << 18
 
 
 def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Sequence[str] = (EOT_TOKEN,)) -> GPT2Tokenizer:
@@ -46,8 +50,8 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
         raise ConfigError(f"special_tokens={list(special_tokens)!r} names a token twice: name each once")
     pieces = _count_pieces([texts] if isinstance(texts, str) else texts, special_tokens)
     # CHARACTER_OF_BYTE is in the order of OpenAI's ids 0 to 255, which is not the order of the bytes.
-    byte_ids = {byte: token_id for token_id, byte in enumerate(CHARACTER_OF_BYTE)}
-    words = [[byte_ids[byte] for byte in piece.encode("utf-8")] for piece in pieces]
+    characters = {byte: _character(token_id) for token_id, byte in enumerate(CHARACTER_OF_BYTE)}
+    words = [piece.encode("utf-8").decode("latin-1").translate(characters) for piece in pieces]
     pairs = _learn_merges(words, list(pieces.values()), vocab_size - 256 - len(special_tokens))
 
     tokens = list(CHARACTER_OF_BYTE.values())
@@ -73,63 +77,97 @@ def _count_pieces(texts: Iterable[str], special_tokens: Sequence[str]) -> Counte
     longest_first = sorted(special_tokens, key=len, reverse=True)
     boundary = regex.compile("|".join(map(regex.escape, longest_first))) if special_tokens else None
     chunks: Counter[str] = Counter()
+    pieces: Counter[str] = Counter()
     for text in texts:
         if not isinstance(text, str):
             raise InputTypeError(f"texts to learn from must be str, not {type(text).__name__}: decode bytes first")
         for part in boundary.split(text) if boundary else [text]:
-            chunks.update(CHUNK_PATTERN.findall(part))
-    pieces: Counter[str] = Counter()
-    for chunk, count in chunks.items():
-        for piece in SPLIT_PATTERN.findall(mend_surrogates(chunk)):
-            pieces[piece] += count
+            for block in blocks(part, _BLOCK_LENGTH):
+                chunks.update(CHUNK_PATTERN.findall(block))
+                if len(chunks) > _CHUNKS_AT_ONCE:
+                    _count_into(pieces, chunks)
+                    chunks.clear()
+    _count_into(pieces, chunks)
     return pieces
 
 
-def _learn_merges(words: list[list[int]], counts: list[int], n_merges: int) -> list[Pair]:
-    """The `n_merges` best pairs in turn. `words` are merged in place; only those that hold the pair are visited."""
-    pair_counts: defaultdict[Pair, int] = defaultdict(int)
-    words_with: defaultdict[Pair, set[int]] = defaultdict(set)
+def _count_into(pieces: Counter[str], chunks: Mapping[str, int]) -> None:
+    for chunk, count in chunks.items():
+        for piece in SPLIT_PATTERN.findall(chunk if chunk.isascii() else mend_surrogates(chunk)):
+            pieces[piece] += count
+
+
+def _learn_merges(words: list[str], counts: list[int], n_merges: int) -> list[Pair]:
+    """The `n_merges` best pairs in turn. In `words`, which are merged in place, a character is an id; see `_character`.
+
+    Only words that hold the pair are visited, and only the pairs at its sides are counted anew. The count of a pair never
+    grows once its ids are there, so the queue may hold counts of long ago: they are mended when they come up.
+    """
+    pair_counts: defaultdict[str, int] = defaultdict(int)
+    words_with: defaultdict[str, list[int]] = defaultdict(list)
     for at, word in enumerate(words):
-        for pair in pairwise(word):
-            pair_counts[pair] += counts[at]
-            words_with[pair].add(at)
+        count = counts[at]
+        for pair in map(add, word, word[1:]):
+            pair_counts[pair] += count
+            words_with[pair].append(at)
     queue = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(queue)
     merges: list[Pair] = []
     while len(merges) < n_merges and queue:
-        negative_count, pair = heapq.heappop(queue)
-        if pair_counts[pair] != -negative_count:  # out of date: the count changed after this entry was made
-            continue
-        if not negative_count:
-            break
-        new_id = 256 + len(merges)
-        merges.append(pair)
-        changed: set[Pair] = set()
-        for at in words_with.pop(pair):
-            before, after = words[at], _merge_pair(words[at], pair, new_id)
-            words[at] = after
-            for old in pairwise(before):
-                pair_counts[old] -= counts[at]
-                changed.add(old)
-            for new in pairwise(after):
-                pair_counts[new] += counts[at]
-                words_with[new].add(at)
-                changed.add(new)
-        for other in changed:
-            heapq.heappush(queue, (-pair_counts[other], other))
+        negative_count, pair = queue[0]
+        count = pair_counts[pair]
+        if count <= 0:  # below zero: what is left of `aa` in `aaa`, once `aa` is merged
+            heapq.heappop(queue)
+        elif count != -negative_count:
+            heapq.heapreplace(queue, (-count, pair))
+        else:
+            heapq.heappop(queue)
+            new = _character(256 + len(merges))
+            merges.append((_id(pair[0]), _id(pair[1])))
+            made = _merge_in_words(words, counts, words_with.pop(pair), pair, new, pair_counts, words_with)
+            for other in made:
+                heapq.heappush(queue, (-pair_counts[other], other))
     return merges
 
 
-def _merge_pair(word: list[int], pair: Pair, new_id: int) -> list[int]:
-    """`word` with all occurrences of `pair` replaced, from left to right."""
-    left, right = pair
-    merged: list[int] = []
-    at = 0
-    while at < len(word):
-        if word[at] == left and at + 1 < len(word) and word[at + 1] == right:
-            merged.append(new_id)
-            at += 2
-        else:
-            merged.append(word[at])
-            at += 1
-    return merged
+def _merge_in_words(
+    words: list[str],
+    counts: list[int],
+    holders: list[int],
+    pair: str,
+    new: str,
+    pair_counts: dict[str, int],
+    words_with: dict[str, list[int]],
+) -> set[str]:
+    """Replace `pair` by `new` in the words that `holders` name, some perhaps twice; the pairs that came to be."""
+    made: set[str] = set()
+    del pair_counts[pair]
+    for holder in holders:
+        word, count = words[holder], counts[holder]
+        at = word.find(pair)
+        while at >= 0:
+            if at:
+                left = word[at - 1]
+                pair_counts[left + pair[0]] -= count
+                pair_counts[left + new] += count
+                words_with[left + new].append(holder)
+                made.add(left + new)
+            word = word[:at] + new + word[at + 2 :]
+            if at + 1 < len(word):
+                right = word[at + 1]
+                pair_counts[pair[1] + right] -= count
+                pair_counts[new + right] += count
+                words_with[new + right].append(holder)
+                made.add(new + right)
+            at = word.find(pair, at + 1)
+        words[holder] = word
+    return made
+
+
+def _character(token_id: int) -> str:
+    """A character for an id, in the order of the ids; surrogates are left out."""
+    return chr(token_id if token_id < 0xD800 else token_id + 0x800)
+
+
+def _id(character: str) -> int:
+    return ord(character) if character < "\ud800" else ord(character) - 0x800

@@ -28,8 +28,8 @@ class BytePairMerger:
     """
 
     def __init__(self, ranks: Mapping[Pair, int], merged_ids: Sequence[int]) -> None:
-        self._ranks = ranks
-        self._merged_ids = merged_ids
+        self.ranks = ranks
+        self.merged_ids = merged_ids
 
     def merge(self, ids: list[int]) -> list[int]:
         """The ids after all merges. `ids` holds one id a byte and is not changed."""
@@ -38,10 +38,10 @@ class BytePairMerger:
     def merge_short(self, ids: list[int]) -> list[int]:
         """The rule to the letter: O(n^2), but each pass over the ranks is a single call."""
         ids = ids.copy()
-        rank_of = self._ranks.get
+        rank_of = self.ranks.get
         ranks = list(map(rank_of, pairwise(ids), repeat(_UNRANKED)))
         while ranks and (lowest := min(ranks)) != _UNRANKED:
-            new_id = self._merged_ids[lowest]
+            new_id = self.merged_ids[lowest]
             at = ranks.index(lowest)
             while True:
                 ids[at : at + 2] = [new_id]
@@ -60,7 +60,7 @@ class BytePairMerger:
         ids = [*ids, _GONE]  # an end mark, so that the last id has a right neighbour that is in no pair
         before = list(range(-1, len(ids) - 1))
         after = list(range(1, len(ids) + 1))
-        rank_of = self._ranks.get
+        rank_of = self.ranks.get
         buckets: dict[int, list[int]] = {}  # rank -> positions of the left id of such a pair; some are out of date
         for at, pair in enumerate(pairwise(ids)):
             rank = rank_of(pair)
@@ -81,7 +81,7 @@ class BytePairMerger:
             lowest = heapq.heappop(waiting)
             positions = buckets.pop(lowest)
             positions.sort()
-            new_id = self._merged_ids[lowest]
+            new_id = self.merged_ids[lowest]
             changed = []
             for at in positions:
                 right = after[at]

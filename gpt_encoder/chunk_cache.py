@@ -13,7 +13,7 @@ run may be cut off in front (both paths do that), and a run of exactly two befor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 Ids = tuple[int, ...]
@@ -37,6 +37,15 @@ _CACHED_CHUNKS = 1 << 18
 _CACHED_LENGTH = 64
 
 
+def blocks(text: str, length: int) -> Iterator[str]:
+    """`text` in parts of `length` characters and a few more, up to the end of a chunk."""
+    start = 0
+    while start < len(text):
+        end = _BLOCK_END.search(text, start + length)
+        yield (block := text[start : end.end()] if end else text[start:])
+        start += len(block)
+
+
 class ChunkCache:
     """Encodes text with `split` (text to pieces) and `merge` (one piece to its ids), and remembers what it encoded."""
 
@@ -50,11 +59,7 @@ class ChunkCache:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, equal to those of `merge` on each piece of `split(text)`."""
         ids: list[int] = []
-        start = 0
-        while start < len(text):
-            end = _BLOCK_END.search(text, start + self._block_length)
-            block = text[start : end.end()] if end else text[start:]
-            start += len(block)
+        for block in blocks(text, self._block_length):
             ids += chain.from_iterable(self._encode_plain(block) if _is_plain(block) else self._encode_any(block))
         return ids
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,11 +15,17 @@ import regex
 
 from gpt_config.errors import InputError, InputTypeError, WriteError
 from gpt_config.locate import TOKENIZER_FILES
+from gpt_config.validation import check_whole
 
 if TYPE_CHECKING:
     import torch
 
+    from gpt_encoder.arrays.decoder import ArrayDecoder
+
 EOT_TOKEN = "<|endoftext|>"
+
+# So many ids are worth arrays, and the table that these need.
+_WORTH_ARRAYS = 4096
 
 
 def mend_surrogates(text: str) -> str:
@@ -95,15 +103,9 @@ class Tokenizer(ABC):
         >>> tokenizer.encode("Hello world<|endoftext|>", allowed_special="all")
         [15496, 995, 50256]
         """
-        if not isinstance(text, str):
-            raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
-        allowed = self._allowed_ids(allowed_special)
-        if allowed and not text.isascii():
-            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
-        if allowed and any(token in text for token in allowed):
-            ids = self._encode_with_special(text, allowed)
-        else:
-            ids = self._encode_ordinary(text)
+        parts = self.special_parts(text, self._allowed_ids(allowed_special))
+        rows = ([part] if isinstance(part, int) else self._encode_ordinary(part) for part in parts)
+        ids = next(rows) if len(parts) == 1 else list(chain.from_iterable(rows))
         if return_tensors is None:
             return ids
         if return_tensors != "pt":
@@ -125,33 +127,79 @@ class Tokenizer(ABC):
             allowed[token] = self.special_tokens[token]
         return allowed
 
-    def _encode_with_special(self, text: str, allowed: Mapping[str, int]) -> list[int]:
+    def special_parts(self, text: str, allowed: Mapping[str, int]) -> list[str | int]:
+        """`text` with the ids of the special tokens in `allowed` in place of their texts. InputTypeError if it is no str."""
+        if not isinstance(text, str):
+            raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
+        if allowed and not text.isascii():
+            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
+        if not any(token in text for token in allowed):
+            return [text]
         longest_first = sorted(allowed, key=len, reverse=True)
-        ids: list[int] = []
-        for part in regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text):
-            if part in allowed:
-                ids.append(allowed[part])
-            else:
-                ids += self._encode_ordinary(part)
-        return ids
+        parts = regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
+        return [allowed.get(part, part) for part in parts if part]
+
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        *,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        n_workers: int | None = None,
+    ) -> list[list[int]]:
+        """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one a core).
+
+        For less than some megabytes of text none is started. Where processes are not forked (not on Linux), a script
+        that calls this needs `if __name__ == "__main__":`. InputError if a worker is killed.
+
+        >>> from gpt_encoder import GPT2Tokenizer
+        >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
+        >>> tokenizer.encode_batch(["Hello world", "Hello"])
+        [[15496, 995], [15496]]
+        """
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise InputTypeError(f"texts to encode must be an iterable of str, not {type(texts).__name__}")
+        if n_workers is not None:
+            check_whole("n_workers", n_workers, 1)
+        from gpt_encoder.batch_encoding import available_cores, encode_in_processes  # here, for few need processes
+
+        return encode_in_processes(self, texts, self._allowed_ids(allowed_special), n_workers or available_cores())
+
+    def encode_packed(self, text: str) -> bytes:
+        """The ids of text in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
+        return array("I", self._encode_ordinary(text)).tobytes()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""
         ids = _as_list(ids)
+        decoder = self._array_decoder if len(ids) >= _WORTH_ARRAYS else None
+        if decoder and (data := decoder.decode(ids)) is not None:
+            return data
         try:
             return "".join(map(self._latin_1_of_token.__getitem__, ids)).encode("latin-1")
         except (KeyError, TypeError):
-            if any(hasattr(token, "item") for token in ids):  # as in `for token in tensor`
-                return self.decode_bytes([token.item() if hasattr(token, "item") else token for token in ids])
-            wrong = next(token for token in ids if not _is_key(token, self.token_bytes))
-        raise InputError(
-            f"token id {wrong!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"
-        )
+            return b"".join(map(self._bytes_of_token, ids))
+
+    @cached_property
+    def _array_decoder(self) -> ArrayDecoder | None:
+        try:
+            from gpt_encoder.arrays.decoder import ArrayDecoder
+        except ImportError:  # NumPy is not needed, only faster
+            return None
+        return ArrayDecoder(self.token_bytes)
 
     @cached_property
     def _latin_1_of_token(self) -> dict[int, str]:
         """`token_bytes` with a character for each byte, because str.join is twice as fast as bytes.join."""
         return {token_id: token.decode("latin-1") for token_id, token in self.token_bytes.items()}
+
+    def _bytes_of_token(self, token_id: Any) -> bytes:
+        if hasattr(token_id, "item"):  # as in `for token in tensor`
+            token_id = token_id.item()
+        if _is_key(token_id, self.token_bytes):
+            return self.token_bytes[token_id]
+        raise InputError(
+            f"token id {token_id!r} is not in this vocabulary: ids are whole numbers from 0 to {self.vocab_size - 1}"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that `ids` (a list, a 1-D tensor, or any iterable) stand for; bytes that are not UTF-8 become U+FFFD.
@@ -167,7 +215,7 @@ def _as_list(ids: Any) -> list[int]:
         return [ids]
     if isinstance(ids, (str, bytes)) or not (hasattr(ids, "tolist") or isinstance(ids, Iterable)):
         raise InputTypeError(f"ids to decode must be a list or tensor of ints, not {type(ids).__name__}")
-    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    values = ids if type(ids) is list else ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if not isinstance(values, list):
         return [values]
     if len(values) == 1 and isinstance(values[0], list):

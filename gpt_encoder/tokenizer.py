@@ -1,10 +1,11 @@
-"""GPT2Tokenizer: byte-level BPE as GPT-2 does it. It knows the split pattern and the cache, not files or the merge loop."""
+"""GPT2Tokenizer: byte-level BPE as GPT-2 does it. It knows the split pattern and who encodes, no files, no merge loop."""
 
 from __future__ import annotations
 
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import regex
 
@@ -14,17 +15,26 @@ from gpt_encoder.char_tokenizer import CharTokenizer
 from gpt_encoder.chunk_cache import ChunkCache
 from gpt_encoder.interface import Tokenizer, mend_surrogates
 from gpt_encoder.vocab_files import (
+    CHARACTER_OF_BYTE,
     Vocabulary,
     byte_token_ids,
     bytes_by_id,
     read_vocabulary,
+    token_to_bytes,
     write_vocabulary,
 )
+
+if TYPE_CHECKING:
+    from gpt_encoder.arrays.encoder import ArrayEncoder
 
 # The pieces inside which bytes may merge; GPT-2's pattern, from OpenAI's `encoder.py`. Contractions are matched in lower
 # case only, as there: to mend that would change the ids.
 SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 
+# Texts of so many characters are worth arrays: a first one is, with the tables that these need, and each one after it.
+_WORTH_TABLES, _WORTH_ARRAYS = 1 << 15, 1 << 12
+
+_BLANK = CHARACTER_OF_BYTE[ord(" ")]
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
 
 
@@ -75,9 +85,40 @@ class GPT2Tokenizer(Tokenizer):
 
     def _encode_ordinary(self, text: str) -> list[int]:
         try:
+            if encoder := self._encoder_for(text):
+                return encoder.encode(text)
             return self._chunks.encode(text)
         except UnicodeEncodeError:
             return self._encode_ordinary(mend_surrogates(text))
+
+    def encode_packed(self, text: str) -> bytes:
+        """As in Tokenizer, without a list in between where `text` is long."""
+        if encoder := self._encoder_for(text):
+            try:
+                return encoder.encode_packed(text)
+            except UnicodeEncodeError:
+                return encoder.encode_packed(mend_surrogates(text))
+        return super().encode_packed(text)
+
+    def _encoder_for(self, text: str) -> ArrayEncoder | None:
+        worth = _WORTH_ARRAYS if "_array_encoder" in vars(self) else _WORTH_TABLES
+        return self._array_encoder if len(text) >= worth else None
+
+    @cached_property
+    def _array_encoder(self) -> ArrayEncoder | None:
+        try:
+            from gpt_encoder.arrays.encoder import ArrayEncoder
+        except ImportError:  # NumPy is not needed, only faster
+            return None
+        return ArrayEncoder.of(self._merger, [self._byte_ids[byte] for byte in range(256)], self._tokens_beyond_ascii)
+
+    def _tokens_beyond_ascii(self) -> list[bytes]:
+        merged = [left + right for left, right in self._vocabulary.merges]
+        return [token_to_bytes(token) for token in merged if not token.replace(_BLANK, " ").isascii()]
+
+    def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
+        """Sent to another process without what it remembers."""
+        return type(self), (self._vocabulary,)
 
     def _merge_piece(self, piece: str) -> tuple[int, ...]:
         return tuple(self._merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))

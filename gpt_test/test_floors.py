@@ -75,6 +75,8 @@ def test_imports_point_down_only(package: str) -> None:
                 continue
             if typing_only and imported == "torch":
                 continue
+            if name.startswith("gpt_encoder/arrays/") and imported == "numpy":
+                continue  # all of it is on demand: the tokenizer asks for it when a text is long
             assert imported in THIRD_PARTY[package], f"{name} imports {imported}"
 
 
@@ -125,7 +127,7 @@ def test_model_can_be_read_in_one_sitting() -> None:
     [
         ("import gpt_config", {"torch", "regex", "huggingface_hub", "urllib.request"}),
         ("import gpt_encoder; gpt_encoder.GPT2Tokenizer.from_pretrained('gpt2').encode('x')",
-         {"torch", "transformers", "tiktoken", "tokenizers", "huggingface_hub"}),
+         {"torch", "numpy", "transformers", "tiktoken", "tokenizers", "huggingface_hub"}),
         ("import gpt2", {"torch", "regex"}),
         ("import gpt2.cli.group, gpt2.cli.generate, gpt2.cli.tokenize, gpt2.cli.benchmark", {"torch", "transformers"}),
         ("import gpt2; gpt2.GPT2; gpt2.complete", {"transformers", "tiktoken"}),

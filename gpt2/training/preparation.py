@@ -197,7 +197,7 @@ def _encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> tuple[bytes, in
     dtype, separator, n_bytes = dtype_for(tokenizer.vocab_size), tokenizer.eot_token_id, 0
     parts = []
     for text, ends in pieces:
-        parts.append(np.array(tokenizer.encode(text), dtype).tobytes())
+        parts.append(np.frombuffer(tokenizer.encode_packed(text), np.uint32).astype(dtype).tobytes())
         n_bytes += len(text.encode("utf-8", errors="replace"))
         if ends and separator is not None:
             parts.append(np.array([separator], dtype).tobytes())

@@ -64,7 +64,7 @@ def test_both_algorithms_follow_the_rule(table, ids: list[int]) -> None:
 def test_both_algorithms_agree_on_openai_merges(openai_tokenizer: GPT2Tokenizer, text: list[int]) -> None:
     merger = openai_tokenizer._merger
     ids = [openai_tokenizer._byte_ids[byte] for byte in text]
-    assert merger.merge_short(ids) == merger.merge_long(ids) == merge_plainly(ids, merger._ranks, merger._merged_ids)
+    assert merger.merge_short(ids) == merger.merge_long(ids) == merge_plainly(ids, merger.ranks, merger.merged_ids)
 
 
 def test_the_input_is_not_changed(openai_tokenizer: GPT2Tokenizer) -> None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pickle
+import random
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +47,41 @@ def test_every_code_point_equals_tiktoken(openai_tokenizer: GPT2Tokenizer, tikto
     for first in range(0, 0x110000, 0x1000):
         text = "".join(f"{chr(point)} {chr(point)}a" for point in range(first, first + 0x1000))
         assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode_ordinary(text), hex(first)
+
+
+def characters_of(*spans: tuple[int, int]) -> str:
+    return "".join(chr(point) for first, last in spans for point in range(first, last + 1))
+
+
+LONG_TEXTS = {
+    "Chinese": characters_of((0x4E00, 0x9FA5)) + "，。的一是不了" * 900,
+    "Japanese": characters_of((0x3041, 0x30FF)) * 20 + characters_of((0x4E00, 0x5E00)) + "のー、。" * 500,
+    "Korean": characters_of((0xAC00, 0xD7A3)) + " .,한국" * 800,
+    "Arabic": characters_of((0x600, 0x6FF)) + "ال " * 60,
+    "Hindi": characters_of((0x900, 0x97F)) + " ।" * 20,
+    "Thai": characters_of((0xE01, 0xE5B)) + " " * 9,
+    "Russian": characters_of((0x400, 0x45F)) + " .,-" * 9,
+    "French": characters_of((0x20, 0x7E), (0xC0, 0xFF)) + " eéà'«»\n" * 40,
+    "code": characters_of((0x20, 0x7E)) + "\n\t    self._=()[]'.:" * 9,
+    "emoji": characters_of((0x1F300, 0x1F9FF)) + "\u200d\ufe0f 👩a" * 200,
+    "bytes as Latin-1": characters_of((0, 0xFF)),
+}
+
+
+@pytest.mark.parametrize("kind", [*LONG_TEXTS, "bytes as UTF-8"])
+def test_long_texts_equal_tiktoken(tiktoken_gpt2, kind: str) -> None:
+    """Long enough for everything that is prepared only for long texts; a new tokenizer, then the same again."""
+    generator = random.Random(0)
+    if kind == "bytes as UTF-8":
+        text = generator.randbytes(120_000).decode("utf-8", errors="replace")
+    else:
+        words = ["".join(generator.choices(LONG_TEXTS[kind], k=generator.randrange(1, 9))) for _ in range(6000)]
+        text = "".join(word + generator.choice(("", " ", " ", "\n", ".\n\n")) for word in generator.choices(words, k=18_000))
+    tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
+    expected = tiktoken_gpt2.encode_ordinary(text)
+    assert tokenizer.encode(text) == expected
+    assert tokenizer.encode(text) == expected
+    assert tokenizer.decode(expected) == text
 
 
 @pytest.mark.parametrize("text", ["a", "^", " ", "\n", "ab", " a", "=", "\x00", "字", "🦙", " \n"])
@@ -127,6 +168,50 @@ def test_ids_out_of_range_are_named(openai_tokenizer: GPT2Tokenizer, ids: list) 
         return
     with pytest.raises(InputError):
         openai_tokenizer.decode(ids)
+
+
+def test_ids_far_below_zero_are_refused(openai_tokenizer: GPT2Tokenizer) -> None:
+    """Ids are looked up in a list, which would take a negative one for a place from its end."""
+    for wrong in (-1, -50256, -50257, -50258, -100_000, -(2**40)):
+        with pytest.raises(InputError, match=rf"token id {wrong} is not"):
+            openai_tokenizer.decode([1] * 3000 + [wrong] + [1] * 3000)
+
+
+def test_ids_need_not_be_without_gaps() -> None:
+    """Vocabularies of other models leave ids out, or put a token far behind all others."""
+    small = train_bpe([TRAINING_TEXT], 280)
+    for far in (5000, 10**9):
+        vocabulary = replace(
+            small._vocabulary, token_ids={**small._vocabulary.token_ids, "<pad>": far}, special_tokens={"<pad>": far}
+        )
+        tokenizer = GPT2Tokenizer(vocabulary)
+        assert tokenizer.decode([10, far, 11]) == tokenizer.decode([10]) + "<pad>" + tokenizer.decode([11])
+        assert tokenizer.encode("a<pad>b", allowed_special="all")[1] == far
+        with pytest.raises(InputError, match="token id 4000 is not"):
+            tokenizer.decode([4000])
+
+
+def test_long_texts_need_no_numpy(tmp_path: Path) -> None:
+    """They are only slower without it."""
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from gpt_encoder import GPT2Tokenizer\n"
+        "tokenizer = GPT2Tokenizer.from_pretrained('gpt2')\n"
+        "ids = tokenizer.encode('Hello world' * 5000)\n"
+        "print(ids == [15496, 995] + [15496, 995] * 4999 and tokenizer.decode(ids) == 'Hello world' * 5000)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(gpt_encoder.__file__).parents[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "True\n"
+
+
+def test_a_pickled_tokenizer_is_the_same_without_its_memory(openai_tokenizer: GPT2Tokenizer) -> None:
+    openai_tokenizer.encode(TRAINING_TEXT)
+    pickled = pickle.dumps(openai_tokenizer)
+    assert len(pickled) < 4_000_000
+    assert pickle.loads(pickled).encode(TRAINING_TEXT) == openai_tokenizer.encode(TRAINING_TEXT)
 
 
 def test_the_message_names_the_id_and_the_limit(openai_tokenizer: GPT2Tokenizer) -> None:

@@ -1,0 +1,80 @@
+"""HashTable: number keys, many at once. It knows nothing of what a key stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Words: TypeAlias = npt.NDArray[np.uint64]
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+# Odd numbers without pattern, one a word of the key: the upper bits of the sum of products choose the slot.
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+
+
+class HashTable:
+    """Keys of `n_words` 64-bit words, numbered from 1 in the order of their coming, `max_keys` of them at most.
+
+    Open addressing with linear probing. The key of which all bits are set must not come: it is that of an empty slot.
+    """
+
+    def __init__(self, n_words: int, max_keys: int) -> None:
+        self.n_keys = 0
+        self.keys = np.zeros((n_words, max_keys + 1), np.uint64)
+        self.keys[:, 0] = np.iinfo(np.uint64).max
+        slot_bits = (2 * max_keys).bit_length()  # at most half of the slots are taken
+        self._shift = np.uint64(64 - slot_bits)
+        self._number_in_slot = np.zeros(1 << slot_bits, np.int32)
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        self.n_keys = 0
+        self._number_in_slot[:] = 0
+
+    def find_or_add(self, key: Sequence[Words]) -> Numbers:
+        """The numbers of keys; those that are not there are added, so there must be room for all of them.
+
+        `key`: for each of the `n_words` an array (N,).
+        """
+        slots = self._first_slots(key)
+        numbers = self._number_in_slot.take(slots).astype(np.int64)
+        waiting = np.flatnonzero(~self._are(numbers, key))
+        while len(waiting):
+            slot, waiting_key = slots[waiting], [word[waiting] for word in key]
+            empty = self._number_in_slot.take(slot) == 0
+            if empty.any():
+                self._settle(slot[empty], [word[empty] for word in waiting_key])
+            found = self._number_in_slot.take(slot)
+            here = self._are(found, waiting_key)
+            numbers[waiting[here]] = found[here]
+            waiting = waiting[~here]
+            slots[waiting] = (slots[waiting] + 1) % len(self._number_in_slot)
+        return numbers
+
+    def _settle(self, slots: Numbers, key: Sequence[Words]) -> None:
+        """Give each of the empty `slots` one of the keys that want it."""
+        claims = np.arange(1, len(slots) + 1, dtype=np.int32)
+        self._number_in_slot[slots] = claims
+        settled = self._number_in_slot.take(slots) == claims
+        numbers = self.n_keys + 1 + np.arange(np.count_nonzero(settled))
+        self.n_keys += len(numbers)
+        self._number_in_slot[slots[settled]] = numbers
+        for column, word in zip(self.keys, key, strict=True):
+            column[numbers] = word[settled]
+
+    def _first_slots(self, key: Sequence[Words]) -> Numbers:
+        mixed = key[0] * _FACTORS[0]
+        for word, factor in zip(key[1:], _FACTORS[1:], strict=False):
+            mixed += word * factor
+        mixed >>= self._shift
+        return mixed.view(np.int64)
+
+    def _are(self, numbers: npt.NDArray[np.signedinteger], key: Sequence[Words]) -> npt.NDArray[np.bool_]:
+        """Whether the keys with these numbers are `key`."""
+        equal = self.keys[0].take(numbers) == key[0]
+        for column, word in zip(self.keys[1:], key[1:], strict=True):
+            equal &= column.take(numbers) == word
+        return equal

@@ -1,0 +1,80 @@
+"""Where GPT-2's split pattern begins a new piece, for all characters of a text at once. It knows nothing of tokens.
+
+The pattern, read as a rule for a place between two characters. Letters, numbers, spaces and all others are four kinds:
+- In front of a non-space a piece begins where the kind changes, but not behind a blank, which goes with it.
+- In a run of spaces a piece begins at the first, and at the last if a non-space follows: `\\s+(?!\\S)` leaves that one over.
+- A contraction ('s 't 'd 'm 'll 've 're) is a piece where its apostrophe begins one; behind it begins another.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Points: TypeAlias = npt.NDArray[np.uint32]
+
+# How far behind a character the text has a say in whether a piece begins there: as far as the longest contraction.
+LOOK_AHEAD = 3
+
+_BASIC_PLANE, _ALL_PLANES = 0x10000, 0x110000
+
+_LETTER, _NUMBER, _OTHER, _SPACE, _BLANK = range(5)
+
+_ONE_LETTER = np.frombuffer(b"sdmt", np.uint8)
+_BEFORE_E = np.frombuffer(b"vr", np.uint8)
+
+
+def piece_starts(first_bytes: Bytes, points_beyond_ascii: Points) -> Flags:
+    """For each character of a text, whether a piece begins there; there must be one.
+
+    `first_bytes` (T,) are the first bytes of its characters in UTF-8, `points_beyond_ascii` the code points of those that
+    are not ASCII. What is said of the last LOOK_AHEAD characters holds only if the text ends behind them.
+    """
+    kinds = np.frombuffer(bytearray(first_bytes.tobytes().translate(_kinds_below(0x80).tobytes() + bytes(0x80))), np.uint8)
+    if len(points_beyond_ascii):
+        end = _BASIC_PLANE if points_beyond_ascii.max() < _BASIC_PLANE else _ALL_PLANES
+        kinds[first_bytes >= 0x80] = _kinds_below(end).take(points_beyond_ascii)
+    spaces = kinds >= _SPACE
+    starts = np.empty(len(kinds), np.bool_)
+    np.not_equal(kinds[1:], kinds[:-1], out=starts[1:])
+    starts[1:] &= kinds[:-1] != _BLANK
+    inside = spaces.copy()  # between two spaces, for which the end of the text counts too
+    inside[1:] &= spaces[:-1]
+    inside[:-1] &= spaces[1:]
+    starts |= spaces
+    starts &= ~inside
+    starts[0] = True
+    _set_contractions(starts, first_bytes)
+    return starts
+
+
+def _set_contractions(starts: Flags, first_bytes: Bytes) -> None:
+    apostrophes = np.flatnonzero((first_bytes == ord("'")) & starts)
+    if not len(apostrophes):
+        return
+    ended = np.append(first_bytes, np.zeros(2, np.uint8))
+    first, second = ended[apostrophes + 1], ended[apostrophes + 2]
+    one = np.isin(first, _ONE_LETTER)
+    two = ((first == ord("l")) & (second == ord("l"))) | (np.isin(first, _BEFORE_E) & (second == ord("e")))
+    for found, length in ((one, 2), (two, 3)):
+        at = apostrophes[found]
+        starts[at + 1] = False
+        behind = at + length
+        starts[behind[behind < len(starts)]] = True
+
+
+@cache
+def _kinds_below(end: int) -> Bytes:
+    """The kind of each code point below `end`, as `regex` knows it, for its Unicode is the pattern's."""
+    characters = np.arange(end, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    kinds = np.full(end, _OTHER, np.uint8)
+    for pattern, kind in ((r"\p{L}+", _LETTER), (r"\p{N}+", _NUMBER), (r"\s+", _SPACE), (" ", _BLANK)):
+        for match in regex.finditer(pattern, characters):
+            kinds[match.start() : match.end()] = kind
+    return kinds

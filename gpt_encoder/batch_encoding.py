@@ -1,0 +1,119 @@
+"""Encode many texts in several processes. It knows tokenizers by their interface, and nothing of how they encode.
+
+Text goes to the workers in jobs of about a megabyte, long texts in parts; ids come back as bytes, since a list of ints
+takes longer to send than to make.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpt_config.errors import InputError
+from gpt_encoder.chunk_cache import blocks
+
+if TYPE_CHECKING:
+    from gpt_encoder.interface import Tokenizer
+
+_JOB_LENGTH = 1 << 19
+_JOB_TEXTS = 1 << 14
+# Fewer jobs than this are done before processes have started.
+_WORTH_PROCESSES = 4
+
+
+class _Part(NamedTuple):
+    """A part of the text with this number: ordinary text, or the id of a special token."""
+
+    number: int
+    content: str | int
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def encode_in_processes(
+    tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
+) -> list[list[int]]:
+    """The ids of each of `texts`, in order. At most `n_workers` + 2 jobs are under way, whatever `texts` holds."""
+    rows: list[list[int]] = []
+    jobs = _jobs(_parts(tokenizer, texts, allowed, rows))
+    first = list(islice(jobs, _WORTH_PROCESSES))
+    # A worker of another pool has the other cores' work around it, and may not have processes of its own.
+    if n_workers == 1 or len(first) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
+        for job in chain(first, jobs):
+            _add(rows, job, _encode_job(job, tokenizer))
+        return rows
+    # A forked process has the tokenizer already, with all that it remembers; elsewhere it starts anew.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    under_way: deque[tuple[list[_Part], Future[list[bytes]]]] = deque()
+    with ProcessPoolExecutor(n_workers, context, _remember, (tokenizer,)) as pool:
+        try:
+            for job in chain(first, jobs):
+                under_way.append((job, pool.submit(_encode_job, job)))
+                if len(under_way) > n_workers + 1:
+                    done, future = under_way.popleft()
+                    _add(rows, done, future.result())
+            for done, future in under_way:
+                _add(rows, done, future.result())
+        except BrokenProcessPool:
+            raise InputError(
+                f"one of n_workers={n_workers} processes was killed, perhaps for want of memory: use fewer"
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return rows
+
+
+def _parts(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]) -> Iterator[_Part]:
+    for number, text in enumerate(texts):
+        rows.append([])
+        for content in tokenizer.special_parts(text, allowed):
+            if isinstance(content, int):
+                yield _Part(number, content)
+            else:
+                yield from (_Part(number, block) for block in blocks(content, _JOB_LENGTH))
+
+
+def _jobs(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
+    job: list[_Part] = []
+    length = 0
+    for part in parts:
+        job.append(part)
+        length += len(part.content) if isinstance(part.content, str) else 0
+        if length >= _JOB_LENGTH or len(job) >= _JOB_TEXTS:
+            yield job
+            job, length = [], 0
+    if job:
+        yield job
+
+
+_tokenizer_of_worker: Tokenizer
+
+
+def _remember(tokenizer: Tokenizer) -> None:
+    global _tokenizer_of_worker
+    _tokenizer_of_worker = tokenizer
+
+
+def _encode_job(job: list[_Part], tokenizer: Tokenizer | None = None) -> list[bytes]:
+    encode = (tokenizer or _tokenizer_of_worker).encode_packed
+    return [encode(part.content) for part in job if isinstance(part.content, str)]
+
+
+def _add(rows: list[list[int]], job: list[_Part], encoded: list[bytes]) -> None:
+    packed = iter(encoded)
+    for number, content in job:
+        if isinstance(content, int):
+            rows[number].append(content)
+        else:
+            rows[number] += memoryview(next(packed)).cast("I").tolist()

@@ -1,0 +1,52 @@
+"""Many pieces merged at once against one at a time, and against a plain reading of the rule."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_encoder import GPT2Tokenizer
+from gpt_encoder.arrays.batch_merger import BatchMerger
+from gpt_test.gpt_encoder.test_byte_pair import merge_plainly, merge_tables
+
+
+def merge_many(merger: BatchMerger, pieces: list[bytes]) -> list[list[int]]:
+    data = np.zeros((len(pieces), 31), np.uint8)
+    for row, piece in zip(data, pieces, strict=True):
+        row[: len(piece)] = list(piece)
+    ids, counts = merger.merge(data, np.array(list(map(len, pieces)), np.int64))
+    return [row.tolist() for row in np.split(ids, np.cumsum(counts)[:-1])]
+
+
+@given(merge_tables(), st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=31), min_size=1, max_size=6))
+@settings(max_examples=400)
+def test_merges_of_any_shape(table, rows: list[list[int]]) -> None:
+    merger = BatchMerger(*table, byte_ids=[0, 1, 2, 3, *range(1000, 1252)])
+    if merger.is_exact:
+        assert merge_many(merger, list(map(bytes, rows))) == [merge_plainly(row, *table) for row in rows]
+
+
+def test_an_order_that_no_one_learned_is_told() -> None:
+    """In it a pair of the new id comes before the others of the rank that made it: 0 1 0 1 gives 5, not 4 4."""
+    ranks, merged_ids = {(0, 1): 1, (4, 0): 0}, [5, 4]
+    assert not BatchMerger(ranks, merged_ids, byte_ids=[0, 1, *range(1000, 1254)]).is_exact
+    assert BatchMerger({(0, 1): 0, (4, 0): 1}, [4, 5], byte_ids=[0, 1, *range(1000, 1254)]).is_exact
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=31) | st.text("aelnorst ", min_size=1, max_size=31).map(str.encode), min_size=1)
+)
+def test_openais_merges(openai_tokenizer: GPT2Tokenizer, pieces: list[bytes]) -> None:
+    byte_ids, plain = [openai_tokenizer._byte_ids[byte] for byte in range(256)], openai_tokenizer._merger
+    merger = batch_merger(openai_tokenizer)
+    assert merger.is_exact
+    assert merge_many(merger, pieces) == [plain.merge_short([byte_ids[byte] for byte in piece]) for piece in pieces]
+
+
+@cache
+def batch_merger(tokenizer: GPT2Tokenizer) -> BatchMerger:
+    plain = tokenizer._merger
+    return BatchMerger(plain.ranks, plain.merged_ids, [tokenizer._byte_ids[byte] for byte in range(256)])

@@ -1,0 +1,101 @@
+"""encode_batch: the ids of encode, in order, whatever the number of processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt_config import ConfigError, InputError, InputTypeError
+from gpt_encoder import CharTokenizer, GPT2Tokenizer, batch_encoding
+from gpt_test.conftest import TRAINING_TEXT
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = [f"{TRAINING_TEXT[n:]} <|endoftext|> é {n}" for n in range(200)] + ["", "\ud83e\udd99", "ok", TRAINING_TEXT * 30, ""]
+
+
+@pytest.fixture
+def _small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_encoding, "_JOB_LENGTH", 2000)
+
+
+@pytest.mark.usefixtures("_small_jobs")
+@pytest.mark.parametrize("n_workers", [None, 1, 2, 3])
+@pytest.mark.parametrize("allowed_special", [(), "all"])
+def test_ids_are_those_of_encode(openai_tokenizer: GPT2Tokenizer, n_workers: int | None, allowed_special) -> None:
+    expected = [openai_tokenizer.encode(text, allowed_special=allowed_special) for text in TEXTS]
+    found = openai_tokenizer.encode_batch(iter(TEXTS), allowed_special=allowed_special, n_workers=n_workers)
+    assert found == expected
+
+
+@pytest.mark.usefixtures("_small_jobs")
+def test_every_tokenizer_has_it() -> None:
+    tokenizer = CharTokenizer.from_texts(TEXTS[:200])
+    assert tokenizer.encode_batch(TEXTS[:200], n_workers=2) == [tokenizer.encode(text) for text in TEXTS[:200]]
+
+
+def test_little_text_starts_no_process(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_encoding, "ProcessPoolExecutor", lambda *_: pytest.fail("a process was started"))
+    assert openai_tokenizer.encode_batch(["Hello world", ""], n_workers=8) == [[15496, 995], []]
+    assert openai_tokenizer.encode_batch([]) == []
+
+
+@pytest.mark.usefixtures("_small_jobs")
+def test_an_error_of_the_reader_comes_through(openai_tokenizer: GPT2Tokenizer) -> None:
+    def texts():
+        yield from [TRAINING_TEXT * 10] * 60
+        raise KeyError("from the reader")
+
+    with pytest.raises(KeyError, match="from the reader"):
+        openai_tokenizer.encode_batch(texts(), n_workers=2)
+
+
+@pytest.mark.usefixtures("_small_jobs")
+@pytest.mark.parametrize("n_texts", [0, 300])
+def test_wrong_input_is_refused_as_by_encode(openai_tokenizer: GPT2Tokenizer, n_texts: int) -> None:
+    with pytest.raises(InputTypeError, match="must be a str, not bytes"):
+        openai_tokenizer.encode_batch([TRAINING_TEXT] * n_texts + [b"bytes"], n_workers=2)
+    with pytest.raises(InputError, match="allowed_special names '<x>'"):
+        openai_tokenizer.encode_batch([TRAINING_TEXT] * n_texts, allowed_special={"<x>"}, n_workers=2)
+
+
+@pytest.mark.parametrize("texts", ["one text", b"bytes", 5, None])
+def test_one_text_is_no_batch(openai_tokenizer: GPT2Tokenizer, texts: object) -> None:
+    with pytest.raises(InputTypeError, match="iterable of str"):
+        openai_tokenizer.encode_batch(texts)
+
+
+@pytest.mark.parametrize("n_workers", [0, -1, 1.5, "2", True])
+def test_n_workers_is_a_whole_number(openai_tokenizer: GPT2Tokenizer, n_workers: object) -> None:
+    with pytest.raises(ConfigError, match="n_workers"):
+        openai_tokenizer.encode_batch(["a"], n_workers=n_workers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a forked process has what the test put into the tokenizer")
+@pytest.mark.usefixtures("_small_jobs")
+def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = os.getpid()
+    monkeypatch.setattr(
+        small_tokenizer, "encode_packed", lambda text: os._exit(1) if os.getpid() != parent else b"", raising=True
+    )
+    with pytest.raises(InputError, match="n_workers=2 processes was killed"):
+        small_tokenizer.encode_batch(TEXTS, n_workers=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a script needs a main guard, as the docstring says")
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from gpt_encoder import GPT2Tokenizer, batch_encoding\n"
+        "batch_encoding._JOB_LENGTH = 100\n"
+        "rows = GPT2Tokenizer.from_pretrained('gpt2').encode_batch(['Hello world'] * 100, n_workers=2)\n"
+        "print(rows == [[15496, 995]] * 100)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "True\n"

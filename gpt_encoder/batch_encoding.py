@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gpt_config.errors import InputError
 from gpt_encoder.chunk_cache import blocks
@@ -26,6 +26,8 @@ _JOB_LENGTH = 1 << 19
 _JOB_TEXTS = 1 << 14
 # Fewer jobs than this are done before processes have started.
 _WORTH_PROCESSES = 4
+# Jobs that wait for each other process, so that it never waits while this one makes lists.
+_JOBS_AHEAD = 6
 
 
 class _Part(NamedTuple):
@@ -33,6 +35,9 @@ class _Part(NamedTuple):
 
     number: int
     content: str | int
+
+
+_Job: TypeAlias = list[_Part]
 
 
 def available_cores() -> int:
@@ -43,27 +48,22 @@ def available_cores() -> int:
 def encode_in_processes(
     tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
 ) -> list[list[int]]:
-    """The ids of each of `texts`, in order. At most `n_workers` + 2 jobs are under way, whatever `texts` holds."""
+    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others. Few jobs are under way at a
+    time, whatever `texts` holds."""
     rows: list[list[int]] = []
     jobs = _jobs(_parts(tokenizer, texts, allowed, rows))
     first = list(islice(jobs, _WORTH_PROCESSES))
     # A worker of another pool has the other cores' work around it, and may not have processes of its own.
     if n_workers == 1 or len(first) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
         for job in chain(first, jobs):
-            _add(rows, job, _encode_job(job, tokenizer))
+            _add(tokenizer, rows, job, _encode_job(job, tokenizer))
         return rows
     # A forked process has the tokenizer already, with all that it remembers; elsewhere it starts anew.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    under_way: deque[tuple[list[_Part], Future[list[bytes]]]] = deque()
-    with ProcessPoolExecutor(n_workers, context, _remember, (tokenizer,)) as pool:
+    with ProcessPoolExecutor(n_workers - 1, context, _remember, (tokenizer,)) as pool:
         try:
-            for job in chain(first, jobs):
-                under_way.append((job, pool.submit(_encode_job, job)))
-                if len(under_way) > n_workers + 1:
-                    done, future = under_way.popleft()
-                    _add(rows, done, future.result())
-            for done, future in under_way:
-                _add(rows, done, future.result())
+            for job, encoded in _encoded_in_order(pool, tokenizer, chain(first, jobs), n_workers):
+                _add(tokenizer, rows, job, encoded)
         except BrokenProcessPool:
             raise InputError(
                 f"one of n_workers={n_workers} processes was killed, perhaps for want of memory: use fewer"
@@ -72,6 +72,24 @@ def encode_in_processes(
             pool.shutdown(cancel_futures=True)
             raise
     return rows
+
+
+def _encoded_in_order(
+    pool: ProcessPoolExecutor, tokenizer: Tokenizer, jobs: Iterable[_Job], n_workers: int
+) -> Iterator[tuple[_Job, list[bytes]]]:
+    """Each job with what came of it. While the others have enough to do this process encodes too."""
+    under_way: deque[tuple[_Job, Future[list[bytes]]]] = deque()
+    for job in jobs:
+        if sum(not future.done() for _, future in under_way) < _JOBS_AHEAD * (n_workers - 1):
+            future = pool.submit(_encode_job, job)
+        else:
+            future = Future()
+            future.set_result(_encode_job(job, tokenizer))
+        under_way.append((job, future))
+        while under_way and (under_way[0][1].done() or len(under_way) > 2 * _JOBS_AHEAD * n_workers):
+            done, future = under_way.popleft()
+            yield done, future.result()
+    yield from ((done, future.result()) for done, future in under_way)
 
 
 def _parts(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]) -> Iterator[_Part]:
@@ -84,8 +102,8 @@ def _parts(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int
                 yield from (_Part(number, block) for block in blocks(content, _JOB_LENGTH))
 
 
-def _jobs(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
-    job: list[_Part] = []
+def _jobs(parts: Iterable[_Part]) -> Iterator[_Job]:
+    job: _Job = []
     length = 0
     for part in parts:
         job.append(part)
@@ -105,15 +123,17 @@ def _remember(tokenizer: Tokenizer) -> None:
     _tokenizer_of_worker = tokenizer
 
 
-def _encode_job(job: list[_Part], tokenizer: Tokenizer | None = None) -> list[bytes]:
-    encode = (tokenizer or _tokenizer_of_worker).encode_packed
-    return [encode(part.content) for part in job if isinstance(part.content, str)]
+def _encode_job(job: _Job, tokenizer: Tokenizer | None = None) -> list[bytes]:
+    texts = [part.content for part in job if isinstance(part.content, str)]
+    return (tokenizer or _tokenizer_of_worker).encode_each_packed(texts)
 
 
-def _add(rows: list[list[int]], job: list[_Part], encoded: list[bytes]) -> None:
-    packed = iter(encoded)
+def _add(tokenizer: Tokenizer, rows: list[list[int]], job: _Job, encoded: list[bytes]) -> None:
+    ids, end = tokenizer.unpack(b"".join(encoded)), 0
+    lengths = (len(packed) // 4 for packed in encoded)
     for number, content in job:
         if isinstance(content, int):
             rows[number].append(content)
         else:
-            rows[number] += memoryview(next(packed)).cast("I").tolist()
+            start, end = end, end + next(lengths)
+            rows[number] += ids[start:end]

@@ -41,7 +41,7 @@ def blocks(text: str, length: int) -> Iterator[str]:
     """`text` in parts of `length` characters and a few more, up to the end of a chunk."""
     start = 0
     while start < len(text):
-        end = _BLOCK_END.search(text, start + length)
+        end = _BLOCK_END.search(text, start + length) if start + length < len(text) else None
         yield (block := text[start : end.end()] if end else text[start:])
         start += len(block)
 

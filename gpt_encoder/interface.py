@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -164,9 +164,13 @@ class Tokenizer(ABC):
 
         return encode_in_processes(self, texts, self._allowed_ids(allowed_special), n_workers or available_cores())
 
-    def encode_packed(self, text: str) -> bytes:
-        """The ids of text in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
-        return array("I", self._encode_ordinary(text)).tobytes()
+    def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of each of some texts in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
+        return [array("I", self._encode_ordinary(text)).tobytes() for text in texts]
+
+    def unpack(self, packed: bytes) -> list[int]:
+        """Packed ids as a list."""
+        return memoryview(packed).cast("I").tolist()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""

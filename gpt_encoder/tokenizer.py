@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,24 +86,31 @@ class GPT2Tokenizer(Tokenizer):
 
     def _encode_ordinary(self, text: str) -> list[int]:
         try:
-            if encoder := self._encoder_for(text):
+            if encoder := self._encoder_for(len(text)):
                 return encoder.encode(text)
             return self._chunks.encode(text)
         except UnicodeEncodeError:
             return self._encode_ordinary(mend_surrogates(text))
 
-    def encode_packed(self, text: str) -> bytes:
-        """As in Tokenizer, without a list in between where `text` is long."""
-        if encoder := self._encoder_for(text):
-            try:
-                return encoder.encode_packed(text)
-            except UnicodeEncodeError:
-                return encoder.encode_packed(mend_surrogates(text))
-        return super().encode_packed(text)
+    def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
+        """As in Tokenizer, all texts together where they are long enough together."""
+        n_characters = sum(map(len, texts))
+        encoder = self._encoder_for(n_characters)
+        if encoder is None:
+            return super().encode_each_packed(texts)
+        try:
+            return encoder.encode_each_packed(texts) if len(texts) > 1 else list(map(encoder.encode_packed, texts))
+        except UnicodeEncodeError:
+            return self.encode_each_packed([text if text.isascii() else mend_surrogates(text) for text in texts])
 
-    def _encoder_for(self, text: str) -> ArrayEncoder | None:
+    def unpack(self, packed: bytes) -> list[int]:
+        """As in Tokenizer."""
+        encoder = self._encoder_for(len(packed))
+        return encoder.unpack(packed) if encoder else super().unpack(packed)
+
+    def _encoder_for(self, n_characters: int) -> ArrayEncoder | None:
         worth = _WORTH_ARRAYS if "_array_encoder" in vars(self) else _WORTH_TABLES
-        return self._array_encoder if len(text) >= worth else None
+        return self._array_encoder if n_characters >= worth else None
 
     @cached_property
     def _array_encoder(self) -> ArrayEncoder | None:

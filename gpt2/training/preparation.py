@@ -196,8 +196,9 @@ def _encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> tuple[bytes, in
     """The ids of `pieces` as bytes, with an end of text behind each document, and how many bytes of text they are."""
     dtype, separator, n_bytes = dtype_for(tokenizer.vocab_size), tokenizer.eot_token_id, 0
     parts = []
-    for text, ends in pieces:
-        parts.append(np.frombuffer(tokenizer.encode_packed(text), np.uint32).astype(dtype).tobytes())
+    packed = tokenizer.encode_each_packed([text for text, _ in pieces])
+    for (text, ends), ids in zip(pieces, packed, strict=True):
+        parts.append(np.frombuffer(ids, np.uint32).astype(dtype).tobytes())
         n_bytes += len(text.encode("utf-8", errors="replace"))
         if ends and separator is not None:
             parts.append(np.array([separator], dtype).tobytes())

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from gpt_encoder.arrays.piece_starts import Bytes, Flags, Points
+from gpt_encoder.arrays.piece_starts import TEXT_END, Bytes, Flags, Points
 
 # All characters beyond the basic plane share the last row of the tables, and are taken to be joined to everything.
 _BEYOND = 0x10000
@@ -41,14 +41,16 @@ class CharacterCuts:
             for bit in np.unique(bits):
                 self._behind[backs] |= bit
 
-    def cut(self, starts: Flags, first_bytes: Bytes, points_beyond_ascii: Points) -> None:
-        """Set `starts` where a character begins that no token joins to the one in front; the rest as in `piece_starts`."""
+    def starts(self, first_bytes: Bytes, points_beyond_ascii: Points) -> Flags:
+        """For each character, whether it is known that no token joins it to the one in front. As in `piece_starts`."""
+        starts = np.zeros(len(first_bytes), np.bool_)
         points = first_bytes.astype(np.uint32)
-        beyond_ascii = np.flatnonzero(first_bytes >= 0x80)
+        beyond_ascii = np.flatnonzero((first_bytes >= 0x80) & (first_bytes != TEXT_END))
         points[beyond_ascii] = np.minimum(points_beyond_ascii, _BEYOND)
         for at in (beyond_ascii, beyond_ascii + 1):
             at = at[(at > 0) & (at < len(points))]
-            starts[at] |= (self._in_front.take(points[at - 1]) & self._behind.take(points[at])) == 0
+            starts[at] = (self._in_front.take(points[at - 1]) & self._behind.take(points[at])) == 0
+        return starts
 
 
 def _neighbours(token: bytes) -> Iterator[tuple[bytes, bytes]]:

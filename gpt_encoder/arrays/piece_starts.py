@@ -24,32 +24,37 @@ LOOK_AHEAD = 3
 
 _BASIC_PLANE, _ALL_PLANES = 0x10000, 0x110000
 
-_LETTER, _NUMBER, _OTHER, _SPACE, _BLANK = range(5)
+# Stands behind each of several texts in a row. UTF-8 has no such byte.
+TEXT_END = 0xFF
+
+_LETTER, _NUMBER, _OTHER, _SPACE, _BLANK, _END = range(6)
 
 _ONE_LETTER = np.frombuffer(b"sdmt", np.uint8)
 _BEFORE_E = np.frombuffer(b"vr", np.uint8)
 
 
 def piece_starts(first_bytes: Bytes, points_beyond_ascii: Points) -> Flags:
-    """For each character of a text, whether a piece begins there; there must be one.
+    """For each character of a text, whether a piece begins there.
 
     `first_bytes` (T,) are the first bytes of its characters in UTF-8, `points_beyond_ascii` the code points of those that
-    are not ASCII. What is said of the last LOOK_AHEAD characters holds only if the text ends behind them.
+    are not ASCII. TEXT_END among the bytes is a piece of its own, in front of which a text ends. What is said of the last
+    LOOK_AHEAD characters holds only if the text ends behind them.
     """
-    kinds = np.frombuffer(bytearray(first_bytes.tobytes().translate(_kinds_below(0x80).tobytes() + bytes(0x80))), np.uint8)
+    kinds = np.frombuffer(bytearray(first_bytes.tobytes().translate(_kinds_of_first_bytes())), np.uint8)
     if len(points_beyond_ascii):
         end = _BASIC_PLANE if points_beyond_ascii.max() < _BASIC_PLANE else _ALL_PLANES
-        kinds[first_bytes >= 0x80] = _kinds_below(end).take(points_beyond_ascii)
-    spaces = kinds >= _SPACE
+        kinds[(first_bytes >= 0x80) & (first_bytes != TEXT_END)] = _kinds_below(end).take(points_beyond_ascii)
     starts = np.empty(len(kinds), np.bool_)
     np.not_equal(kinds[1:], kinds[:-1], out=starts[1:])
     starts[1:] &= kinds[:-1] != _BLANK
-    inside = spaces.copy()  # between two spaces, for which the end of the text counts too
+    spaces_and_ends = kinds >= _SPACE
+    spaces = spaces_and_ends & (kinds != _END)
+    inside = spaces.copy()  # between two spaces, or a space and the end of the text
     inside[1:] &= spaces[:-1]
-    inside[:-1] &= spaces[1:]
-    starts |= spaces
+    inside[:-1] &= spaces_and_ends[1:]
+    starts |= spaces_and_ends
     starts &= ~inside
-    starts[0] = True
+    starts[:1] = True
     _set_contractions(starts, first_bytes)
     return starts
 
@@ -67,6 +72,14 @@ def _set_contractions(starts: Flags, first_bytes: Bytes) -> None:
         starts[at + 1] = False
         behind = at + length
         starts[behind[behind < len(starts)]] = True
+
+
+@cache
+def _kinds_of_first_bytes() -> bytes:
+    kinds = bytearray(0x100)
+    kinds[:0x80] = _kinds_below(0x80).tobytes()
+    kinds[TEXT_END] = _END
+    return bytes(kinds)
 
 
 @cache

@@ -17,9 +17,8 @@ CHARACTERS = "a1 'é½я\u05d0\u0e01\u3000のァー龍士人\uffff🦙𝒳"
 
 def is_cut(cuts: CharacterCuts, front: str, back: str) -> bool:
     text = front + back
-    starts = np.zeros(2, np.bool_)
     first_bytes = np.array([character.encode()[0] for character in text], np.uint8)
-    cuts.cut(starts, first_bytes, np.array([ord(character) for character in text if character > "\x7f"], np.uint32))
+    starts = cuts.starts(first_bytes, np.array([ord(character) for character in text if character > "\x7f"], np.uint32))
     assert not starts[0]
     return bool(starts[1])
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_encoder import GPT2Tokenizer, train_bpe
-from gpt_encoder.arrays import encoder
+from gpt_encoder.arrays import encoder, piece_table
 from gpt_encoder.arrays.encoder import ArrayEncoder
 from gpt_test.conftest import TRAINING_TEXT
 
@@ -35,7 +35,7 @@ def learned() -> GPT2Tokenizer:
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(encoder, "_MAX_PIECES", 64)
     monkeypatch.setattr(encoder, "_MAX_PIECES_AT_ONCE", 20)
-    monkeypatch.setattr(encoder, "_WORTH_BATCH", 3)
+    monkeypatch.setattr(piece_table, "_WORTH_BATCH", 3)
     yield
 
 
@@ -45,6 +45,22 @@ def test_any_text_in_windows_of_any_length(openai_tokenizer: GPT2Tokenizer, lear
         patch.setattr(encoder, "_WINDOW", window)
         for tokenizer in (openai_tokenizer, learned):
             assert tokenizer._array_encoder.encode(text) == plain_ids(tokenizer, text)
+
+
+@given(st.lists(texts | st.just(""), max_size=8))
+def test_many_texts_are_each_encoded_alone(openai_tokenizer: GPT2Tokenizer, learned, some_texts: list[str]) -> None:
+    for tokenizer in (openai_tokenizer, learned):
+        packed = tokenizer._array_encoder.encode_each_packed(some_texts)
+        assert list(map(tokenizer.unpack, packed)) == [plain_ids(tokenizer, text) for text in some_texts]
+
+
+def test_every_end_and_beginning(openai_tokenizer: GPT2Tokenizer) -> None:
+    """What ends one text and begins the next must know nothing of each other: spaces, contractions, words, characters."""
+    ends = ["", " ", "  ", "\n", " \n", "a", "a ", "'", " '", "1", ".", "é", "龍", "\u3000", "🦙"]
+    begins = ["", " ", "  ", "\n", "s", "'s", "ll", "'", " a", "a", "1", ".", "é", "喚", "\u3000", "🦙"]
+    some_texts = [text for end in ends for begin in begins for text in (f"x{end}", f"{begin}y", end, begin)]
+    packed = openai_tokenizer._array_encoder.encode_each_packed(some_texts)
+    assert list(map(openai_tokenizer.unpack, packed)) == [plain_ids(openai_tokenizer, text) for text in some_texts]
 
 
 @pytest.mark.usefixtures("_small")

@@ -1,0 +1,106 @@
+"""PieceTable: pieces to the place of their ids, many at once. It knows nothing of text, or of how a piece is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TypeAlias
+
+import numpy as np
+
+from gpt_encoder.arrays.batch_merger import BatchMerger, Ids, Lengths
+from gpt_encoder.arrays.hash_table import HashTable, Words
+from gpt_encoder.arrays.text_cutter import Numbers, Parts
+
+# Fewer new pieces than this are merged sooner one by one.
+_WORTH_BATCH = 128
+
+MergeOne: TypeAlias = Callable[[bytes], Sequence[int]]
+
+
+class IdPool:
+    """The ids of all known pieces, one after the other."""
+
+    def __init__(self) -> None:
+        self._ids = np.empty(1 << 16, np.int32)
+        self.size = 0
+
+    def clear(self) -> None:
+        """Forget all ids."""
+        self.size = 0
+
+    def add(self, ids: Ids) -> int:
+        """Where `ids` begin now."""
+        offset, self.size = self.size, self.size + len(ids)
+        if self.size > len(self._ids):
+            self._ids = np.append(self._ids[:offset], np.empty(self.size, np.int32))
+        self._ids[offset : self.size] = ids
+        return offset
+
+    def gather(self, offsets: Numbers, counts: Lengths) -> Ids:
+        """`counts[i]` ids from `offsets[i]` on, for each i."""
+        begins = np.cumsum(counts) - counts
+        places = np.repeat(offsets - begins, counts)
+        places += np.arange(len(places))
+        return self._ids.take(places)
+
+
+class PieceTable:
+    """At most `max_pieces` pieces of less than `width` bytes, and where their ids are in `pool`.
+
+    What is new is merged: few pieces by `merge_one`, each alone, and many by `merge_many`.
+    """
+
+    def __init__(self, width: int, max_pieces: int, pool: IdPool, merge_one: MergeOne, merge_many: BatchMerger) -> None:
+        self.width = width
+        self._pool = pool
+        self._merge_one = merge_one
+        self._merge_many = merge_many
+        self._table = HashTable(width // 8, max_pieces)
+        self._offsets = np.zeros(max_pieces + 1, np.int64)
+        self._counts = np.zeros(max_pieces + 1, np.int64)
+        # A key is the bytes of the piece, then zeros, and in the last byte the length. A longer piece counts as empty.
+        keep = np.zeros((width + 1, width), np.uint8)
+        for length in range(width):
+            keep[length, :length] = 0xFF
+        length_mark = np.zeros((width + 1, width), np.uint8)
+        length_mark[:width, -1] = np.arange(width)
+        self._keep = np.ascontiguousarray(keep.view(np.uint64).T)
+        self._length_mark = np.ascontiguousarray(length_mark.view(np.uint64)[:, -1])
+
+    @property
+    def n_pieces(self) -> int:
+        """How many pieces are known."""
+        return self._table.n_keys
+
+    def clear(self) -> None:
+        """Forget all pieces."""
+        self._table.clear()
+
+    def find(self, pieces: Parts) -> tuple[Numbers, Lengths]:
+        """Where the ids of each piece begin in the pool, and how many there are; no ids for a piece that is too long."""
+        known = self._table.n_keys
+        numbers = self._table.find_or_add(self._keys(pieces))
+        if self._table.n_keys > known:
+            self._learn(np.arange(known + 1, self._table.n_keys + 1))
+        return self._offsets.take(numbers), self._counts.take(numbers)
+
+    def _keys(self, pieces: Parts) -> list[Words]:
+        every_place = np.ndarray((len(pieces.data),), f"V{self.width}", buffer=pieces.data + bytes(self.width), strides=(1,))
+        words = every_place[pieces.begins].view(np.uint64).reshape(len(pieces.begins), -1)
+        lengths = np.minimum(pieces.lengths, self.width)
+        keys = [words[:, at] & keep.take(lengths) for at, keep in enumerate(self._keep)]
+        keys[-1] |= self._length_mark.take(lengths)
+        return keys
+
+    def _learn(self, numbers: Numbers) -> None:
+        keys = np.ascontiguousarray(self._table.keys[:, numbers].T).view(np.uint8)
+        lengths = keys[:, -1].astype(np.int64)
+        if len(numbers) < _WORTH_BATCH:
+            pieces = [key[:length] for key, length in zip(map(bytes, keys), lengths.tolist(), strict=True)]
+            rows = list(map(self._merge_one, pieces))
+            ids, counts = np.array(list(chain.from_iterable(rows)), np.int32), np.array(list(map(len, rows)), np.int64)
+        else:
+            ids, counts = self._merge_many.merge(keys[:, :-1], lengths)
+        self._counts[numbers] = counts
+        self._offsets[numbers] = self._pool.add(ids) + np.cumsum(counts) - counts

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2, MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
-from gpt2.packed_linear import fast_linear
+from gpt2.packed_linear import fast_linear, fast_norm_and_linear
 from gpt2.positions import positions_of, visible_slots
 from gpt2.quantization import Int8Embedding, Int8Linear
 
@@ -36,11 +36,9 @@ class DecodePlan:
         self._eps = model.config.layer_norm_epsilon
         self._blocks = [
             (
-                (block.ln_1.weight, block.ln_1.bias),
-                fast_linear(block.attn.c_attn),
+                *fast_norm_and_linear(block.ln_1, block.attn.c_attn),
                 fast_linear(block.attn.c_proj),
-                (block.ln_2.weight, block.ln_2.bias),
-                fast_linear(block.mlp.c_fc),
+                *fast_norm_and_linear(block.ln_2, block.mlp.c_fc),
                 block.mlp.activation,
                 fast_linear(block.mlp.c_proj),
                 block.attn.scale,
@@ -71,14 +69,14 @@ class DecodePlan:
         kv_cache.reserve(x)
         seen = kv_cache.length
         x = x.view(B * T, -1)  # a row a token
-        for (ln_1, c_attn, attn_proj, ln_2, c_fc, activation, mlp_proj, scale), stored in zip(
+        for (weight_1, bias_1, c_attn, attn_proj, weight_2, bias_2, c_fc, activation, mlp_proj, scale), stored in zip(
             self._blocks, kv_cache.layers, strict=True
         ):
-            heads = c_attn(layer_norm(x, shape, *ln_1, eps)).view(B, T, 3, stored.shape[2], stored.shape[4])
+            heads = c_attn(layer_norm(x, shape, weight_1, bias_1, eps)).view(B, T, 3, stored.shape[2], stored.shape[4])
             heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
             stored.narrow(3, past, T).copy_(heads[1:])
             k, v = stored.narrow(3, 0, seen).unbind()
             y = F.scaled_dot_product_attention(heads[0], k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
-            x = x + attn_proj(y.transpose(1, 2).reshape(B * T, -1))
-            x = x + mlp_proj(activation(c_fc(layer_norm(x, shape, *ln_2, eps))))
+            x += attn_proj(y.transpose(1, 2).reshape(B * T, -1))
+            x += mlp_proj(activation(c_fc(layer_norm(x, shape, weight_2, bias_2, eps))))
         return layer_norm(x, shape, model.ln_f.weight, model.ln_f.bias, eps).view(B, T, -1)

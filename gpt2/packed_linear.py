@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gpt2.device import multiplies_bfloat16
 from gpt2.model import Conv1D, TokenEmbedding
-from gpt2.quantization import Int8Linear
+from gpt2.quantization import LIFT, Int8Linear
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -38,6 +38,16 @@ def fast_linear(layer: nn.Module) -> Linear:
         return _packed(layer, layer.weight, None) if _can_pack(layer.weight) else layer.logits
     assert isinstance(layer, Int8Linear)
     return layer.on_rows()
+
+
+def fast_norm_and_linear(norm: nn.LayerNorm, layer: nn.Module) -> tuple[Tensor, Tensor, Linear]:
+    """The weight and bias of a norm and, for what comes out of it, what `layer` computes: together the same bits.
+
+    The lift that int8 needs is in the weight and the bias here, instead of a product of its own.
+    """
+    if isinstance(layer, Int8Linear):
+        return norm.weight.detach() * LIFT, norm.bias.detach() * LIFT, layer.on_rows(lifted=True)
+    return norm.weight, norm.bias, fast_linear(layer)
 
 
 def _can_pack(weight: Tensor) -> bool:

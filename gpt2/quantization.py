@@ -21,7 +21,8 @@ from gpt_config.errors import CheckpointError, InputError
 _TINY = torch.finfo(torch.float32).tiny
 
 # The kernel's steps are never finer than 6e-5, so what it multiplies is lifted first and the scales of the weights lowered.
-_LIFT = 1024.0
+# It is a power of two, which changes no bits of a product but the exponent.
+LIFT = 1024.0
 
 # In which order torch's kernels for bytes are to be had: the first is the fastest for a single row.
 _ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -94,22 +95,22 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.on_rows()(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
-    def on_rows(self) -> Callable[[Tensor], Tensor]:
-        """What it computes for rows (N, n_in), as a function that looks nothing up."""
+    def on_rows(self, *, lifted: bool = False) -> Callable[[Tensor], Tensor]:
+        """What it computes for rows (N, n_in), as a function that looks nothing up. `lifted` rows come times LIFT."""
         packed, bias = self._packed_weight(), self.bias
         if packed is None:
-            weight, scale = self.weight_int8, self.scale
+            weight, scale = self.weight_int8, self.scale / (LIFT if lifted else 1)
             return lambda x: F.linear(x, weight.to(x.dtype)) * scale + (0 if bias is None else bias)
         product = torch.ops.quantized.linear_dynamic.default
+        lift, unit = torch.tensor(LIFT), torch.tensor(LIFT if lifted else 1.0)
 
         def on_rows(x: Tensor) -> Tensor:
             if len(x) == 1:
-                y = product(x * _LIFT, packed)
-                return y if bias is None else y.add_(bias)
+                return product(x if lifted else x * lift, packed)
             # All rows of a call share the 256 steps, so each is brought to the same size.
             size = x.abs().amax(1, keepdim=True).clamp_(min=_TINY)
-            y = product(x / size, packed)
-            return y.mul_(size * _LIFT) if bias is None else torch.addcmul(bias, y, size, value=_LIFT)
+            y, size = product(x * (lift / size), packed), size / unit
+            return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
 
         return on_rows
 
@@ -117,12 +118,13 @@ class Int8Linear(nn.Module):
         """The weights as the CPU's kernel wants them, or None where there is no such kernel."""
         if self.weight_int8.device.type != "cpu":
             return None
-        state = (self.weight_int8.data_ptr(), self.scale.data_ptr())
+        sources = [tensor for tensor in (self.weight_int8, self.scale, self.bias) if tensor is not None]
+        state = [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in sources]
         if self._packed is None or self._packed[0] != state:
             engine = _engine()
             if engine is None:
                 return None
-            self._packed = (state, _pack(self.weight_int8, self.scale, engine))
+            self._packed = (state, _pack(self.weight_int8, self.scale, self.bias, engine))
         return self._packed[1]
 
 
@@ -143,14 +145,14 @@ def _engine() -> str | None:
     return next((name for name in _ENGINES if name in torch.backends.quantized.supported_engines), None)
 
 
-def _pack(weight_int8: Tensor, scale: Tensor, engine: str) -> torch.ScriptObject:
+def _pack(weight_int8: Tensor, scale: Tensor, bias: Tensor | None, engine: str) -> torch.ScriptObject:
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that torch means to remove these operators: `_engine` looks for them
             zeros = torch.zeros(len(scale), dtype=torch.int64)
-            quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / _LIFT, zeros, 0)
-            return torch.ops.quantized.linear_prepack(quantized, None)
+            quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / LIFT, zeros, 0)
+            return torch.ops.quantized.linear_prepack(quantized, bias)
     finally:
         torch.backends.quantized.engine = before

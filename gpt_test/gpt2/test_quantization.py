@@ -13,6 +13,7 @@ from gpt2 import GPT2, KVCache, quantization
 from gpt2.evaluation import evaluate
 from gpt2.finetuning.lora import add_lora
 from gpt2.model_folder import locate_model
+from gpt2.packed_linear import fast_norm_and_linear
 from gpt2.quantization import Int8Linear, is_int8, quantize_int8
 from gpt2.training import Trainer, prepare
 from gpt_config import GPT2Config, TrainingConfig
@@ -75,6 +76,30 @@ def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
     alone = layer(x)
     together = layer(torch.cat([x, 1e4 * torch.ones(1, 16)]))[:3]
     torch.testing.assert_close(together, alone, atol=0.05 * alone.abs().amax().item(), rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_norm_that_lifts_gives_the_same_bits(small_model: GPT2, rows: int) -> None:
+    """Also without the kernel, where the lift is taken back."""
+    block = int8_copy(small_model).h[0]
+    x = torch.randn(rows, small_model.config.n_embd) * torch.logspace(-9, 3, rows)[:, None]
+    for engine in (quantization._engine, lambda: None):
+        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+            patch.setattr(quantization, "_engine", engine)
+            block.mlp.c_fc._packed = None
+            weight, bias, linear = fast_norm_and_linear(block.ln_2, block.mlp.c_fc)
+            lifted = torch.layer_norm(x, x.shape[1:], weight, bias, block.ln_2.eps)
+            torch.testing.assert_close(linear(lifted), block.mlp.c_fc(block.ln_2(x)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["weight_int8", "scale", "bias"])
+def test_what_is_written_into_a_layer_counts(small_model: GPT2, name: str) -> None:
+    layer = int8_copy(small_model).h[0].mlp.c_fc
+    x = torch.randn(3, small_model.config.n_embd)
+    before = layer(x)
+    getattr(layer, name).mul_(-1)
+    expected = {"weight_int8": 2 * layer.bias - before, "scale": 2 * layer.bias - before, "bias": before + 2 * layer.bias}
+    torch.testing.assert_close(layer(x), expected[name])
 
 
 def test_the_shipped_model_says_the_same() -> None:

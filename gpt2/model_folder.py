@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt_config.adapter_config import AdapterConfig
 from gpt_config.errors import CheckpointError, ModelNotFoundError
 from gpt_config.locate import TOKENIZER_FILES, locate
+from gpt_config.model_config import INT8_MODEL_TYPE
 
 CONFIG_FILES = ("config.json", "hparams.json")
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -45,6 +46,18 @@ def locate_whole_model(name_or_folder: str | os.PathLike[str]) -> Path:
             f"{folder} holds an adapter, and this takes a whole model: "
             f"make it one with gpt2 merge {folder} --out FOLDER, and name that"
         )
+    return folder
+
+
+def locate_float_model(name_or_folder: str | os.PathLike[str]) -> Path:
+    """As `locate_whole_model`, for those that know no int8 either: the CheckpointError says what to name instead."""
+    folder = locate_whole_model(name_or_folder)
+    try:
+        values = json.loads((folder / CONFIG_FILES[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # its reader will say so
+        return folder
+    if isinstance(values, dict) and values.get("model_type") == INT8_MODEL_TYPE:
+        raise CheckpointError(f"{folder} holds weights in int8, which this does not read: name the model they were made of")
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.model_folder import is_model_folder, locate_whole_model
+from gpt2.model_folder import is_model_folder, locate_float_model
 from gpt_config.errors import CheckpointError
 from gpt_config.locate import shipped_models
 
@@ -32,7 +32,7 @@ def verify(model: str | None, as_json: bool) -> None:
     status is 1 if a check fails. Large models take long: plain Python computes some twenty million products a second.
     """
     name = model or (shipped_models() or [_RANDOM])[0]
-    folder = None if name == _RANDOM else locate_whole_model(name)  # before torch is imported
+    folder = None if name == _RANDOM else locate_float_model(name)  # before torch is imported
     if folder is not None and not is_model_folder(folder):
         raise CheckpointError(f"{name} is no model: name a folder that holds config.json and the weights")
     from tqdm import tqdm

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2.model_folder import locate_whole_model
+from gpt2.model_folder import locate_float_model
 from gpt2.reference.numpy_gpt2 import Gradients, Parameters, check_targets, gpt2_forward, loss_and_gradients
 from gpt2.reference.numpy_kv_cache import KVCache
 from gpt2.reference.numpy_layers import Array, cross_entropy_forward
@@ -103,7 +103,7 @@ class NumpyGPT2:
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, dtype: str = "float32") -> NumpyGPT2:
         """Load a model in eval mode: a folder with config.json and model.safetensors, or a name that ships or is cached."""
-        folder = locate_whole_model(name_or_folder)
+        folder = locate_float_model(name_or_folder)
         config = read_config(folder)
         tensors = find_parameters(folder, config)
         return cls(

@@ -33,7 +33,7 @@ from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gpt2.model_folder import locate_whole_model
+from gpt2.model_folder import locate_float_model
 from gpt2.reference.safetensors_reader import StoredTensor, find_parameters, read_config, read_floats
 from gpt_config.errors import CheckpointError, GPT2Error, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -417,7 +417,7 @@ def load_model(name_or_folder: str | os.PathLike[str]) -> Model:
 
     A number takes 4 bytes in memory (8 where the file has that many), whether the file has 4 or 2.
     """
-    folder = locate_whole_model(name_or_folder)
+    folder = locate_float_model(name_or_folder)
     config = read_config(folder)
     tensors = find_parameters(folder, config)
     return Model(config, {name: read_parameter(name, tensor) for name, tensor in tensors.items()})
@@ -456,7 +456,7 @@ def write_continuation(options: argparse.Namespace) -> None:
 
     how = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
     GenerationConfig(**how)  # what is wrong should be said before the weights are read
-    folder = locate_whole_model(options.from_pretrained)
+    folder = locate_float_model(options.from_pretrained)
     tokenizer = tokenizer_of(folder)
     prompt_ids, text = tokenizer.encode(options.prompt), StreamDecoder(tokenizer)
     model = load_model(folder)

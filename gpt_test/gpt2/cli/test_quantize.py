@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from gpt2.reference.numpy_model import NumpyGPT2
+from gpt_config.errors import CheckpointError
+
 
 def test_the_folder_is_a_model_like_others(run_command, small_folder: Path, tmp_path: Path) -> None:
     result = run_command("quantize", small_folder, "--out", tmp_path / "q")
@@ -21,3 +26,12 @@ def test_mistakes_are_one_line(run_command, small_folder: Path, tmp_path: Path) 
     ):
         result = run_command(*arguments)
         assert result.status == status and message in result.err and len(result.err.splitlines()) == 1
+
+
+def test_what_reads_no_int8_says_so(run_command, small_folder: Path, tmp_path: Path) -> None:
+    assert run_command("quantize", small_folder, "--out", tmp_path / "q").status == 0
+    message = "holds weights in int8, which this does not read: name the model they were made of"
+    result = run_command("verify", tmp_path / "q")
+    assert (result.status, result.out) == (1, "") and message in result.err and len(result.err.splitlines()) == 1
+    with pytest.raises(CheckpointError, match=message):
+        NumpyGPT2.from_pretrained(tmp_path / "q")

@@ -21,7 +21,6 @@ from gpt_encoder.vocab_files import (
     byte_token_ids,
     bytes_by_id,
     read_vocabulary,
-    token_to_bytes,
     write_vocabulary,
 )
 
@@ -121,8 +120,9 @@ class GPT2Tokenizer(Tokenizer):
         return ArrayEncoder.of(self._merger, [self._byte_ids[byte] for byte in range(256)], self._tokens_beyond_ascii)
 
     def _tokens_beyond_ascii(self) -> list[bytes]:
-        merged = [left + right for left, right in self._vocabulary.merges]
-        return [token_to_bytes(token) for token in merged if not token.replace(_BLANK, " ").isascii()]
+        merged = map("".join, self._vocabulary.merges)
+        beyond_ascii = [token for token in merged if not token.replace(_BLANK, " ").isascii()]
+        return list(bytes_by_id({token: self._vocabulary.token_ids[token] for token in beyond_ascii}, {}).values())
 
     def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
         """Sent to another process without what it remembers."""

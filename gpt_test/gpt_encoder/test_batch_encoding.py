@@ -44,6 +44,15 @@ def test_little_text_starts_no_process(openai_tokenizer: GPT2Tokenizer, monkeypa
 
 
 @pytest.mark.usefixtures("_small_jobs")
+def test_a_worker_of_another_pool_starts_no_process(
+    openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_encoding, "ProcessPoolExecutor", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(batch_encoding.multiprocessing, "parent_process", object)
+    assert openai_tokenizer.encode_batch(TEXTS, n_workers=2) == list(map(openai_tokenizer.encode, TEXTS))
+
+
+@pytest.mark.usefixtures("_small_jobs")
 def test_an_error_of_the_reader_comes_through(openai_tokenizer: GPT2Tokenizer) -> None:
     def texts():
         yield from [TRAINING_TEXT * 10] * 60

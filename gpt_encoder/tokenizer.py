@@ -33,6 +33,8 @@ SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\
 
 # Texts of so many characters are worth arrays: a first one is, with the tables that these need, and each one after it.
 _WORTH_TABLES, _WORTH_ARRAYS = 1 << 15, 1 << 12
+# Texts of more characters than this are not worked on together: their arrays take some 50 bytes a character.
+_MOST_TOGETHER = 1 << 21
 
 _BLANK = CHARACTER_OF_BYTE[ord(" ")]
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
@@ -92,13 +94,15 @@ class GPT2Tokenizer(Tokenizer):
             return self._encode_ordinary(mend_surrogates(text))
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """As in Tokenizer, all texts together where they are long enough together."""
+        """As in Tokenizer, all texts together where they are long enough together, and not too long."""
         n_characters = sum(map(len, texts))
         encoder = self._encoder_for(n_characters)
         if encoder is None:
             return super().encode_each_packed(texts)
         try:
-            return encoder.encode_each_packed(texts) if len(texts) > 1 else list(map(encoder.encode_packed, texts))
+            if len(texts) > 1 and n_characters <= _MOST_TOGETHER:
+                return encoder.encode_each_packed(texts)
+            return list(map(encoder.encode_packed, texts))
         except UnicodeEncodeError:
             return self.encode_each_packed([text if text.isascii() else mend_surrogates(text) for text in texts])
 

@@ -21,7 +21,6 @@ from gpt_encoder.vocab_files import (
     byte_token_ids,
     bytes_by_id,
     read_vocabulary,
-    token_to_bytes,
     write_vocabulary,
 )
 
@@ -34,6 +33,8 @@ SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\
 
 # Texts of so many characters are worth arrays: a first one is, with the tables that these need, and each one after it.
 _WORTH_TABLES, _WORTH_ARRAYS = 1 << 15, 1 << 12
+# Texts of more characters than this are not worked on together: their arrays take some 50 bytes a character.
+_MOST_TOGETHER = 1 << 21
 
 _BLANK = CHARACTER_OF_BYTE[ord(" ")]
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
@@ -93,13 +94,15 @@ class GPT2Tokenizer(Tokenizer):
             return self._encode_ordinary(mend_surrogates(text))
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """As in Tokenizer, all texts together where they are long enough together."""
+        """As in Tokenizer, all texts together where they are long enough together, and not too long."""
         n_characters = sum(map(len, texts))
         encoder = self._encoder_for(n_characters)
         if encoder is None:
             return super().encode_each_packed(texts)
         try:
-            return encoder.encode_each_packed(texts) if len(texts) > 1 else list(map(encoder.encode_packed, texts))
+            if len(texts) > 1 and n_characters <= _MOST_TOGETHER:
+                return encoder.encode_each_packed(texts)
+            return list(map(encoder.encode_packed, texts))
         except UnicodeEncodeError:
             return self.encode_each_packed([text if text.isascii() else mend_surrogates(text) for text in texts])
 
@@ -121,8 +124,9 @@ class GPT2Tokenizer(Tokenizer):
         return ArrayEncoder.of(self._merger, [self._byte_ids[byte] for byte in range(256)], self._tokens_beyond_ascii)
 
     def _tokens_beyond_ascii(self) -> list[bytes]:
-        merged = [left + right for left, right in self._vocabulary.merges]
-        return [token_to_bytes(token) for token in merged if not token.replace(_BLANK, " ").isascii()]
+        merged = map("".join, self._vocabulary.merges)
+        beyond_ascii = [token for token in merged if not token.replace(_BLANK, " ").isascii()]
+        return list(bytes_by_id({token: self._vocabulary.token_ids[token] for token in beyond_ascii}, {}).values())
 
     def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
         """Sent to another process without what it remembers."""

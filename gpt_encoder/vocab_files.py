@@ -32,6 +32,9 @@ _LATIN_1_OF_CHARACTER = {ord(character): byte for byte, character in CHARACTER_O
 # Vocabularies have a few tokens that no merge makes, such as <pad>; a file of merges that is cut short leaves thousands.
 _UNMADE_TOKENS = 100
 
+# Ids are packed as 32-bit unsigned ints.
+_MAX_IDS = 1 << 32
+
 
 def token_to_bytes(token: str) -> bytes:
     """The bytes of a token written in the printable alphabet; UnicodeEncodeError if a character is not of it."""
@@ -54,8 +57,10 @@ class Vocabulary:
         if not self.token_ids:
             raise VocabularyError("the vocabulary is empty: it needs at least the 256 byte tokens")
         for token, token_id in chain(self.token_ids.items(), self.special_tokens.items()):
-            if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-                raise VocabularyError(f"token {token!r} has the id {token_id!r}: ids are whole numbers of 0 or more")
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < _MAX_IDS:
+                raise VocabularyError(
+                    f"token {token!r} has the id {token_id!r}: ids are whole numbers of 0 or more, less than {_MAX_IDS}"
+                )
         self._check_tokens()
         missing = [byte for byte, character in CHARACTER_OF_BYTE.items() if character not in self.token_ids]
         if missing:

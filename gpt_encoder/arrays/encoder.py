@@ -5,8 +5,9 @@ A window is cut into pieces in one go, each piece is looked up in a table, and w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from threading import Lock
 
 import numpy as np
@@ -24,8 +25,15 @@ _MAX_PIECES_AT_ONCE = 1 << 17
 _MAX_POOL = 1 << 22
 # Bytes of the pieces that the tables hold, less one that holds the length. Longer ones are rare.
 _WIDTHS = (16, 32)
+# Bytes of the longest piece that is remembered.
+_LONGEST_KNOWN = 1 << 10
 # Ids are made into ints by way of a table of all of them.
 _MAX_IDS = 1 << 20
+
+# One lock for all encoders. A fork waits for it: else the child would have it locked for ever, and tables half written.
+_lock = Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class ArrayEncoder:
@@ -39,7 +47,6 @@ class ArrayEncoder:
         self._tables = [PieceTable(width, _MAX_PIECES, self._pool, merge_one, merge_many) for width in _WIDTHS]
         self._long_pieces: dict[bytes, tuple[int, int]] = {}
         self._int_of_id = np.array(range(n_ids), object)
-        self._lock = Lock()
 
     @classmethod
     def of(cls, merger: BytePairMerger, byte_ids: Sequence[int], tokens: Tokens) -> ArrayEncoder | None:
@@ -47,7 +54,7 @@ class ArrayEncoder:
 
         `byte_ids`: the id of each of the 256 bytes; `tokens` as in TextCutter.
         """
-        n_ids = 1 + max([*byte_ids, *merger.merged_ids])
+        n_ids = 1 + max(chain(byte_ids, merger.merged_ids, *merger.ranks))  # some may be in pairs that never come up
         if n_ids > _MAX_IDS:
             return None
         merge_many = BatchMerger(merger.ranks, merger.merged_ids, byte_ids)
@@ -68,7 +75,7 @@ class ArrayEncoder:
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of each of `texts`, packed, worked on together. UnicodeEncodeError for a surrogate."""
-        with self._lock:
+        with _lock:
             parts, n_parts = self._cutter.cut_texts(texts)
             ids, counts = self._encode_parts(parts)
         ends_of_parts = np.append(0, np.cumsum(counts))
@@ -80,16 +87,14 @@ class ArrayEncoder:
         return self._ints(np.frombuffer(packed, np.int32))
 
     def _ints(self, ids: Ids) -> list[int]:
-        ints: list[int] = self._int_of_id.take(
-            ids
-        ).tolist()  # ints that are there already: sooner done than to make new ones
+        ints: list[int] = self._int_of_id.take(ids).tolist()  # sooner done than to make new ints
         return ints
 
     def _encode(self, text: str) -> Iterator[Ids]:
         start, length = 0, _WINDOW
         while start < len(text):
             window = text[start : start + length]
-            with self._lock:
+            with _lock:
                 parts, n_characters = self._cutter.cut_window(window, is_last=start + length >= len(text))
                 ids, _ = self._encode_parts(parts)
             yield ids
@@ -100,7 +105,11 @@ class ArrayEncoder:
         """The ids of all parts, one after the other, and how many of each part."""
         begins = range(0, len(parts.begins), _MAX_PIECES_AT_ONCE)
         slices = [slice(begin, begin + _MAX_PIECES_AT_ONCE) for begin in begins]
-        encoded = [self._encode_some(parts.some(few)) for few in slices]
+        try:
+            encoded = [self._encode_some(parts.some(few)) for few in slices]
+        except BaseException:  # as Ctrl-C is: a table may hold pieces whose ids it does not have yet
+            self._forget()
+            raise
         if len(encoded) == 1:
             return encoded[0]
         none = np.empty(0, np.int32), np.empty(0, np.int64)
@@ -124,13 +133,18 @@ class ArrayEncoder:
         found = self._long_pieces.get(piece)
         if found is None:
             ids = np.array(self._merge_one(piece), np.int32)
-            found = self._long_pieces[piece] = self._pool.add(ids), len(ids)
+            found = self._pool.add(ids), len(ids)
+            if len(piece) <= _LONGEST_KNOWN:
+                self._long_pieces[piece] = found
         return found
 
     def _make_room(self, n_pieces: int) -> None:
         known = max(len(self._long_pieces), *(table.n_pieces for table in self._tables))
         if known + n_pieces > _MAX_PIECES or self._pool.size > _MAX_POOL:
-            for table in self._tables:
-                table.clear()
-            self._long_pieces.clear()
-            self._pool.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        for table in self._tables:
+            table.clear()
+        self._long_pieces.clear()
+        self._pool.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -11,8 +12,9 @@ import numpy.typing as npt
 Words: TypeAlias = npt.NDArray[np.uint64]
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
-# Odd numbers without pattern, one a word of the key: the upper bits of the sum of products choose the slot.
-_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+# Odd numbers, one a word of the key: the upper bits of the sum of products choose the slot. They are drawn anew in each
+# process, so that no one can write a text whose pieces all want the same slots, which would take quadratic time.
+_FACTORS = np.array([secrets.randbits(64) | 1 for _ in range(4)], np.uint64)
 
 
 class HashTable:

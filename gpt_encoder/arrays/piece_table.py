@@ -14,6 +14,7 @@ from gpt_encoder.arrays.text_cutter import Numbers, Parts
 
 # Fewer new pieces than this are merged sooner one by one.
 _WORTH_BATCH = 128
+_FIRST_POOL = 1 << 16
 
 MergeOne: TypeAlias = Callable[[bytes], Sequence[int]]
 
@@ -22,11 +23,11 @@ class IdPool:
     """The ids of all known pieces, one after the other."""
 
     def __init__(self) -> None:
-        self._ids = np.empty(1 << 16, np.int32)
-        self.size = 0
+        self.clear()
 
     def clear(self) -> None:
-        """Forget all ids."""
+        """Forget all ids, and give back what a very long piece took."""
+        self._ids = np.empty(_FIRST_POOL, np.int32)
         self.size = 0
 
     def add(self, ids: Ids) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_config import ConfigError, InputError, InputTypeError
-from gpt_encoder import CharTokenizer, GPT2Tokenizer, batch_encoding
+from gpt_encoder import CharTokenizer, GPT2Tokenizer, batch_encoding, tokenizer
 from gpt_test.conftest import TRAINING_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,14 +33,39 @@ def test_ids_are_those_of_encode(openai_tokenizer: GPT2Tokenizer, n_workers: int
 
 @pytest.mark.usefixtures("_small_jobs")
 def test_every_tokenizer_has_it() -> None:
-    tokenizer = CharTokenizer.from_texts(TEXTS[:200])
-    assert tokenizer.encode_batch(TEXTS[:200], n_workers=2) == [tokenizer.encode(text) for text in TEXTS[:200]]
+    characters = CharTokenizer.from_texts(TEXTS[:200])
+    assert characters.encode_batch(TEXTS[:200], n_workers=2) == [characters.encode(text) for text in TEXTS[:200]]
+
+
+def test_very_long_texts_are_not_worked_on_together(
+    openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text without a blank is in one part, however long, and would take gigabytes."""
+    texts = ["a b", "\u4eba\u4e00" * 30_000, ""]
+    cut = openai_tokenizer._array_encoder._cutter.cut_texts
+    monkeypatch.setattr(
+        openai_tokenizer._array_encoder._cutter, "cut_texts", lambda some: lengths.append(len(some)) or cut(some)
+    )
+    for most, expected in ((60_000, []), (1 << 21, [2])):
+        lengths: list[int] = []
+        monkeypatch.setattr(tokenizer, "_MOST_TOGETHER", most)
+        assert openai_tokenizer.encode_batch(texts, n_workers=1) == list(map(openai_tokenizer.encode, texts))
+        assert lengths == expected
 
 
 def test_little_text_starts_no_process(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_encoding, "ProcessPoolExecutor", lambda *_: pytest.fail("a process was started"))
     assert openai_tokenizer.encode_batch(["Hello world", ""], n_workers=8) == [[15496, 995], []]
     assert openai_tokenizer.encode_batch([]) == []
+
+
+@pytest.mark.usefixtures("_small_jobs")
+def test_a_worker_of_another_pool_starts_no_process(
+    openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_encoding, "ProcessPoolExecutor", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(batch_encoding.multiprocessing, "parent_process", object)
+    assert openai_tokenizer.encode_batch(TEXTS, n_workers=2) == list(map(openai_tokenizer.encode, TEXTS))
 
 
 @pytest.mark.usefixtures("_small_jobs")

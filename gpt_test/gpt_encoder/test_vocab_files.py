@@ -125,6 +125,7 @@ def only_vocab_json(content: str | None = None, merges: str | None = None) -> Ca
         (only_vocab_json("[]"), "must hold a JSON object"),
         (only_vocab_json('{"a": 0}'), "lacks 255 of the 256 byte tokens"),
         (only_vocab_json('{"a": "0"}'), "has the id '0'"),
+        (only_vocab_json('{"a": 4294967296}'), "has the id 4294967296"),
         (only_vocab_json(merges="#version: 0.2\nz q\n"), "need the token 'zq'"),
         (only_vocab_json(merges="a b c\n"), "must be two tokens"),
         (lambda folder: (folder / "tokenizer.json").write_text(""), "not valid JSON"),

@@ -36,6 +36,13 @@ def test_an_order_that_no_one_learned_is_told() -> None:
     assert BatchMerger({(0, 1): 0, (4, 0): 1}, [4, 5], byte_ids=[0, 1, *range(1000, 1254)]).is_exact
 
 
+def test_such_an_order_is_told_by_the_right_id_too() -> None:
+    """Here 2 0 1 0 1 gives 5 4, not 6 1."""
+    ranks, merged_ids = {(2, 4): 0, (5, 0): 1, (0, 1): 2}, [5, 6, 4]
+    assert merge_plainly([2, 0, 1, 0, 1], ranks, merged_ids) == [5, 4]
+    assert not BatchMerger(ranks, merged_ids, byte_ids=[0, 1, 2, *range(1000, 1253)]).is_exact
+
+
 @given(
     st.lists(st.binary(min_size=1, max_size=31) | st.text("aelnorst ", min_size=1, max_size=31).map(str.encode), min_size=1)
 )

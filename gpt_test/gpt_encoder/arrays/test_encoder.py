@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +18,8 @@ from hypothesis import strategies as st
 from gpt_encoder import GPT2Tokenizer, train_bpe
 from gpt_encoder.arrays import encoder, piece_table
 from gpt_encoder.arrays.encoder import ArrayEncoder
+from gpt_encoder.arrays.piece_table import IdPool
+from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 from gpt_test.conftest import TRAINING_TEXT
 
 SYMBOLS = [*" \n\u3000'st1.éя人のー龍🦙", "  ", "\n\n", "'ll", "'re", "Hello", " world", "internationalization", "=" * 40]
@@ -67,7 +72,8 @@ def test_every_end_and_beginning(openai_tokenizer: GPT2Tokenizer) -> None:
 def test_full_tables_start_over(openai_tokenizer: GPT2Tokenizer) -> None:
     """Many more pieces than there is room for: short, long and very long ones, again and again."""
     generator = random.Random(0)
-    words = ["".join(generator.choices("abcdeé人", k=generator.choice([1, 3, 9, 20, 33, 50]))) for _ in range(500)]
+    words = ["".join(generator.choices("abcdeé人", k=generator.choice([1, 3, 9, 20, 33, 50]))) for _ in range(300)]
+    words += ["".join(generator.choices("abcde", k=40)) for _ in range(200)]
     text = " ".join(generator.choices(words, k=1000))
     array_encoder = GPT2Tokenizer.from_pretrained("gpt2")._array_encoder
     for _ in range(2):
@@ -88,6 +94,83 @@ def test_merges_in_an_order_that_no_one_learned_are_left_to_the_plain_path(learn
     assert turned._array_encoder is None
     text = TRAINING_TEXT * 300
     assert turned.encode(text) == plain_ids(turned, text)
+
+
+@pytest.mark.parametrize("token", ["xyz", "\u4eba"])
+@pytest.mark.parametrize("token_id", [400, 401, 5000])
+def test_merges_of_tokens_that_never_come_up(learned: GPT2Tokenizer, token: str, token_id: int) -> None:
+    """No merge makes the token, and its id may be higher than all others; or it is not of the printable alphabet."""
+    vocabulary = learned._vocabulary
+    token_ids = {**vocabulary.token_ids, token: token_id, f"{token}t": 402}
+    odd = GPT2Tokenizer(replace(vocabulary, token_ids=token_ids, merges=[*vocabulary.merges, (token, "t")]))
+    text = f"{token}t {token} \u4eba\u4eba t"
+    assert odd._array_encoder.encode(text) == plain_ids(odd, text)
+
+
+def test_few_merges() -> None:
+    bytes_only = {token: token_id for token_id, token in enumerate(CHARACTER_OF_BYTE.values())}
+    for merges in ([], [("l", "o")]):
+        few = GPT2Tokenizer(Vocabulary(bytes_only | {"lo": 1000} if merges else bytes_only, merges))
+        assert few._array_encoder.encode(TRAINING_TEXT) == plain_ids(few, TRAINING_TEXT)
+
+
+def test_an_interrupted_encoder_gives_right_ids_afterwards(
+    openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes when pieces have their numbers and not yet their ids."""
+    array_encoder = GPT2Tokenizer.from_pretrained("gpt2")._array_encoder
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(IdPool, "add", lambda *_: signal.raise_signal(signal.SIGINT))
+        array_encoder.encode(TRAINING_TEXT)
+    assert array_encoder.encode(TRAINING_TEXT) == plain_ids(openai_tokenizer, TRAINING_TEXT)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_fork_waits_for_other_threads(openai_tokenizer: GPT2Tokenizer) -> None:
+    """Else a child would wait for ever for a thread that it does not have."""
+    at_work, released = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with encoder._lock:
+            at_work.set()
+            time.sleep(0.1)
+            released.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    at_work.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if released.is_set() and not encoder._lock.locked() else 1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert not encoder._lock.locked()
+
+
+def test_very_long_pieces_are_not_kept(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_MAX_POOL", 100)
+    monkeypatch.setattr(piece_table, "_FIRST_POOL", 10)
+    array_encoder = GPT2Tokenizer.from_pretrained("gpt2")._array_encoder
+    text = "abcd" * 2000
+    for _ in range(2):
+        assert array_encoder.encode(text) == plain_ids(openai_tokenizer, text)
+    assert not array_encoder._long_pieces
+    array_encoder.encode("a")
+    assert len(array_encoder._pool._ids) <= 20
+
+
+def test_windows_stay_small(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a piece longer than a window needs a longer one; those behind it are as before."""
+    monkeypatch.setattr(encoder, "_WINDOW", 100)
+    windows: list[int] = []
+    cutter = openai_tokenizer._array_encoder._cutter
+    cut = cutter.cut_window
+    monkeypatch.setattr(
+        cutter, "cut_window", lambda window, is_last: windows.append(len(window)) or cut(window, is_last=is_last)
+    )
+    text = " word" * 100 + "=" * 300 + " word" * 100
+    assert openai_tokenizer._array_encoder.encode(text) == plain_ids(openai_tokenizer, text)
+    assert windows.count(100) > 10 and set(windows[:-1]) == {100, 200, 400} and windows.count(400) == 1
 
 
 def test_threads_share_one_encoder(openai_tokenizer: GPT2Tokenizer) -> None:

@@ -37,7 +37,7 @@ class BatchMerger:
         rank_of_pair = np.fromiter(ranks.values(), np.int64, len(ranks))
         self._merged_ids = np.array(merged_ids, np.int32)
         self._byte_ids = np.array(byte_ids, np.int32)
-        self._no_id = 1 + max(chain(byte_ids, merged_ids, *ranks))
+        self._no_id = 1 + max(chain(byte_ids, merged_ids, chain.from_iterable(ranks)))
         order = np.argsort(_key(left, right))
         self._keys = np.append(_key(left, right)[order], np.iinfo(np.int64).max)
         self._ranks = np.append(rank_of_pair[order], _MAX_RANKS).astype(np.int32)

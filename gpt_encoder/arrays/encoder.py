@@ -54,7 +54,9 @@ class ArrayEncoder:
 
         `byte_ids`: the id of each of the 256 bytes; `tokens` as in TextCutter.
         """
-        n_ids = 1 + max(chain(byte_ids, merger.merged_ids, *merger.ranks))  # some may be in pairs that never come up
+        n_ids = 1 + max(
+            chain(byte_ids, merger.merged_ids, chain.from_iterable(merger.ranks))
+        )  # some may be in pairs that never come up
         if n_ids > _MAX_IDS:
             return None
         merge_many = BatchMerger(merger.ranks, merger.merged_ids, byte_ids)

@@ -13,65 +13,68 @@ from gpt_encoder.byte_pair import Pair
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 Lengths: TypeAlias = npt.NDArray[np.int64]
+Numbers: TypeAlias = npt.NDArray[np.int64]
 
-# Pieces of like lengths are merged together, for a short one among long ones is mostly padding.
-_LENGTHS = (7, 15, 31)
+# So many pieces are merged together, of lengths as like as can be, for a short one among long ones is mostly padding.
+_TOGETHER = 2048
 
 # A rank and the position of its pair in one number: the least of them is the leftmost of the lowest rank.
 _POSITION_BITS = 5
+# Ids are places in tables.
+_MAX_IDS = 1 << 20
 _UNRANKED = 1 << 30
 _MAX_RANKS = (_UNRANKED >> _POSITION_BITS) - 1
 
 
 class BatchMerger:
-    """The merges of one vocabulary, for pieces of at most 31 bytes.
+    """The merges of one vocabulary, for pieces of at most 31 bytes. All ids are below `n_ids`."""
 
-    It merges one pair at a time where the rule merges all of one rank. Unless `is_exact` that is not the same; it is the
-    same where no pair ranks before a merge that makes one of its ids, as in every vocabulary that was ever learned: then
-    no new pair comes before the others of the rank that made it.
-    """
-
-    def __init__(self, ranks: Mapping[Pair, int], merged_ids: Sequence[int], byte_ids: Sequence[int]) -> None:
-        """`ranks` and `merged_ids` as in BytePairMerger; `byte_ids`: the id of each of the 256 bytes."""
-        left, right = np.fromiter(chain.from_iterable(ranks), np.int64, 2 * len(ranks)).reshape(-1, 2).T
-        rank_of_pair = np.fromiter(ranks.values(), np.int64, len(ranks))
-        self._merged_ids = np.array(merged_ids, np.int32)
-        self._byte_ids = np.array(byte_ids, np.int32)
-        self._no_id = 1 + max(chain(byte_ids, merged_ids, chain.from_iterable(ranks)))
+    def __init__(self, left: Numbers, right: Numbers, ranks: Numbers, merged_ids: Numbers, byte_ids: Numbers) -> None:
+        """Pairs of ids `left` and `right` with their `ranks`, all (N,); the ids that ranks make; those of the 256 bytes."""
+        self.n_ids = 1 + max(int(ids.max(initial=0)) for ids in (left, right, merged_ids, byte_ids))
+        self._merged_ids, self._byte_ids = merged_ids.astype(np.int32), byte_ids.astype(np.int32)
         order = np.argsort(_key(left, right))
         self._keys = np.append(_key(left, right)[order], np.iinfo(np.int64).max)
-        self._ranks = np.append(rank_of_pair[order], _MAX_RANKS).astype(np.int32)
+        self._ranks = np.append(ranks[order], _MAX_RANKS).astype(np.int32)
+        pairs_of_bytes = np.repeat(self._byte_ids, 256), np.tile(self._byte_ids, 256)
+        self._rank_of_bytes = self._rank(*pairs_of_bytes).reshape(256, 256)
 
-        made_at = np.full(self._no_id, -1)
-        made_at[self._merged_ids] = np.arange(len(merged_ids))
-        in_order = (rank_of_pair > made_at[left]) & (rank_of_pair > made_at[right])
-        self.is_exact = len(merged_ids) < _MAX_RANKS and bool(in_order.all())
+    @classmethod
+    def of(cls, ranks: Mapping[Pair, int], merged_ids: Sequence[int], byte_ids: Sequence[int]) -> BatchMerger | None:
+        """The merges of a BytePairMerger; `byte_ids`: the id of each of the 256 bytes.
 
-        byte_of_id = np.full(self._no_id, -1)
-        byte_of_id[self._byte_ids] = np.arange(256)
-        of_bytes = (byte_of_id[left] >= 0) & (byte_of_id[right] >= 0)
-        self._rank_of_bytes = np.full((256, 256), _MAX_RANKS, np.int32)
-        self._rank_of_bytes[byte_of_id[left[of_bytes]], byte_of_id[right[of_bytes]]] = rank_of_pair[of_bytes]
+        None where they do not fit: pairs are merged one at a time here, and the rule merges all of one rank. It is the same
+        where no pair ranks before a merge that makes one of its ids, for then no new pair comes before the others of the
+        rank that made it. So it is in every vocabulary that was ever learned. None also for ids that no table could have.
+        """
+        left, right = np.fromiter(chain.from_iterable(ranks), np.int64, 2 * len(ranks)).reshape(-1, 2).T
+        rank_of_pair = np.fromiter(ranks.values(), np.int64, len(ranks))
+        merged, of_bytes = np.array(merged_ids, np.int64), np.array(byte_ids, np.int64)
+        if any(ids.max(initial=0) >= _MAX_IDS for ids in (left, right, merged, of_bytes)) or len(merged) >= _MAX_RANKS:
+            return None
+        made_at = np.full(_MAX_IDS, -1, np.int32)
+        made_at[merged] = np.arange(len(merged))
+        if (rank_of_pair <= np.maximum(made_at[left], made_at[right])).any():
+            return None
+        return cls(left, right, rank_of_pair, merged, of_bytes)
 
     def merge(self, data: npt.NDArray[np.uint8], lengths: Lengths) -> tuple[Ids, Lengths]:
         """The ids of pieces, one after the other, and how many of each. `data`: (N, 31 or less) bytes; `lengths`: (N,)."""
         merged = np.empty(data.shape, np.int32)
         counts = lengths.copy()
-        shorter = 0
-        for longest in _LENGTHS:
-            rows = np.flatnonzero((lengths > shorter) & (lengths <= longest))
-            if len(rows):
-                self._merge(np.ascontiguousarray(data[rows, :longest].T), rows, merged, counts)
-            shorter = longest
+        by_length = np.argsort(lengths)
+        for start in range(0, len(lengths), _TOGETHER):
+            rows = by_length[start : start + _TOGETHER]
+            self._merge(np.ascontiguousarray(data[rows, : lengths[rows[-1]]].T), rows, merged, counts)
         return merged[np.arange(data.shape[1]) < counts[:, None]], counts
 
     def _merge(self, data: npt.NDArray[np.uint8], rows: Lengths, merged: Ids, counts: Lengths) -> None:
         """Merge `data` (L, N), a column a piece; write their ids into `rows` of `merged` and lower their `counts`."""
         length = len(data)
         outside = np.arange(length)[:, None] >= counts[rows]
-        ids = np.full((length + 2, len(rows)), self._no_id, np.int32)  # nothing in front and nothing behind
+        ids = np.full((length + 2, len(rows)), self.n_ids, np.int32)  # nothing in front and nothing behind
         ids[1:-1] = self._byte_ids.take(data)
-        ids[1:-1][outside] = self._no_id
+        ids[1:-1][outside] = self.n_ids
         pairs = np.full((length + 1, len(rows)), _UNRANKED, np.int32)
         ranks = self._rank_of_bytes.take(data[:-1].astype(np.uint16) << 8 | data[1:])
         ranks[outside[1:]] = _MAX_RANKS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -27,8 +27,6 @@ _MAX_POOL = 1 << 22
 _WIDTHS = (16, 32)
 # Bytes of the longest piece that is remembered.
 _LONGEST_KNOWN = 1 << 10
-# Ids are made into ints by way of a table of all of them.
-_MAX_IDS = 1 << 20
 
 # One lock for all encoders. A fork waits for it: else the child would have it locked for ever, and tables half written.
 _lock = Lock()
@@ -39,30 +37,25 @@ if hasattr(os, "register_at_fork"):
 class ArrayEncoder:
     """Encodes long texts, and remembers the pieces that came up. Several threads may use it, one after the other."""
 
-    def __init__(self, cutter: TextCutter, merge_one: MergeOne, merge_many: BatchMerger, n_ids: int) -> None:
-        """`merge_one` gives the ids of one piece, `merge_many` of many; all are below `n_ids`."""
+    def __init__(self, cutter: TextCutter, merge_one: MergeOne, merge_many: BatchMerger) -> None:
+        """`merge_one` gives the ids of one piece, `merge_many` of many."""
         self._cutter = cutter
         self._merge_one = merge_one
         self._pool = IdPool()
         self._tables = [PieceTable(width, _MAX_PIECES, self._pool, merge_one, merge_many) for width in _WIDTHS]
         self._long_pieces: dict[bytes, tuple[int, int]] = {}
-        self._int_of_id = np.array(range(n_ids), object)
+        self._int_of_id = np.array(range(merge_many.n_ids), object)
 
     @classmethod
     def of(cls, merger: BytePairMerger, byte_ids: Sequence[int], tokens: Tokens) -> ArrayEncoder | None:
-        """The encoder that gives the ids of `merger`; None for ids or an order of merges that no one learned.
+        """The encoder that gives the ids of `merger`; None for merges that BatchMerger does not take.
 
         `byte_ids`: the id of each of the 256 bytes; `tokens` as in TextCutter.
         """
-        n_ids = 1 + max(
-            chain(byte_ids, merger.merged_ids, chain.from_iterable(merger.ranks))
-        )  # some may be in pairs that never come up
-        if n_ids > _MAX_IDS:
+        merge_many = BatchMerger.of(merger.ranks, merger.merged_ids, byte_ids)
+        if merge_many is None:
             return None
-        merge_many = BatchMerger(merger.ranks, merger.merged_ids, byte_ids)
-        if not merge_many.is_exact:
-            return None
-        return cls(TextCutter(tokens), lambda piece: merger.merge([byte_ids[byte] for byte in piece]), merge_many, n_ids)
+        return cls(TextCutter(tokens), lambda piece: merger.merge([byte_ids[byte] for byte in piece]), merge_many)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. UnicodeEncodeError for a surrogate."""

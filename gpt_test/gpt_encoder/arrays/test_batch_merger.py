@@ -24,23 +24,30 @@ def merge_many(merger: BatchMerger, pieces: list[bytes]) -> list[list[int]]:
 @given(merge_tables(), st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=31), min_size=1, max_size=6))
 @settings(max_examples=400)
 def test_merges_of_any_shape(table, rows: list[list[int]]) -> None:
-    merger = BatchMerger(*table, byte_ids=[0, 1, 2, 3, *range(1000, 1252)])
-    if merger.is_exact:
+    merger = BatchMerger.of(*table, byte_ids=[0, 1, 2, 3, *range(1000, 1252)])
+    if merger is not None:
         assert merge_many(merger, list(map(bytes, rows))) == [merge_plainly(row, *table) for row in rows]
 
 
 def test_an_order_that_no_one_learned_is_told() -> None:
     """In it a pair of the new id comes before the others of the rank that made it: 0 1 0 1 gives 5, not 4 4."""
     ranks, merged_ids = {(0, 1): 1, (4, 0): 0}, [5, 4]
-    assert not BatchMerger(ranks, merged_ids, byte_ids=[0, 1, *range(1000, 1254)]).is_exact
-    assert BatchMerger({(0, 1): 0, (4, 0): 1}, [4, 5], byte_ids=[0, 1, *range(1000, 1254)]).is_exact
+    assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, *range(1000, 1254)]) is None
+    assert BatchMerger.of({(0, 1): 0, (4, 0): 1}, [4, 5], byte_ids=[0, 1, *range(1000, 1254)]) is not None
 
 
 def test_such_an_order_is_told_by_the_right_id_too() -> None:
     """Here 2 0 1 0 1 gives 5 4, not 6 1."""
     ranks, merged_ids = {(2, 4): 0, (5, 0): 1, (0, 1): 2}, [5, 6, 4]
     assert merge_plainly([2, 0, 1, 0, 1], ranks, merged_ids) == [5, 4]
-    assert not BatchMerger(ranks, merged_ids, byte_ids=[0, 1, 2, *range(1000, 1253)]).is_exact
+    assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, 2, *range(1000, 1253)]) is None
+
+
+def test_ids_that_no_table_could_have_are_told() -> None:
+    far = 1 << 20
+    for ranks, merged_ids, last in (({(0, 1): 0}, [far], 2), ({(0, far): 0}, [5], 2), ({(0, 1): 0}, [5], far)):
+        assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, *range(1000, 1253), last]) is None
+        assert BatchMerger.of({(0, 1): 0}, [far - 1], byte_ids=[0, 1, *range(1000, 1254)]).n_ids == far
 
 
 @given(
@@ -49,11 +56,12 @@ def test_such_an_order_is_told_by_the_right_id_too() -> None:
 def test_openais_merges(openai_tokenizer: GPT2Tokenizer, pieces: list[bytes]) -> None:
     byte_ids, plain = [openai_tokenizer._byte_ids[byte] for byte in range(256)], openai_tokenizer._merger
     merger = batch_merger(openai_tokenizer)
-    assert merger.is_exact
     assert merge_many(merger, pieces) == [plain.merge_short([byte_ids[byte] for byte in piece]) for piece in pieces]
 
 
 @cache
 def batch_merger(tokenizer: GPT2Tokenizer) -> BatchMerger:
     plain = tokenizer._merger
-    return BatchMerger(plain.ranks, plain.merged_ids, [tokenizer._byte_ids[byte] for byte in range(256)])
+    merger = BatchMerger.of(plain.ranks, plain.merged_ids, [tokenizer._byte_ids[byte] for byte in range(256)])
+    assert merger is not None
+    return merger

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from gpt_encoder import GPT2Tokenizer, train_bpe
 from gpt_encoder.arrays import encoder, piece_table
-from gpt_encoder.arrays.encoder import ArrayEncoder
 from gpt_encoder.arrays.piece_table import IdPool
 from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 from gpt_test.conftest import TRAINING_TEXT
@@ -187,8 +186,3 @@ def test_threads_share_one_encoder(openai_tokenizer: GPT2Tokenizer) -> None:
     for thread in threads:
         thread.join()
     assert [found[at] for at in range(4)] == expected
-
-
-def test_an_encoder_needs_merges_that_fit_its_table(learned: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "_MAX_IDS", 100)
-    assert ArrayEncoder.of(learned._merger, list(range(256)), list) is None

@@ -71,7 +71,7 @@ class _PackedBfloat16:
     packed: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) >= _ROWS_FOR_FLOAT32 and not multiplies_bfloat16():
+        if x.shape[0] >= _ROWS_FOR_FLOAT32 and not multiplies_bfloat16():
             bias = None if self.bias is None else self.bias.float()
             return torch.nn.functional.linear(x.float(), self.weight.float(), bias).bfloat16()
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")

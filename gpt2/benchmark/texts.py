@@ -8,8 +8,10 @@ from pathlib import Path
 
 from gpt_config.errors import DataError, InputError
 
-# Characters of each; enough to see every common word, and done in a second by the slowest.
-_LIMIT = 1_000_000
+# Characters of each: so many that what a tokenizer prepares and learns at first counts as little as in use.
+_LIMIT = 10_000_000
+# Folders of the standard library that hold other packages, or tests, which are full of odd data.
+_NOT_ITS_OWN = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ def texts_of(file: str | None) -> Texts:
     """The user's file, or prose (documentation) and code of Python's standard library. DataError or InputError if the file
     cannot be used."""
     if file is None:
-        paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+        library = Path(sysconfig.get_paths()["stdlib"])
+        paths = sorted(path for path in library.rglob("*.py") if not _NOT_ITS_OWN & set(path.relative_to(library).parts))
         sources = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
-        source = f"documentation and code of the standard library of Python, its first {_LIMIT:,} characters each"
+        source = f"documentation and code of the standard library of Python, at most {_LIMIT:,} characters each"
         return Texts({"prose": _documentation(sources), "code": "".join(sources)[:_LIMIT]}, source)
     try:
         text = Path(file).read_bytes().decode("utf-8")
@@ -47,7 +50,7 @@ def texts_of(file: str | None) -> Texts:
 
 
 def _documentation(sources: list[str]) -> str:
-    """What stands between triple quotes, which is English mostly: a line each without its indent, `_LIMIT` characters."""
+    """What stands between triple quotes, which is English mostly: a line each without its indent; at most `_LIMIT`."""
     parts = [part for source in sources for part in source.split('"""')[1::2]]
     lines = [stripped for part in parts for line in part.split("\n") if (stripped := line.strip())]
     return "\n".join(lines)[:_LIMIT]

@@ -69,12 +69,13 @@ class _PackedBfloat16:
     weight: Tensor  # (n_out, n_in), a view of the layer's own
     bias: Tensor | None
     packed: Tensor
+    product: Callable[..., Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] >= _ROWS_FOR_FLOAT32 and not multiplies_bfloat16():
             bias = None if self.bias is None else self.bias.float()
             return torch.nn.functional.linear(x.float(), self.weight.float(), bias).bfloat16()
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return self.product(x, self.packed, self.bias, "none", [], "")
 
 
 # Packing takes as long as dozens of tokens, so it is kept for the next generation: by layer, with the state of its weights.
@@ -86,7 +87,9 @@ def _packed(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> _PackedBfl
     state, kept = _state(weight), _kept.get(layer)
     if kept is None or kept[0] != state:
         kept = _kept[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
-    return _PackedBfloat16(weight.detach(), None if bias is None else bias.detach(), kept[1])
+    product = torch.ops.mkldnn._linear_pointwise.default
+    product = getattr(product, "_op", product)  # the same without a look at each argument in Python
+    return _PackedBfloat16(weight.detach(), None if bias is None else bias.detach(), kept[1], product)
 
 
 def _state(weight: Tensor) -> object:

@@ -124,9 +124,10 @@ class GPT2Tokenizer(Tokenizer):
         return ArrayEncoder.of(self._merger, [self._byte_ids[byte] for byte in range(256)], self._tokens_beyond_ascii)
 
     def _tokens_beyond_ascii(self) -> list[bytes]:
-        merged = map("".join, self._vocabulary.merges)
-        beyond_ascii = [token for token in merged if not token.replace(_BLANK, " ").isascii()]
-        return list(bytes_by_id({token: self._vocabulary.token_ids[token] for token in beyond_ascii}, {}).values())
+        """The bytes of all tokens but those in ASCII; merges make no others."""
+        ids = self._vocabulary.token_ids
+        tokens = [token for token in ids if not (token.isascii() or (token[0] == _BLANK and token[1:].isascii()))]
+        return list(bytes_by_id({token: ids[token] for token in tokens}, {}).values())
 
     def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
         """Sent to another process without what it remembers."""

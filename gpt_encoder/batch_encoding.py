@@ -48,8 +48,10 @@ def available_cores() -> int:
 def encode_in_processes(
     tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
 ) -> list[list[int]]:
-    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others. Few jobs are under way at a
-    time, whatever `texts` holds."""
+    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others.
+
+    Few jobs are under way at a time, whatever `texts` holds.
+    """
     rows: list[list[int]] = []
     jobs = _jobs(_parts(tokenizer, texts, allowed, rows))
     first = list(islice(jobs, _WORTH_PROCESSES))

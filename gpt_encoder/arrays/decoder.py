@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 # Bytes are copied so many at a time, more than most tokens have: what is too much comes to lie where the next token
 # begins, and is written over by that.
-_STRIDE = 16
+_STRIDE = 8
 # Ids worked on at a time, so that the arrays fit the processor's cache.
 _BLOCK = 1 << 14
 _MAX_IDS = 1 << 20

@@ -44,7 +44,7 @@ def test_ids_equal_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, text
 
 
 def test_every_code_point_equals_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2) -> None:
-    for first in range(0, 0x110000, 0x1000):
+    for first in (*range(0, 0x40000, 0x1000), *range(0xE0000, 0x110000, 0x1000)):  # between them there is nothing
         text = "".join(f"{chr(point)} {chr(point)}a" for point in range(first, first + 0x1000))
         assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode_ordinary(text), hex(first)
 
@@ -248,7 +248,7 @@ def test_both_kinds_of_whitespace_are_what_the_cut_takes_them_for() -> None:
 
     import regex
 
-    for character in map(chr, range(0x110000)):
-        is_space = bool(regex.match(r"\s", character))
-        assert bool(re.match(r"[^\S\x1c-\x1f]", character)) == is_space, hex(ord(character))
-        assert not is_space or character == " " or not character.isprintable()
+    every = "".join(map(chr, range(0x110000)))
+    spaces = regex.findall(r"\s", every)
+    assert re.findall(r"[^\S\x1c-\x1f]", every) == spaces and " " in spaces
+    assert [space for space in spaces if space.isprintable()] == [" "]

@@ -22,8 +22,9 @@ def test_two_processes_have_the_losses_of_one(small_folder: Path, tmp_path: Path
     rows = [{"label": str(len(word) > 4), "text": word, "instruction": f"Say {word}.", "output": word} for word in words]
     data.write_text("\n".join(map(json.dumps, rows)))
     arguments = ["--task", task, "--data", data, "--from_pretrained", small_folder, *SETTINGS.split()]
-    for name, world_size in (("one", 1), ("two", 2)):
-        finish(start([*arguments, *options, "--out", tmp_path / name], world_size, "finetune"))
+    runs = [start([*arguments, *options, "--out", tmp_path / name], n, "finetune") for name, n in (("one", 1), ("two", 2))]
+    for run in runs:
+        finish(run)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [line[:2] for line in one] == [line[:2] for line in two] and len(one) >= 6
     assert [line[2] for line in two] == pytest.approx([line[2] for line in one], rel=1e-4)

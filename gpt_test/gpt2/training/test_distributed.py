@@ -80,7 +80,7 @@ def test_two_processes_equal_one(alone: Path, text_file: Path, tmp_path: Path, o
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("sharding", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_run_goes_on_with_another_number_of_processes(alone: Path, text_file: Path, tmp_path: Path, sharding: str) -> None:
     folder = tmp_path / "run"
     finish(start(["--data", text_file, "--out", folder, *SETTINGS.split(), "--sharding", sharding], 2))
@@ -109,12 +109,14 @@ def test_a_process_that_dies_ends_the_run_with_a_line(text_file: Path, tmp_path:
 
 
 def test_fsdp_alone_and_uneven_shares_are_refused(text_file: Path, tmp_path: Path) -> None:
-    for options, world_size, words in (
-        (["--sharding", "fsdp"], 1, "there is one: start it with torchrun"),
-        (["--batch_size", "5"], 2, "batch_size=5 cannot be shared by 2 processes in"),
+    arguments = ["--data", text_file, *SETTINGS.split(), "--out"]
+    alone = start([*arguments, tmp_path / "alone", "--sharding", "fsdp"], 1)
+    uneven = start([*arguments, tmp_path / "uneven", "--batch_size", "5"], 2)
+    for processes, words in (
+        (alone, "there is one: start it with torchrun"),
+        (uneven, "batch_size=5 cannot be shared by 2 processes in"),
     ):
-        arguments = ["--data", text_file, "--out", tmp_path / words[:5], *SETTINGS.split(), *options]
-        for process in start(arguments, world_size):
+        for process in processes:
             _, err = process.communicate(timeout=60)
             assert process.returncode == 1 and words in err and "Traceback" not in err, err
 

@@ -1,4 +1,4 @@
-"""ChunkCache: encode text by looking whole chunks up. It buys a tokenizer in Python the speed of one in Rust.
+"""ChunkCache: encode short texts by looking whole chunks up, without NumPy. Long texts have `arrays/`, if it is there.
 
 It knows where GPT-2's split pattern can never join two characters, and nothing of the merge rule.
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gpt_encoder.arrays import Bytes, Ids, Numbers
 from gpt_encoder.byte_pair import Pair
-
-Ids: TypeAlias = npt.NDArray[np.int32]
-Lengths: TypeAlias = npt.NDArray[np.int64]
-Numbers: TypeAlias = npt.NDArray[np.int64]
 
 # So many pieces are merged together, of lengths as like as can be, for a short one among long ones is mostly padding.
 _TOGETHER = 2048
@@ -58,7 +54,7 @@ class BatchMerger:
             return None
         return cls(left, right, rank_of_pair, merged, of_bytes)
 
-    def merge(self, data: npt.NDArray[np.uint8], lengths: Lengths) -> tuple[Ids, Lengths]:
+    def merge(self, data: Bytes, lengths: Numbers) -> tuple[Ids, Numbers]:
         """The ids of pieces, one after the other, and how many of each. `data`: (N, 31 or less) bytes; `lengths`: (N,)."""
         merged = np.empty(data.shape, np.int32)
         counts = lengths.copy()
@@ -68,7 +64,7 @@ class BatchMerger:
             self._merge(np.ascontiguousarray(data[rows, : lengths[rows[-1]]].T), rows, merged, counts)
         return merged[np.arange(data.shape[1]) < counts[:, None]], counts
 
-    def _merge(self, data: npt.NDArray[np.uint8], rows: Lengths, merged: Ids, counts: Lengths) -> None:
+    def _merge(self, data: Bytes, rows: Numbers, merged: Ids, counts: Numbers) -> None:
         """Merge `data` (L, N), a column a piece; write their ids into `rows` of `merged` and lower their `counts`."""
         length = len(data)
         outside = np.arange(length)[:, None] >= counts[rows]
@@ -111,5 +107,5 @@ class BatchMerger:
         return np.where(self._keys.take(at) == key, self._ranks.take(at), np.int32(_MAX_RANKS))
 
 
-def _key(left: npt.NDArray[np.signedinteger], right: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.int64]:
+def _key(left: npt.NDArray[np.signedinteger], right: npt.NDArray[np.signedinteger]) -> Numbers:
     return left.astype(np.int64) << 32 | right

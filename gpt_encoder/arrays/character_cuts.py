@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from gpt_encoder.arrays.piece_starts import TEXT_END, Bytes, Flags, Points
+from gpt_encoder.arrays import Bytes, Flags, Numbers, Points
+from gpt_encoder.arrays.piece_starts import TEXT_END
 
 # All characters beyond the basic plane share the last row of the tables, and are taken to be joined to everything.
 _BEYOND = 0x10000
@@ -64,7 +64,7 @@ def _is_continuation(byte: int) -> bool:
     return byte & 0xC0 == 0x80
 
 
-def _ending(tail: bytes) -> npt.NDArray[np.int64]:
+def _ending(tail: bytes) -> Numbers:
     """The code points of the basic plane whose UTF-8 ends so."""
     if not _is_continuation(tail[0]):
         return _beginning(tail)
@@ -75,7 +75,7 @@ def _ending(tail: bytes) -> npt.NDArray[np.int64]:
     return points[points >= 0x80]
 
 
-def _beginning(head: bytes) -> npt.NDArray[np.int64]:
+def _beginning(head: bytes) -> Numbers:
     """The code points of the basic plane whose UTF-8 begins so; of bytes that begin none, none or some others."""
     if head[0] < 0x80:
         return np.array([head[0]])
@@ -89,6 +89,6 @@ def _beginning(head: bytes) -> npt.NDArray[np.int64]:
     return np.arange(bits << free, (bits + 1) << free)
 
 
-def _first_bytes(points: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _first_bytes(points: Numbers) -> Numbers:
     """The first byte of each code point's UTF-8, in the basic plane."""
     return np.where(points < 0x80, points, np.where(points < 0x800, 0xC0 | points >> 6, 0xE0 | points >> 12))

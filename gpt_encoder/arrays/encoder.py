@@ -12,9 +12,10 @@ from threading import Lock
 
 import numpy as np
 
-from gpt_encoder.arrays.batch_merger import BatchMerger, Ids, Lengths
+from gpt_encoder.arrays import Ids, Numbers
+from gpt_encoder.arrays.batch_merger import BatchMerger
 from gpt_encoder.arrays.piece_table import IdPool, MergeOne, PieceTable
-from gpt_encoder.arrays.text_cutter import Numbers, Parts, TextCutter, Tokens
+from gpt_encoder.arrays.text_cutter import Parts, TextCutter, Tokens
 from gpt_encoder.byte_pair import BytePairMerger
 
 # So many characters are worked on at a time: the arrays nearly fit the processor's cache, and new pieces are many at once.
@@ -96,7 +97,7 @@ class ArrayEncoder:
             start += n_characters
             length = _WINDOW if n_characters else 2 * length  # one piece may be longer than a window
 
-    def _encode_parts(self, parts: Parts) -> tuple[Ids, Lengths]:
+    def _encode_parts(self, parts: Parts) -> tuple[Ids, Numbers]:
         """The ids of all parts, one after the other, and how many of each part."""
         begins = range(0, len(parts.begins), _MAX_PIECES_AT_ONCE)
         slices = [slice(begin, begin + _MAX_PIECES_AT_ONCE) for begin in begins]
@@ -111,7 +112,7 @@ class ArrayEncoder:
         ids, counts = zip(none, *encoded, strict=True)
         return np.concatenate(ids), np.concatenate(counts)
 
-    def _encode_some(self, pieces: Parts) -> tuple[Ids, Lengths]:
+    def _encode_some(self, pieces: Parts) -> tuple[Ids, Numbers]:
         self._make_room(len(pieces.begins))
         narrow, wide = self._tables
         offsets, counts = narrow.find(pieces)

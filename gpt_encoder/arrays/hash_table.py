@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Words: TypeAlias = npt.NDArray[np.uint64]
-Numbers: TypeAlias = npt.NDArray[np.int64]
+from gpt_encoder.arrays import Flags, Numbers, Words
 
 # Odd numbers, one a word of the key: the upper bits of the sum of products choose the slot. They are drawn anew in each
 # process, so that no one can write a text whose pieces all want the same slots, which would take quadratic time.
@@ -74,7 +72,7 @@ class HashTable:
         mixed >>= self._shift
         return mixed.view(np.int64)
 
-    def _are(self, numbers: npt.NDArray[np.signedinteger], key: Sequence[Words]) -> npt.NDArray[np.bool_]:
+    def _are(self, numbers: npt.NDArray[np.signedinteger], key: Sequence[Words]) -> Flags:
         """Whether the keys with these numbers are `key`."""
         equal = self.keys[0].take(numbers) == key[0]
         for column, word in zip(self.keys[1:], key[1:], strict=True):

@@ -9,15 +9,11 @@ The pattern, read as a rule for a place between two characters. Letters, numbers
 from __future__ import annotations
 
 from functools import cache
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import regex
 
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-Flags: TypeAlias = npt.NDArray[np.bool_]
-Points: TypeAlias = npt.NDArray[np.uint32]
+from gpt_encoder.arrays import Bytes, Flags, Points
 
 # How far behind a character the text has a say in whether a piece begins there: as far as the longest contraction.
 LOOK_AHEAD = 3

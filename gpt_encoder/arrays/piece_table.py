@@ -8,9 +8,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from gpt_encoder.arrays.batch_merger import BatchMerger, Ids, Lengths
-from gpt_encoder.arrays.hash_table import HashTable, Words
-from gpt_encoder.arrays.text_cutter import Numbers, Parts
+from gpt_encoder.arrays import Ids, Numbers, Words
+from gpt_encoder.arrays.batch_merger import BatchMerger
+from gpt_encoder.arrays.hash_table import HashTable
+from gpt_encoder.arrays.text_cutter import Parts
 
 # Fewer new pieces than this are merged sooner one by one.
 _WORTH_BATCH = 128
@@ -38,7 +39,7 @@ class IdPool:
         self._ids[offset : self.size] = ids
         return offset
 
-    def gather(self, offsets: Numbers, counts: Lengths) -> Ids:
+    def gather(self, offsets: Numbers, counts: Numbers) -> Ids:
         """`counts[i]` ids from `offsets[i]` on, for each i."""
         begins = np.cumsum(counts) - counts
         places = np.repeat(offsets - begins, counts)
@@ -78,7 +79,7 @@ class PieceTable:
         """Forget all pieces."""
         self._table.clear()
 
-    def find(self, pieces: Parts) -> tuple[Numbers, Lengths]:
+    def find(self, pieces: Parts) -> tuple[Numbers, Numbers]:
         """Where the ids of each piece begin in the pool, and how many there are; no ids for a piece that is too long."""
         known = self._table.n_keys
         numbers = self._table.find_or_add(self._keys(pieces))

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from gpt_encoder.arrays import Flags, Numbers
 from gpt_encoder.arrays.character_cuts import CharacterCuts
-from gpt_encoder.arrays.piece_starts import LOOK_AHEAD, TEXT_END, Flags, piece_starts
+from gpt_encoder.arrays.piece_starts import LOOK_AHEAD, TEXT_END, piece_starts
 
-Numbers: TypeAlias = npt.NDArray[np.int64]
 Tokens: TypeAlias = Callable[[], Iterable[bytes]]
 
 _TEXT_END = bytes([TEXT_END])

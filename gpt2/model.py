@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
     "gelu_fast": _tanh_gelu,
@@ -97,7 +97,7 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = Conv1D(config.n_embd, config.inner_dim)
         self.c_proj = Conv1D(config.inner_dim, config.n_embd)
-        self.activation = _ACTIVATIONS[config.activation_function]
+        self.activation = ACTIVATIONS[config.activation_function]
         self.resid_pdrop = config.resid_pdrop
 
     def forward(self, x: Tensor) -> Tensor:

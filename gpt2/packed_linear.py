@@ -9,45 +9,103 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.device import multiplies_bfloat16
 from gpt2.model import Conv1D, TokenEmbedding
-from gpt2.quantization import LIFT, Int8Linear
-
-Linear = Callable[[Tensor], Tensor]
+from gpt2.quantization import LIFT, Int8Embedding, Int8Linear, int8_product
+from gpt2.scripted import Scripted
 
 # From so many rows on, a CPU without matrix units for bfloat16 is faster in float32, the conversion of the weights included.
 _ROWS_FOR_FLOAT32 = 256
 
 
-def fast_linear(layer: nn.Module) -> Linear:
-    """What `layer` computes for rows (N, n_in), as a function without the calls of a module.
+@dataclass(frozen=True)
+class FastLinear:
+    """What a layer computes for rows (N, n_in), without the calls of a module.
 
     In float32, float64 and float16 it computes the same bits as the layer. For bfloat16 on a CPU the weights are packed, and
     sums may be rounded elsewhere.
     """
-    if isinstance(layer, Conv1D):
-        weight, bias = layer.weight, layer.bias
-        if _can_pack(weight):
-            return _packed(layer, weight.t(), bias)
-        return lambda x: torch.addmm(bias, x, weight)
-    if isinstance(layer, TokenEmbedding):
-        return _packed(layer, layer.weight, None) if _can_pack(layer.weight) else layer.logits
-    assert isinstance(layer, Int8Linear)
-    return layer.on_rows()
+
+    kind: str  # of the product, and with it what its weight, bias and `other` are: see `product`
+    weight: Tensor
+    bias: Tensor | None
+    other: Tensor
+    packed: list[Any]  # for "int8" a single object
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return scripted_product(x, self.kind, self.weight, self.bias, self.other, self.packed, 0)
 
 
-def fast_norm_and_linear(norm: nn.LayerNorm, layer: nn.Module) -> tuple[Tensor, Tensor, Linear]:
+def fast_linear(layer: nn.Module, *, is_lifted: bool = False) -> FastLinear:
+    """What `layer` computes. With `is_lifted`, if it is in int8, of rows that come times LIFT."""
+    if isinstance(layer, Int8Linear):
+        packed, scale = layer.packed_weight(), layer.scale / LIFT if is_lifted else layer.scale
+        kind = "plain int8" if packed is None else "lifted int8" if is_lifted else "int8"
+        return FastLinear(kind, layer.weight_int8, layer.bias, scale, [] if packed is None else [packed])
+    assert isinstance(layer, (Conv1D, TokenEmbedding))
+    weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight  # (n_out, n_in)
+    bias = layer.bias.detach() if isinstance(layer, Conv1D) else None
+    if _can_pack(weight):
+        kind = "bfloat16" if multiplies_bfloat16() else "bfloat16 or float32"
+        return FastLinear(kind, _packed(layer, weight), bias, weight.detach(), [])
+    assert bias is not None, "fast_head has no use for this"
+    # A bias that is a row of a matrix is added to a single row a little faster, to the same bits.
+    return FastLinear("float", layer.weight, bias[None], weight, [])
+
+
+def fast_head(head: TokenEmbedding | Int8Embedding) -> Callable[[Tensor], Tensor]:
+    """What `head.logits` computes for rows (N, C)."""
+    is_plain = isinstance(head, TokenEmbedding) and not _can_pack(head.weight)
+    return head.logits if is_plain else fast_linear(head)
+
+
+def fast_norm_and_linear(norm: nn.LayerNorm, layer: nn.Module) -> tuple[Tensor, Tensor, FastLinear]:
     """The weight and bias of a norm and, for what comes out of it, what `layer` computes: together the same bits.
 
     The lift that int8 needs is in the weight and the bias here, instead of a product of its own.
     """
     if isinstance(layer, Int8Linear):
-        return norm.weight.detach() * LIFT, norm.bias.detach() * LIFT, layer.on_rows(lifted=True)
+        return norm.weight.detach() * LIFT, norm.bias.detach() * LIFT, fast_linear(layer, is_lifted=True)
     return norm.weight, norm.bias, fast_linear(layer)
+
+
+def product(
+    x: Tensor,
+    kind: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor,
+    packed: list[torch.classes.quantized.LinearPackedParamsBase],  # type: ignore[name-defined]
+    at: int,
+    rows_for_float32: int = _ROWS_FOR_FLOAT32,
+) -> Tensor:
+    """A product of `kind`, for TorchScript. int8 has its weights in `packed[at]`.
+
+    "float": `weight` (n_in, n_out). "bfloat16": `weight` packed, and `other` (n_out, n_in), which is read by
+    "bfloat16 or float32" where there are many rows. "plain int8": `weight` (n_out, n_in) and its scales in `other`.
+    """
+    if kind == "float":
+        assert bias is not None
+        return torch.addmm(bias, x, weight)
+    if kind in ("int8", "lifted int8"):
+        return int8_product(x, packed[at], bias, kind == "lifted int8")
+    if kind == "plain int8":
+        y = F.linear(x, weight.to(x.dtype)) * other
+        return y if bias is None else y + bias
+    if kind == "bfloat16 or float32" and x.size(0) >= rows_for_float32:
+        return F.linear(x.float(), other.float(), None if bias is None else bias.float()).to(x.dtype)
+    # Packed by oneDNN: two thirds of the time of F.linear for a single row.
+    none: list[int | float | complex | None] = []
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", none, "")
+
+
+scripted_product = Scripted(product)
 
 
 def _can_pack(weight: Tensor) -> bool:
@@ -62,34 +120,16 @@ def _can_pack(weight: Tensor) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _PackedBfloat16:
-    """A product in bfloat16 of weights that oneDNN has packed: two thirds of the time of `F.linear` for a single row."""
-
-    weight: Tensor  # (n_out, n_in), a view of the layer's own
-    bias: Tensor | None
-    packed: Tensor
-    product: Callable[..., Tensor]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[0] >= _ROWS_FOR_FLOAT32 and not multiplies_bfloat16():
-            bias = None if self.bias is None else self.bias.float()
-            return torch.nn.functional.linear(x.float(), self.weight.float(), bias).bfloat16()
-        return self.product(x, self.packed, self.bias, "none", [], "")
-
-
 # Packing takes as long as dozens of tokens, so it is kept for the next generation: by layer, with the state of its weights.
 _kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, Tensor]] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _packed(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> _PackedBfloat16:
+def _packed(layer: nn.Module, weight: Tensor) -> Tensor:
     state, kept = _state(weight), _kept.get(layer)
     if kept is None or kept[0] != state:
         kept = _kept[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
-    product = torch.ops.mkldnn._linear_pointwise.default
-    product = getattr(product, "_op", product)  # the same without a look at each argument in Python
-    return _PackedBfloat16(weight.detach(), None if bias is None else bias.detach(), kept[1], product)
+    return kept[1]
 
 
 def _state(weight: Tensor) -> object:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model import GPT2, Conv1D
+from gpt2.scripted import Scripted
 from gpt_config.errors import CheckpointError, InputError
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -78,6 +79,28 @@ def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8).contiguous(), scale
 
 
+def int8_product(
+    x: Tensor,
+    packed: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
+    bias: Tensor | None,
+    is_lifted: bool,
+    lift: float = LIFT,
+    tiny: float = _TINY,
+) -> Tensor:
+    """Rows (N, n_in), which come times LIFT if `is_lifted`, by a packed weight that adds `bias`: (N, n_out)."""
+    if x.size(0) == 1:
+        return torch.ops.quantized.linear_dynamic(x if is_lifted else x * lift, packed)
+    # All rows of a call share the 256 steps, so each is brought to the same size.
+    size = x.abs().amax(1, keepdim=True).clamp_(min=tiny)
+    y = torch.ops.quantized.linear_dynamic(x * (lift / size), packed)
+    if is_lifted:
+        size = size / lift
+    return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
+
+
+scripted_int8_product = Scripted(int8_product)
+
+
 class Int8Linear(nn.Module):
     """y = x W^T + b of x (..., n_in) float32, with W = weight_int8 (n_out, n_in) times scale (n_out,)."""
 
@@ -93,29 +116,14 @@ class Int8Linear(nn.Module):
         self._packed: tuple[object, torch.ScriptObject] | None = None  # with what it was made of
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.on_rows()(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
-
-    def on_rows(self, *, lifted: bool = False) -> Callable[[Tensor], Tensor]:
-        """What it computes for rows (N, n_in), as a function that looks nothing up. `lifted` rows come times LIFT."""
-        packed, bias = self._packed_weight(), self.bias
+        packed, rows = self.packed_weight(), x.reshape(-1, x.shape[-1])
         if packed is None:
-            weight, scale = self.weight_int8, self.scale / (LIFT if lifted else 1)
-            return lambda x: F.linear(x, weight.to(x.dtype)) * scale + (0 if bias is None else bias)
-        product = torch.ops.quantized.linear_dynamic.default
-        product = getattr(product, "_op", product)  # the same without a look at each argument in Python
-        lift, unit = torch.tensor(LIFT), torch.tensor(LIFT if lifted else 1.0)
+            y = F.linear(rows, self.weight_int8.to(x.dtype)) * self.scale + (0 if self.bias is None else self.bias)
+        else:
+            y = scripted_int8_product(rows, packed, self.bias, False)
+        return y.view(*x.shape[:-1], -1)
 
-        def on_rows(x: Tensor) -> Tensor:
-            if x.shape[0] == 1:
-                return product(x if lifted else x * lift, packed)
-            # All rows of a call share the 256 steps, so each is brought to the same size.
-            size = x.abs().amax(1, keepdim=True).clamp_(min=_TINY)
-            y, size = product(x * (lift / size), packed), size / unit
-            return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
-
-        return on_rows
-
-    def _packed_weight(self) -> torch.ScriptObject | None:
+    def packed_weight(self) -> torch.ScriptObject | None:
         """The weights as the CPU's kernel wants them, or None where there is no such kernel."""
         if self.weight_int8.device.type != "cpu":
             return None

@@ -1,0 +1,109 @@
+"""Scripted functions: TorchScript where it is to be had, Python where it is not, and no trace left either way."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2 import decode_plan, packed_linear, quantization, scripted
+from gpt2.decode_plan import DecodePlan
+from gpt2.kv_cache import KVCache
+from gpt2.scripted import Scripted
+from gpt_config import GPT2Config
+from gpt_test.conftest import random_model
+
+
+def halves(x: Tensor, n_times: int, names: list[str]) -> Tensor:
+    for _ in range(n_times):
+        x = x / 2
+    return x if names[0] == "positive" else -x
+
+
+def of_any_number(x: Tensor, *args: Any) -> Tensor:  # which TorchScript has not
+    return x
+
+
+@pytest.mark.parametrize(
+    "function", [decode_plan._run_blocks, packed_linear.scripted_product, quantization.scripted_int8_product]
+)
+def test_torchscript_takes_what_decoding_calls(function: Scripted) -> None:
+    """Without this, all would go on in Python, slower, and every other test would still pass."""
+    assert function.is_compiled
+
+
+def test_it_computes_what_the_function_says_in_any_thread() -> None:
+    function = Scripted(halves)
+    names = function.list_of(["negative"])
+    assert not isinstance(names, list)  # converted once
+    results: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: results.append(function(torch.ones(2), 3, names))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(torch.equal(result, halves(torch.ones(2), 3, ["negative"])) for result in results)
+
+
+def test_a_function_that_torchscript_does_not_take_is_run_by_python() -> None:
+    function = Scripted(of_any_number)
+    assert not function.is_compiled
+    assert function(torch.ones(1), 1, 2).item() == 1
+    values = [1]
+    assert function.list_of(values) is values
+
+
+def test_nothing_is_said_and_no_setting_stays() -> None:
+    before = torch._C._get_graph_executor_optimize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Scripted(halves)(torch.ones(1), 1, ["positive"])
+        with pytest.raises(Exception, match="out of range"):
+            Scripted(halves)(torch.ones(1), 1, [])
+    assert torch._C._get_graph_executor_optimize() == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "plain int8"])
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+def test_python_and_torchscript_give_the_same_bits(
+    dtype: str, activation: str, small_config: GPT2Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over single tokens, several at once, and a padded batch of more rows than the limit for bfloat16."""
+    config = replace(small_config, activation_function=activation)
+    model = random_model(config)
+    if dtype == "plain int8":
+        monkeypatch.setattr(quantization, "_engine", lambda: None)
+    model = quantization.quantize_int8(model) if "int8" in dtype else model.to(getattr(torch, dtype))
+
+    def outputs() -> list[Tensor]:
+        plan, found = DecodePlan(model), []
+        for rows, lengths in ((1, (3, 1, 2, 1)), (9, (30, 1, 2))):
+            cache = KVCache(config, batch_size=rows, dtype=model.dtype)
+            mask = None if rows == 1 else (torch.arange(40) >= torch.arange(rows)[:, None]).long()
+            for length in lengths:
+                ids = torch.arange(rows * length).view(rows, length) % config.vocab_size
+                seen = None if mask is None else mask[:, : cache.length + length]
+                found.append(plan.logits(plan.hidden_states(ids, attention_mask=seen, kv_cache=cache)[:, -1]))
+        return found
+
+    with torch.inference_mode():
+        by_torchscript = outputs()
+        monkeypatch.setattr(scripted, "_compiled", lambda function: function)
+        for module, name in ((decode_plan, "_run_blocks"), (packed_linear, "scripted_product")):
+            monkeypatch.setattr(module, name, Scripted(getattr(module, name).function))
+        assert not decode_plan._run_blocks.is_compiled
+        by_python = outputs()
+    for ours, theirs in zip(by_torchscript, by_python, strict=True):
+        assert torch.equal(ours, theirs) and bool(torch.isfinite(ours).all())
+
+
+def test_another_activation_than_the_config_names_is_left_to_the_model(small_config: GPT2Config) -> None:
+    model = random_model(small_config)
+    assert DecodePlan.fits(model)
+    model.h[1].mlp.activation = torch.sin
+    assert not DecodePlan.fits(model)

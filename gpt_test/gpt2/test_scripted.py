@@ -102,6 +102,15 @@ def test_python_and_torchscript_give_the_same_bits(
         assert torch.equal(ours, theirs) and bool(torch.isfinite(ours).all())
 
 
+def test_layers_of_two_kinds_are_left_to_the_model(small_config: GPT2Config) -> None:
+    model, quantized = random_model(small_config), quantization.quantize_int8(random_model(small_config))
+    model.h[1].mlp.c_fc = quantized.h[1].mlp.c_fc
+    assert DecodePlan.fits(quantized) and not DecodePlan.fits(model)
+    ids = torch.tensor([[1, 2, 3]])
+    cached = model.generate(ids, max_new_tokens=9, stop_at_eot=False)
+    assert torch.equal(cached, model.generate(ids, max_new_tokens=9, stop_at_eot=False, use_cache=False))
+
+
 def test_another_activation_than_the_config_names_is_left_to_the_model(small_config: GPT2Config) -> None:
     model = random_model(small_config)
     assert DecodePlan.fits(model)

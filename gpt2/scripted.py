@@ -1,7 +1,7 @@
 """Functions of tensors, run by TorchScript's interpreter instead of Python's. It knows nothing of what they compute.
 
 Between two products of a decode step Python runs, from memory that the weights have just swept its caches of. TorchScript's
-interpreter calls the same operations in the same order, hence the same bits, in a sixth to a third less of that time. Of
+interpreter calls the same operations in the same order, hence the same bits, in two thirds of that time. Of
 its compiler nothing else is used: it would rewrite the operations, for a while that a short text does not last.
 
 torch means to drop TorchScript some day. Where it is missing, or does not take a function, Python runs the function.

@@ -29,6 +29,13 @@ _KNOWN_MODULES = {
 }
 
 
+# By the names that a config gives them: what `run_blocks` has a copy of.
+_KNOWN_ACTIVATIONS = {"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu"}
+
+# So many rows are computed for so long that Python does not matter, and Ctrl-C is not to wait for all blocks.
+_ROWS_FOR_PYTHON = 64
+
+
 class DecodePlan:
     """`hidden_states` and `logits` of a GPT2. Make one for each generation: it holds the parameters as they are now."""
 
@@ -36,39 +43,43 @@ class DecodePlan:
         self._model = model
         self._shape = (model.config.n_embd,)
         self._eps = model.config.layer_norm_epsilon
-        self._activation = model.config.activation_function
-        blocks = cast(list[Block], model.h)
-        self._scales = [block.attn.scale for block in blocks]
         norms, layers = [], []
+        blocks = cast(list[Block], model.h)
         for block in blocks:
             weight_1, bias_1, c_attn = fast_norm_and_linear(block.ln_1, block.attn.c_attn)
             weight_2, bias_2, c_fc = fast_norm_and_linear(block.ln_2, block.mlp.c_fc)
             norms.append([weight_1, bias_1, weight_2, bias_2])
             layers.append([c_attn, fast_linear(block.attn.c_proj), c_fc, fast_linear(block.mlp.c_proj)])
-        self._kinds = _run_blocks.list_of([[layer.kind for layer in four] for four in layers])
-        self._norms = _run_blocks.list_of(norms)
-        self._weights = _run_blocks.list_of([[layer.weight for layer in four] for four in layers])
-        self._biases = _run_blocks.list_of([[layer.bias for layer in four] for four in layers])
-        self._others = _run_blocks.list_of([[layer.other for layer in four] for four in layers])
-        packed = [[packed for layer in four for packed in layer.packed] for four in layers]
-        self._packed = _run_blocks.list_of(packed) if packed[0] else packed
+        packed = [[product.packed[0] for product in four if product.packed] for four in layers]
+        list_of = _run_blocks.list_of
+        self._looked_up = (
+            list_of(norms),
+            list_of([[product.kind for product in four] for four in layers]),
+            list_of([[product.weight for product in four] for four in layers]),
+            list_of([[product.bias for product in four] for four in layers]),
+            list_of([[product.other for product in four] for four in layers]),
+            list_of(packed) if packed[0] else packed,
+            [block.attn.scale for block in blocks],
+            model.config.activation_function,
+            self._eps,
+        )
         self.logits = fast_head(model.wte)
 
     @staticmethod
     def fits(model: GPT2) -> bool:
-        """Whether the model is the plain one in eval mode, with nothing hooked in that the plan would not call."""
-        activation = ACTIVATIONS[model.config.activation_function]
+        """Whether the model is the plain one in eval mode, with nothing in it that the plan would pass over."""
+        name = model.config.activation_function
+        if model.training or name not in _KNOWN_ACTIVATIONS or len(model.h) != model.config.n_layer:
+            return False
+        for module in model.modules():
+            if type(module) not in _KNOWN_MODULES or module._forward_hooks or module._forward_pre_hooks:
+                return False
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            if any(type(tensor) not in (nn.Parameter, Tensor, type(None)) for tensor in tensors):
+                return False
         blocks = cast(list[Block], model.h)
         layers = [layer for block in blocks for layer in (*block.attn.children(), *block.mlp.children())]
-        return (
-            not model.training
-            and all(
-                type(module) in _KNOWN_MODULES and not module._forward_hooks and not module._forward_pre_hooks
-                for module in model.modules()
-            )
-            and all(block.mlp.activation is activation for block in blocks)
-            and len(set(map(type, layers))) == 1
-        )
+        return len(set(map(type, layers))) == 1 and all(block.mlp.activation is ACTIVATIONS[name] for block in blocks)
 
     def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
         """As `GPT2.hidden_states`: (B, T, C). Ids, shapes and lengths are not checked."""
@@ -80,8 +91,8 @@ class DecodePlan:
             x = model.wte(input_ids) + model.wpe(positions_of(past, T, attention_mask, input_ids.device))
         mask = visible_slots(past, T, attention_mask, input_ids.device)
         kv_cache.reserve(x)
-        looked_up = (self._kinds, self._norms, self._weights, self._biases, self._others, self._packed, self._scales)
-        x = _run_blocks(x, past, mask, kv_cache.layers, *looked_up, self._activation, self._eps)
+        run = _run_blocks if input_ids.numel() < _ROWS_FOR_PYTHON else run_blocks
+        x = run(x, past, mask, kv_cache.layers, *self._looked_up)
         return torch.layer_norm(x, self._shape, model.ln_f.weight, model.ln_f.bias, self._eps)
 
 
@@ -90,8 +101,8 @@ def run_blocks(
     past: int,
     mask: Tensor | None,
     caches: list[Tensor],
-    kinds: list[list[str]],
     norms: list[list[Tensor]],
+    kinds: list[list[str]],
     weights: list[list[Tensor]],
     biases: list[list[Tensor]],
     others: list[list[Tensor]],
@@ -100,10 +111,10 @@ def run_blocks(
     activation: str,
     eps: float,
 ) -> Tensor:
-    """All blocks on the stream `x` (B, T, C) behind `past` cached tokens, for TorchScript: (B, T, C).
+    """All blocks on the stream `x` (B, T, C) behind `past` cached tokens: (B, T, C), in what TorchScript knows of Python.
 
-    Of each block: the layer of the cache; weight and bias of both norms; of the four products, in the order in which they
-    come, what `product` takes; the scale of attention.
+    Every list has an entry a block: the layer of the cache; weight and bias of the first norm and of the second; for the
+    four products, in the order in which they come, each argument of `product`; the scale of attention.
     """
     B, T, C = x.size(0), x.size(1), x.size(2)
     is_causal = mask is None and T > 1

@@ -24,48 +24,49 @@ from gpt2.scripted import Scripted
 _ROWS_FOR_FLOAT32 = 256
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, whose __init__ torch.compile does not follow
 class FastLinear:
-    """What a layer computes for rows (N, n_in), without the calls of a module.
+    """What a layer computes for rows (N, n_in), without the calls of a module: the arguments of `product`, which see.
 
     In float32, float64 and float16 it computes the same bits as the layer. For bfloat16 on a CPU the weights are packed, and
     sums may be rounded elsewhere.
     """
 
-    kind: str  # of the product, and with it what its weight, bias and `other` are: see `product`
+    kind: str
     weight: Tensor
     bias: Tensor | None
     other: Tensor
-    packed: list[Any]  # for "int8" a single object
+    packed: list[Any]  # one object for the kernel of int8, else none
 
     def __call__(self, x: Tensor) -> Tensor:
         return scripted_product(x, self.kind, self.weight, self.bias, self.other, self.packed, 0)
 
 
-def fast_linear(layer: nn.Module, *, is_lifted: bool = False) -> FastLinear:
+def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastLinear:
     """What `layer` computes. With `is_lifted`, if it is in int8, of rows that come times LIFT."""
     if isinstance(layer, Int8Linear):
         packed, scale = layer.packed_weight(), layer.scale / LIFT if is_lifted else layer.scale
         kind = "plain int8" if packed is None else "lifted int8" if is_lifted else "int8"
         return FastLinear(kind, layer.weight_int8, layer.bias, scale, [] if packed is None else [packed])
-    assert isinstance(layer, (Conv1D, TokenEmbedding))
-    weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight  # (n_out, n_in)
-    bias = layer.bias.detach() if isinstance(layer, Conv1D) else None
-    if _can_pack(weight):
-        kind = "bfloat16" if multiplies_bfloat16() else "bfloat16 or float32"
-        return FastLinear(kind, _packed(layer, weight), bias, weight.detach(), [])
-    assert bias is not None, "fast_head has no use for this"
+    if _can_pack(layer.weight):
+        return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach())
     # A bias that is a row of a matrix is added to a single row a little faster, to the same bits.
-    return FastLinear("float", layer.weight, bias[None], weight, [])
+    return FastLinear("float", layer.weight, layer.bias[None], layer.weight, [])
 
 
 def fast_head(head: TokenEmbedding | Int8Embedding) -> Callable[[Tensor], Tensor]:
     """What `head.logits` computes for rows (N, C)."""
-    is_plain = isinstance(head, TokenEmbedding) and not _can_pack(head.weight)
-    return head.logits if is_plain else fast_linear(head)
+    if isinstance(head, Int8Embedding):
+        return fast_linear(head)
+    return _fast_bfloat16(head, head.weight, None) if _can_pack(head.weight) else head.logits
 
 
-def fast_norm_and_linear(norm: nn.LayerNorm, layer: nn.Module) -> tuple[Tensor, Tensor, FastLinear]:
+def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> FastLinear:
+    kind = "bfloat16" if multiplies_bfloat16() else "bfloat16 or float32"
+    return FastLinear(kind, _packed(layer, weight), bias, weight.detach(), [])
+
+
+def fast_norm_and_linear(norm: nn.LayerNorm, layer: Conv1D | Int8Linear) -> tuple[Tensor, Tensor, FastLinear]:
     """The weight and bias of a norm and, for what comes out of it, what `layer` computes: together the same bits.
 
     The lift that int8 needs is in the weight and the bias here, instead of a product of its own.
@@ -83,12 +84,15 @@ def product(
     other: Tensor,
     packed: list[torch.classes.quantized.LinearPackedParamsBase],  # type: ignore[name-defined]
     at: int,
-    rows_for_float32: int = _ROWS_FOR_FLOAT32,
+    rows_for_float32: int = _ROWS_FOR_FLOAT32,  # a default, for TorchScript sees no other global
 ) -> Tensor:
-    """A product of `kind`, for TorchScript. int8 has its weights in `packed[at]`.
+    """A product of rows (N, n_in), in the part of Python that TorchScript knows. What the arguments are, by `kind`:
 
-    "float": `weight` (n_in, n_out). "bfloat16": `weight` packed, and `other` (n_out, n_in), which is read by
-    "bfloat16 or float32" where there are many rows. "plain int8": `weight` (n_out, n_in) and its scales in `other`.
+    - "float": `weight` (n_in, n_out), `bias` (1, n_out).
+    - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
+    - "bfloat16 or float32": the same, and for many rows `other`, the weight (n_out, n_in) itself.
+    - "int8": `packed[at]`, which adds `bias` (n_out,). "lifted int8": the same, of rows that come times LIFT.
+    - "plain int8", where there is no kernel: `weight` (n_out, n_in), `bias` (n_out,), the weight's scales in `other`.
     """
     if kind == "float":
         assert bias is not None

@@ -84,7 +84,7 @@ def int8_product(
     packed: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
     bias: Tensor | None,
     is_lifted: bool,
-    lift: float = LIFT,
+    lift: float = LIFT,  # defaults, for TorchScript sees no other globals
     tiny: float = _TINY,
 ) -> Tensor:
     """Rows (N, n_in), which come times LIFT if `is_lifted`, by a packed weight that adds `bias`: (N, n_out)."""

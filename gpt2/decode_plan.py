@@ -50,14 +50,14 @@ class DecodePlan:
             weight_2, bias_2, c_fc = fast_norm_and_linear(block.ln_2, block.mlp.c_fc)
             norms.append([weight_1, bias_1, weight_2, bias_2])
             layers.append([c_attn, fast_linear(block.attn.c_proj), c_fc, fast_linear(block.mlp.c_proj)])
-        packed = [[product.packed[0] for product in four if product.packed] for four in layers]
+        packed = [[layer.packed[0] for layer in four if layer.packed] for four in layers]
         list_of = _run_blocks.list_of
         self._looked_up = (
             list_of(norms),
-            list_of([[product.kind for product in four] for four in layers]),
-            list_of([[product.weight for product in four] for four in layers]),
-            list_of([[product.bias for product in four] for four in layers]),
-            list_of([[product.other for product in four] for four in layers]),
+            list_of([[layer.kind for layer in four] for four in layers]),
+            list_of([[layer.weight for layer in four] for four in layers]),
+            list_of([[layer.bias for layer in four] for four in layers]),
+            list_of([[layer.other for layer in four] for four in layers]),
             list_of(packed) if packed[0] else packed,
             [block.attn.scale for block in blocks],
             model.config.activation_function,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gpt2.device import multiplies_bfloat16
 from gpt2.model import Conv1D, TokenEmbedding
-from gpt2.quantization import LIFT, Int8Embedding, Int8Linear, int8_product
+from gpt2.quantization import LIFT, Int8Embedding, Int8Linear, int8_product, plain_int8_product
 from gpt2.scripted import Scripted
 
 # From so many rows on, a CPU without matrix units for bfloat16 is faster in float32, the conversion of the weights included.
@@ -100,8 +100,7 @@ def product(
     if kind in ("int8", "lifted int8"):
         return int8_product(x, packed[at], bias, kind == "lifted int8")
     if kind == "plain int8":
-        y = F.linear(x, weight.to(x.dtype)) * other
-        return y if bias is None else y + bias
+        return plain_int8_product(x, weight, other, bias)
     if kind == "bfloat16 or float32" and x.size(0) >= rows_for_float32:
         return F.linear(x.float(), other.float(), None if bias is None else bias.float()).to(x.dtype)
     # Packed by oneDNN: two thirds of the time of F.linear for a single row.

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model import GPT2, Conv1D
-from gpt2.scripted import Scripted
 from gpt_config.errors import CheckpointError, InputError
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -98,7 +97,10 @@ def int8_product(
     return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
 
 
-scripted_int8_product = Scripted(int8_product)
+def plain_int8_product(x: Tensor, weight_int8: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The same where there is no kernel: rows (N, n_in) by (n_out, n_in) bytes and their scales (n_out,)."""
+    y = F.linear(x, weight_int8.to(x.dtype)) * scale
+    return y if bias is None else y + bias
 
 
 class Int8Linear(nn.Module):
@@ -118,9 +120,9 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         packed, rows = self.packed_weight(), x.reshape(-1, x.shape[-1])
         if packed is None:
-            y = F.linear(rows, self.weight_int8.to(x.dtype)) * self.scale + (0 if self.bias is None else self.bias)
+            y = plain_int8_product(rows, self.weight_int8, self.scale, self.bias)
         else:
-            y = scripted_int8_product(rows, packed, self.bias, False)
+            y = int8_product(rows, packed, self.bias, False)
         return y.view(*x.shape[:-1], -1)
 
     def packed_weight(self) -> torch.ScriptObject | None:

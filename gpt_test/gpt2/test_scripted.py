@@ -36,9 +36,7 @@ def of_any_number(x: Tensor, *args: Any) -> Tensor:  # which TorchScript has not
     return x
 
 
-@pytest.mark.parametrize(
-    "function", [decode_plan._run_blocks, packed_linear.scripted_product, quantization.scripted_int8_product]
-)
+@pytest.mark.parametrize("function", [decode_plan._run_blocks, packed_linear.scripted_product])
 def test_torchscript_takes_what_decoding_calls(function: Scripted) -> None:
     """Without this, all would go on in Python, slower, and every other test would still pass."""
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.quantized, "linear_dynamic")):

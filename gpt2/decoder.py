@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2.decode_plan import DecodePlan
+from gpt2.greedy_head import GreedyHead
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt_config.errors import CheckpointError
@@ -52,14 +53,28 @@ class Decoder:
     """Next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
 
     With `use_cache=False` every call computes all views anew: slow, plain, and what the cached path is tested against.
+    With `only_largest` a logit that cannot be the largest of its row, or of its first `vocab_size`, may be -inf.
     """
 
-    def __init__(self, model: GPT2, windows: list[Window], max_new_tokens: int, *, use_cache: bool = True) -> None:
+    def __init__(
+        self,
+        model: GPT2,
+        windows: list[Window],
+        max_new_tokens: int,
+        *,
+        use_cache: bool = True,
+        only_largest: bool = False,
+        vocab_size: int | None = None,
+    ) -> None:
         self.windows = windows
         self._model = model
         self._use_cache = use_cache
         self._tokens_left = max_new_tokens
-        self._network = DecodePlan(model) if use_cache and DecodePlan.fits(model) else model
+        has_plan = use_cache and DecodePlan.fits(model)
+        self._network = DecodePlan(model) if has_plan else model
+        self._greedy_head = (
+            GreedyHead(model.wte, vocab_size) if only_largest and has_plan and GreedyHead.fits(model.wte) else None
+        )
         self._device = model.device
         self._cache: KVCache | None = None
         self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
@@ -145,13 +160,17 @@ class Decoder:
     def _decode_one_token(self, cache: KVCache) -> Tensor:
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
         input_ids = torch.tensor([[window.ids[-1]] for window in self.windows], device=self._device)
-        return self._network.logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
+        return self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
 
     def _verify(self, drafts: Sequence[int], cache: KVCache) -> Tensor:
         """The window's last token and the drafts in one forward pass, which reads the weights once for all of them."""
         input_ids = torch.tensor([[self.windows[0].ids[-1], *drafts]], device=self._device)
         mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
-        return self._network.logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0])
+        return self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._greedy_head.logits(hidden) if self._greedy_head else None
+        return self._network.logits(hidden) if logits is None else logits
 
     def _new_cache(self, batch_size: int, n_slots: int) -> KVCache | None:
         if not self._use_cache:

@@ -138,7 +138,15 @@ def decode(
     generators = _generators(batch, config)
     choose = partial(_choose, config=config, vocab_size=vocab_size)
     eot = model.config.eos_token_id if config.stop_at_eot else None
-    decoder = Decoder(model, _windows(model, batch), config.max_new_tokens, use_cache=use_cache)
+    only_largest = config.greedy and config.repetition_penalty == 1 and not logprobs
+    decoder = Decoder(
+        model,
+        _windows(model, batch),
+        config.max_new_tokens,
+        use_cache=use_cache,
+        only_largest=only_largest,
+        vocab_size=vocab_size,
+    )
     drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
     speculation = Speculation(drafter) if config.speculate or draft_model else None
     while batch:

@@ -129,13 +129,13 @@ _kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, Tensor]] = weakref.Wea
 
 @torch.no_grad()
 def _packed(layer: nn.Module, weight: Tensor) -> Tensor:
-    state, kept = _state(weight), _kept.get(layer)
+    state, kept = state_of(weight), _kept.get(layer)
     if kept is None or kept[0] != state:
         kept = _kept[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
     return kept[1]
 
 
-def _state(weight: Tensor) -> object:
+def state_of(weight: Tensor) -> object:
     """Differs when the weights do. Their version misses what is written through `weight.data`; a sum of their bytes, eight
     at a time as whole numbers, does not."""
     numbers = (weight.t() if weight.t().is_contiguous() else weight.contiguous()).reshape(-1)

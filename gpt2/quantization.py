@@ -34,7 +34,7 @@ def quantize_int8(model: GPT2) -> GPT2:
     A quarter of the bytes, to be read for every token. CheckpointError if a weight is NaN or infinite.
     """
     check_finite(dict(model.named_parameters()))
-    return _swap_layers(model.float(), _quantized)
+    return _swap_layers(model.float(), quantized_rows)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -72,7 +72,7 @@ def check_can_learn(model: nn.Module) -> None:
         raise InputError("the model is in int8, which cannot be trained: start from the weights it was made of")
 
 
-def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(n_out, n_in) in int8, and float32 (n_out,) by which its rows are to be multiplied."""
     scale = weight.abs().amax(1).clamp(min=_TINY) / 127
     return (weight / scale[:, None]).round().to(torch.int8).contiguous(), scale

@@ -43,7 +43,7 @@ def table(results: Results) -> list[str]:
         "",
         f"median (least to greatest) of {results.settings['rounds']} rounds, in which all took turns;",
         f"ours against: how many times as fast {OURS} of the same dtype was, the median of the rounds' ratios;",
-        "of limit: the share of what reading all weights once a token allows;",
+        "of limit: the share of what reading all weights once a token allows; a greedy token needs not quite all of them;",
         "same: its results are those of our float32 model, which was checked first",
     ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2.decode_plan import DecodePlan
-from gpt2.greedy_head import GreedyHead
+from gpt2.greedy_head import MIN_STEPS, GreedyHead
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt_config.errors import CheckpointError
@@ -72,9 +72,8 @@ class Decoder:
         self._tokens_left = max_new_tokens
         has_plan = use_cache and DecodePlan.fits(model)
         self._network = DecodePlan(model) if has_plan else model
-        self._greedy_head = (
-            GreedyHead(model.wte, vocab_size) if only_largest and has_plan and GreedyHead.fits(model.wte) else None
-        )
+        has_greedy_head = only_largest and has_plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
+        self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
         self._device = model.device
         self._cache: KVCache | None = None
         self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded

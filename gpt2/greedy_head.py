@@ -3,8 +3,9 @@
 The head is a third of what a decode step of the 124M model reads, and all that a greedy step wants of it is which logit is
 the largest. The weights rounded to bytes tell each logit to within a bound, and only the rows that may hold the largest by
 that bound are multiplied in full: a dozen of 50,257. The bound is Cauchy and Schwarz's, |dw . h| <= |dw| |h|. It holds for
-any weights and inputs, so the tokens are those that all logits would give; a model whose bounds are too wide is left alone.
-In float32 a step of 124M takes a sixth to a fifth less.
+any weights and inputs, so the tokens are those that all logits would give, unless two agree to the last digits, which depend
+on how many rows a product has. A model whose bounds are too wide is left alone. In float32 a step of 124M takes an eighth to
+a fifth less.
 
 It knows the head's weights and the hidden states, and nothing of the model or of how tokens are chosen.
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from gpt2.model import TokenEmbedding
 from gpt2.packed_linear import state_of
-from gpt2.quantization import LIFT, Int8Linear, quantized_rows
+from gpt2.quantization import LIFT, Int8Linear, packing_engine, quantized_rows
 from gpt2.scripted import Scripted
 
 # Smaller heads stay in the processor's cache, where there is nothing to save.
@@ -30,24 +31,34 @@ _MIN_BYTES = 2**25
 
 # By dtype: after how many steps the bytes are made, and for how many rows of a batch they save anything. To make them takes
 # as long as they save in so many steps: whoever generates less pays nothing, whoever generates more at most twice.
-_PAYS = {torch.float32: (64, 16), torch.float16: (64, 16), torch.bfloat16: (240, 1)}
+_PAYS = {torch.float32: (112, 16), torch.float16: (112, 16), torch.bfloat16: (384, 1)}
+
+# For fewer new tokens than this, it takes what is saved to see whether the weights have changed.
+MIN_STEPS = 16
 
 # If more of the vocabulary than this must be multiplied in full, nothing is saved.
 _MAX_PART = 1 / 32
 
-# So often there may be more before a generation goes on without.
-_MAX_MISSES = 3
+# Steps that were saved less those in vain: a head that comes down to the first is left alone, and none earns more than the
+# second.
+_LEAST_BALANCE, _MOST_BALANCE = -3, 30
 
-# Parts of this many rows are packed in two thirds of the time.
-_ROWS_OF_PART = 6400
+# Smaller parts are packed sooner, and multiplied later.
+_ROWS_OF_PART = 25600
 
-# For another number of rows than a multiple of this, MKL sums in another order than for the whole head.
+# For another number of rows than a multiple of this, MKL sums in another order than for all but the last rows of the head.
 _ROWS_OF_KERNEL = 16
+
+# Of the longest row of weights.
+_LEAST_LENGTH, _MOST_LENGTH = 1e-9, 1e9
+
+# The operator is there in every build of torch, but only for weights that these have packed.
+_ENGINES = ("x86", "fbgemm")
 
 
 @dataclass
 class _Bytes:
-    """The weights (V, C) in bytes, with what they leave out."""
+    """The weights (V, C) in bytes, with what they leave out. Packed scales are lowered by LIFT, so all lengths are, too."""
 
     state: object  # of the weights they were made of
     packed: list[Any]  # for the kernel, in parts
@@ -60,7 +71,8 @@ class _Bytes:
 class _Record:
     """What is kept of a head from one generation to the next."""
 
-    n_steps: int = 0
+    n_steps: int = 0  # since the weights are as they are
+    balance: int = 0
     bytes: _Bytes | None = None
 
 
@@ -71,10 +83,11 @@ class GreedyHead:
     """`logits` of the first `vocab_size` tokens of a head. Make one for each generation."""
 
     def __init__(self, head: TokenEmbedding, vocab_size: int | None = None) -> None:
-        self._weight = head.weight.detach()[:vocab_size]
+        self._weight = head.weight.detach()
+        self._version = head.weight._version
+        self._vocab_size = len(self._weight[:vocab_size])
         self._record = _records.setdefault(head, _Record())
         self._bytes: _Bytes | None = None
-        self._misses = 0
 
     @staticmethod
     def fits(head: nn.Module) -> bool:
@@ -86,56 +99,62 @@ class GreedyHead:
             and head.weight.nbytes >= _MIN_BYTES
             and not head.weight.is_inference()  # it has no version, by which a change would be noticed
             and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+            and packing_engine() in _ENGINES
         )
 
     def logits(self, hidden_states: Tensor) -> Tensor | None:
         """(B, V) of (B, C): the head's where they can be the largest of a row, -inf elsewhere. None: compute them all."""
-        n_steps, max_rows = _PAYS[self._weight.dtype]
-        if len(hidden_states) > max_rows or self._misses == _MAX_MISSES:
+        record, (wait, max_rows) = self._record, _PAYS[self._weight.dtype]
+        if len(hidden_states) > max_rows or record.balance == _LEAST_BALANCE or torch.is_autocast_enabled("cpu"):
             return None
-        self._record.n_steps += 1
-        if self._record.n_steps <= n_steps:
+        if self._weight._version != self._version:  # it was changed in the middle of a text
             return None
-        self._bytes = self._bytes or self._made()
-        if self._bytes is None:
-            self._misses = _MAX_MISSES
+        record.n_steps += 1
+        if record.n_steps <= wait:
             return None
-        tokens = self._candidates(hidden_states, self._bytes)
-        if tokens is None:
-            self._misses += 1
+        weight = self._bytes = self._bytes or self._kept_or_made()
+        if weight is None:
             return None
+        tokens = _scripted_candidates(
+            *(hidden_states.float(), weight.packed, weight.radius, weight.largest_radius, weight.longest),
+            *(self._vocab_size, torch.finfo(hidden_states.dtype).eps, torch.finfo(hidden_states.dtype).smallest_normal),
+        )
+        if len(tokens) > _MAX_PART * self._vocab_size:
+            record.balance -= 1
+            return None
+        record.balance = min(record.balance + 1, _MOST_BALANCE)
         n = len(tokens)
-        weight = self._weight[F.pad(tokens, (0, -n % _ROWS_OF_KERNEL))]
-        logits = torch.full((len(hidden_states), len(self._weight)), -math.inf, dtype=hidden_states.dtype)
-        logits[:, tokens] = F.linear(hidden_states, weight)[:, :n]
+        rows = self._weight[F.pad(tokens, (0, -n % _ROWS_OF_KERNEL))]
+        logits = torch.full((len(hidden_states), self._vocab_size), -math.inf, dtype=hidden_states.dtype)
+        logits[:, tokens] = F.linear(hidden_states, rows)[:, :n]
         return logits
 
-    def _made(self) -> _Bytes | None:
-        """The bytes, kept or new. None if the weights are damaged, or the kernel is missing."""
-        state = (len(self._weight), state_of(self._weight))
-        if self._record.bytes is None or self._record.bytes.state != state:
-            self._record.bytes = None  # the old ones go before the new ones come
-            packed, radius, longest = [], [], 0.0
-            for part in self._weight.split(_ROWS_OF_PART):
-                weight_int8, scale = quantized_rows(part.float())
-                rounded = weight_int8 * scale[:, None]
-                radius.append(torch.linalg.vector_norm(part - rounded, dim=1))
-                longest = max(longest, float(torch.linalg.vector_norm(rounded, dim=1).max()))
-                packed.append(Int8Linear(weight_int8, scale, None).packed_weight())
-            all_radius = torch.cat(radius)
-            if not math.isfinite(longest + float(all_radius.sum())) or any(pack is None for pack in packed):
-                return None
-            packed = _scripted_candidates.list_of(packed)
-            self._record.bytes = _Bytes(state, packed, all_radius, float(all_radius.max()), longest)
-        return self._record.bytes
+    def _kept_or_made(self) -> _Bytes | None:
+        """None if the weights have changed, for then the wait begins anew, or if they are damaged."""
+        record, state = self._record, state_of(self._weight)
+        if record.bytes is not None and record.bytes.state != state:
+            record.n_steps, record.balance, record.bytes = 1, 0, None
+            return None
+        made = record.bytes = record.bytes or _made(self._weight, state)
+        if made is None:
+            record.balance = _LEAST_BALANCE
+        return made
 
-    def _candidates(self, hidden_states: Tensor, weight: _Bytes) -> Tensor | None:
-        """As the function below, or None if they are too many."""
-        eps = torch.finfo(hidden_states.dtype).eps
-        tokens = _scripted_candidates(
-            hidden_states.float(), weight.packed, weight.radius, weight.largest_radius, weight.longest, eps
-        )
-        return tokens if len(tokens) <= _MAX_PART * len(self._weight) else None
+
+def _made(weight: Tensor, state: object) -> _Bytes | None:
+    packed, radius, longest = [], [], 0.0
+    for part in weight.split(_ROWS_OF_PART):
+        weight_int8, scale = quantized_rows(part.float())
+        rounded = weight_int8 * scale[:, None]
+        radius.append(torch.linalg.vector_norm(part - rounded, dim=1))
+        longest = max(longest, float(torch.linalg.vector_norm(rounded, dim=1).max()))
+        packed.append(Int8Linear(weight_int8, scale, None).packed_weight())
+    all_radius = torch.cat(radius)
+    # Damaged weights, and such whose squares float32 does not hold.
+    if not (_LEAST_LENGTH < longest < _MOST_LENGTH and bool(torch.isfinite(all_radius).all())):
+        return None
+    all_radius /= LIFT
+    return _Bytes(state, _scripted_candidates.list_of(packed), all_radius, float(all_radius.max()), longest / LIFT)
 
 
 def candidates(
@@ -144,32 +163,35 @@ def candidates(
     radius: Tensor,
     largest_radius: float,
     longest: float,
+    vocab_size: int,
     eps: float,
+    smallest: float,
     lift: float = LIFT,  # a default, for TorchScript sees no other globals
 ) -> Tensor:
     """The tokens (N,), in order, whose logit can be the largest of a row of `x` (B, C) float32: all, if a row is 0 or NaN.
 
-    The weights are as in `_Bytes`; `eps` is the relative error of the logits' dtype. Each row of `x` is brought to steps
-    from -63 to 63: bytes times bytes then stay in the 16 bits in which old processors add pairs of them. A second digit, of
-    base 126, holds what the steps leave out, and the kernel rounds it by half at most.
+    The weights are as in `_Bytes`; in the dtype of the logits, `eps` is the relative error of numbers from `smallest` on.
+    Each row of `x` is brought to steps from -63 to 63: bytes times bytes then stay in the 16 bits in which old processors
+    add pairs of them. A second digit, of base 126, holds what the steps leave out; the kernel rounds it by half at most.
     """
     B, C = x.size(0), x.size(1)
-    x = x * (63 / x.abs().amax(1, keepdim=True))
+    unit = 63 / x.abs().amax(1, keepdim=True)
+    x = x * unit
     steps = x.round()
     digits = torch.cat([steps, (x - steps) * 126])
-    about = torch.empty([B, radius.size(0)])
+    about = torch.empty([B, radius.size(0)], dtype=torch.float32)
     done = 0
     for part in packed:
         y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, 64, part)
         torch.add(y[:B], y[B:], alpha=1 / 126, out=about[:, done : done + y.size(1)])
         done += y.size(1)
-    about *= lift  # by which the packed scales are lowered
+    about = about[:, :vocab_size]
 
     # How far a logit can be from this: by the rounding of weights and inputs, of sums in float32, and of the result.
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     of_sums = longest * (C**0.5 / 252 + 2 * C * 1.2e-7 * length)
     top = about.amax(1, keepdim=True)
-    slack = of_sums + eps * (top.abs() + 2 * (largest_radius * length + of_sums))
+    slack = of_sums + eps * (top.abs() + 2 * (largest_radius * length + of_sums) + smallest / lift * unit)
     # First with one bound for all, then for those few with their own. A comparison with NaN excludes nothing.
     tokens = (about < top - 2 * (largest_radius * length + slack)).logical_not_().nonzero()[:, 1]
     if B > 1:

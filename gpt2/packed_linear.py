@@ -136,9 +136,11 @@ def _packed(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 def state_of(weight: Tensor) -> object:
-    """Differs when the weights do. Their version misses what is written through `weight.data`; a sum of their bytes, eight
-    at a time as whole numbers, does not."""
-    numbers = (weight.t() if weight.t().is_contiguous() else weight.contiguous()).reshape(-1)
-    n_whole = numbers.numel() // 4 * 4
-    whole = numbers[:n_whole] if numbers.storage_offset() % 4 == 0 else numbers[:n_whole].clone()
-    return weight.data_ptr(), weight._version, whole.view(torch.int64).sum().item(), numbers[n_whole:].tolist()
+    """Differs when the weights do. Their version misses what is written through `weight.data`; sums of their bytes, eight
+    at a time as whole numbers, do not. Only where values change places within a row is nothing seen."""
+    matrix = weight.t() if weight.t().is_contiguous() else weight.contiguous()
+    n_rows, n_bytes, offset = len(matrix), matrix.shape[1] * matrix.itemsize, matrix.storage_offset() * matrix.itemsize
+    numbers = matrix.reshape(-1).view(torch.uint8 if n_bytes % 8 or offset % 8 else torch.int64)
+    sums = numbers.view(n_rows, -1).sum(1, dtype=torch.int64)
+    odd = torch.arange(1, 2 * len(sums), 2)  # so that no bit is multiplied out of the number
+    return weight.data_ptr(), weight._version, (sums * odd).sum().item()

@@ -132,7 +132,7 @@ class Int8Linear(nn.Module):
         sources = [tensor for tensor in (self.weight_int8, self.scale, self.bias) if tensor is not None]
         state = [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in sources]
         if self._packed is None or self._packed[0] != state:
-            engine = _engine()
+            engine = packing_engine()
             if engine is None:
                 return None
             self._packed = (state, _pack(self.weight_int8, self.scale, self.bias, engine))
@@ -150,7 +150,8 @@ class Int8Embedding(Int8Linear):
         return super().forward(hidden_states)
 
 
-def _engine() -> str | None:
+def packing_engine() -> str | None:
+    """Which of torch's kernels for bytes packs the weights, or None if there is none."""
     if not (hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, "linear_dynamic")):
         return None
     return next((name for name in _ENGINES if name in torch.backends.quantized.supported_engines), None)

@@ -30,6 +30,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy_head, "_MIN_BYTES", 0)
     monkeypatch.setattr(greedy_head, "_PAYS", dict.fromkeys(DTYPES, (0, 8)))
     monkeypatch.setattr(greedy_head, "_MAX_PART", 1)
+    monkeypatch.setattr("gpt2.decoder.MIN_STEPS", 0)
 
 
 @pytest.fixture
@@ -142,25 +143,25 @@ def test_inputs_that_tell_nothing_exclude_nothing(bad: float, at_once: None) -> 
     assert logits is not None and not logits.isneginf().all(0).any()
 
 
-def test_too_many_are_left_to_the_whole_head_and_it_gives_up(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_leaves_too_many_is_given_up(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy_head, "_MAX_PART", 1 / 32)
-    flat = GreedyHead(head_of(torch.ones(64, 16)))  # all logits are one
-    monkeypatch.setattr(
-        GreedyHead, "_candidates", lambda self, *args, own=GreedyHead._candidates: tried.append(1) or own(self, *args)
-    )
-    tried: list[int] = []
-    assert [flat.logits(torch.randn(1, 16)) for _ in range(9)] == [None] * 9
-    assert len(tried) == greedy_head._MAX_MISSES
+    calls: list[int] = []
+    own = greedy_head.candidates
+    monkeypatch.setattr(greedy_head, "_scripted_candidates", lambda *args: calls.append(1) or own(*args))
+    monkeypatch.setattr(greedy_head._scripted_candidates, "list_of", list, raising=False)
+    flat = head_of(torch.ones(64, 16))  # all logits are one
+    for _ in range(3):
+        generation = GreedyHead(flat)
+        assert [generation.logits(torch.randn(1, 16)) for _ in range(4)] == [None] * 4
+    assert len(calls) == 3
 
 
-@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), 1e30])
 def test_damaged_weights_are_left_to_the_whole_head(damage: float, at_once: None) -> None:
     weight = torch.randn(50, 16)
     weight[3, 4] = damage
-    head = GreedyHead(head_of(weight))
-    assert head.logits(torch.randn(1, 16)) is None
-    weight[3, 4] = 0
-    assert head.logits(torch.randn(1, 16)) is None  # it does not look again in this generation
+    assert GreedyHead(head_of(weight)).logits(torch.randn(1, 16)) is None
+    assert GreedyHead(head_of(torch.randn(50, 16) * 1e-22)).logits(torch.randn(1, 16)) is None
 
 
 def test_bytes_are_kept_until_the_weights_change(at_once: None) -> None:
@@ -173,13 +174,22 @@ def test_bytes_are_kept_until_the_weights_change(at_once: None) -> None:
     again = GreedyHead(head)
     again.logits(hidden)
     assert again._bytes is first._bytes is not None
-    fewer = GreedyHead(head, 9).logits(hidden)
-    assert fewer is not None and fewer.shape == (1, 9)
-    head.weight.data[7] = 100 * hidden[0]  # which torch does not count as a change
+    fewer = GreedyHead(head, 9)
+    fewer_logits = fewer.logits(hidden)
+    assert fewer_logits is not None and fewer_logits.shape == (1, 9) and fewer._bytes is first._bytes
+    with torch.no_grad():
+        head.weight.data[[7, 8]] = head.weight.data[[8, 7]].clone()  # which torch does not count as a change
+        assert GreedyHead(head).logits(hidden) is None
+        assert GreedyHead(head).logits(hidden) is not None
+        generation = GreedyHead(head)
+        assert generation.logits(hidden) is not None
+        head.weight[7] = 100 * hidden[0]
+        assert generation.logits(hidden) is None
+    assert GreedyHead(head).logits(hidden) is None
     changed = GreedyHead(head).logits(hidden)
     assert changed is not None and int(changed.argmax()) == 7
-    kept, gone = weakref.ref(head), first
-    del head, first, again, gone
+    kept = weakref.ref(head)
+    del head, first, again, fewer, generation
     gc.collect()
     assert kept() is None
 
@@ -205,8 +215,24 @@ def test_which_heads_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not GreedyHead.fits(Int8Linear(torch.zeros(2**25, 1, dtype=torch.int8), torch.ones(2**25), None))
     with torch.inference_mode():
         assert not GreedyHead.fits(head_of(torch.zeros(2**20, 8)))
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2.quantization._ENGINES", ("onednn", "qnnpack"))  # which lack the operator
+        assert not GreedyHead.fits(large)
     monkeypatch.setattr(torch.ops, "quantized", object())
     assert not GreedyHead.fits(large)
+
+
+def test_under_autocast_and_in_short_texts_it_is_not_used(small_model: GPT2, at_once: None, counted: list[int]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        small_model.generate(torch.tensor([[1]]), max_new_tokens=3)
+    assert not counted
+    small_model.generate(torch.tensor([[1]]), max_new_tokens=3)
+    assert counted
+    counted.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt2.decoder.MIN_STEPS", greedy_head.MIN_STEPS)
+        small_model.generate(torch.tensor([[1]]), max_new_tokens=greedy_head.MIN_STEPS - 1)
+    assert not counted
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

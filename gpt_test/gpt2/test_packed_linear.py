@@ -8,7 +8,7 @@ import torch
 from gpt2 import GPT2, KVCache, packed_linear
 from gpt2.decode_plan import DecodePlan
 from gpt2.model import Conv1D
-from gpt2.packed_linear import fast_linear
+from gpt2.packed_linear import fast_linear, state_of
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 
@@ -46,6 +46,24 @@ def test_packed_weights_are_kept_until_they_change() -> None:
     torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
     layer.bias = torch.nn.Parameter(layer.bias + 7)
     torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (6, 8), (1, 3), (9, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_state_of_weights_tells_every_change(shape: tuple[int, int], dtype: torch.dtype, offset: int) -> None:
+    values = torch.randn(shape[0] * shape[1] + offset).to(dtype)[offset:]
+    rows = values.view(shape)
+    for weight in (rows, rows.t()):
+        before = state_of(weight)
+        assert state_of(weight) == before
+        for value in values.data:
+            value.neg_()
+            assert state_of(weight) != before
+            value.neg_()
+    if len(rows) > 1:
+        rows.data[[0, 1]] = rows.data[[1, 0]].clone()
+        assert state_of(rows) != before
 
 
 def test_without_the_kernel_it_is_the_layer_itself(monkeypatch: pytest.MonkeyPatch, small_config: GPT2Config) -> None:

@@ -25,7 +25,7 @@ from gpt_test.conftest import TRAINING_TEXT, random_model
 
 @pytest.fixture
 def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "_engine", lambda: None)
+    monkeypatch.setattr(quantization, "packing_engine", lambda: None)
 
 
 def int8_copy(model: GPT2) -> GPT2:
@@ -83,9 +83,9 @@ def test_a_norm_that_lifts_gives_the_same_bits(small_model: GPT2, rows: int) -> 
     """Also without the kernel, where the lift is taken back."""
     block = int8_copy(small_model).h[0]
     x = torch.randn(rows, small_model.config.n_embd) * torch.logspace(-9, 3, rows)[:, None]
-    for engine in (quantization._engine, lambda: None):
+    for engine in (quantization.packing_engine, lambda: None):
         with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-            patch.setattr(quantization, "_engine", engine)
+            patch.setattr(quantization, "packing_engine", engine)
             block.mlp.c_fc._packed = None
             weight, bias, linear = fast_norm_and_linear(block.ln_2, block.mlp.c_fc)
             lifted = torch.layer_norm(x, x.shape[1:], weight, bias, block.ln_2.eps)

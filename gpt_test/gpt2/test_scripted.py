@@ -109,7 +109,7 @@ def test_python_and_torchscript_give_the_same_bits(
     config = replace(small_config, activation_function=activation)
     model = random_model(config)
     if dtype == "plain int8":
-        monkeypatch.setattr(quantization, "_engine", lambda: None)
+        monkeypatch.setattr(quantization, "packing_engine", lambda: None)
     model = quantization.quantize_int8(model) if "int8" in dtype else model.to(getattr(torch, dtype))
 
     def outputs() -> list[Tensor]:

@@ -14,6 +14,7 @@ from gpt2.decode_plan import DecodePlan
 from gpt2.greedy_head import MIN_STEPS, GreedyHead
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
+from gpt2.quantization import is_int8
 from gpt_config.errors import CheckpointError
 
 
@@ -71,7 +72,8 @@ class Decoder:
         self._use_cache = use_cache
         self._tokens_left = max_new_tokens
         has_plan = use_cache and DecodePlan.fits(model)
-        self._network = DecodePlan(model) if has_plan else model
+        self._network = DecodePlan(model, only_last=True) if has_plan else model
+        self._takes_drafts = has_plan or not is_int8(model)
         has_greedy_head = only_largest and has_plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
         self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
         self._device = model.device
@@ -80,8 +82,13 @@ class Decoder:
 
     @property
     def room(self) -> int:
-        """How many drafts the next call can take: up to the last new token but one, none where the view is computed anew."""
-        return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
+        """How many drafts the next call can take: up to the last new token but one, none where the view is computed anew.
+
+        A model in int8 that the plan does not fit takes none: it rounds rows together, and its tokens would be others.
+        """
+        return (
+            0 if self._cache is None or not self._takes_drafts else max(0, self._cache.max_length - self._cache.length - 1)
+        )
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:

@@ -50,7 +50,7 @@ def _available_devices() -> list[str]:
     return ["cpu"] + ["mps"] * bool(mps and mps.is_available()) + ["cuda"] * torch.cuda.is_available()
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices faster in bfloat16 than in float32: whether it has AMX."""
+def has_matrix_units() -> bool:
+    """Whether this CPU has AMX: it multiplies matrices of bfloat16 and of bytes faster than of float32."""
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: without it, the safe answer
     return bool(has_amx())

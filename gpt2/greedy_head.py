@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gpt2.model import TokenEmbedding
 from gpt2.packed_linear import state_of
-from gpt2.quantization import LIFT, Int8Linear, packing_engine, quantized_rows
+from gpt2.quantization import LIFT, Int8Linear, multiplies_given_steps, quantized_rows
 from gpt2.scripted import Scripted
 
 # Smaller heads stay in the processor's cache, where there is nothing to save.
@@ -51,9 +51,6 @@ _ROWS_OF_KERNEL = 16
 
 # Of the longest row of weights.
 _LEAST_LENGTH, _MOST_LENGTH = 1e-9, 1e9
-
-# The operator is there in every build of torch, but only for weights that these have packed.
-_ENGINES = ("x86", "fbgemm")
 
 
 @dataclass
@@ -91,15 +88,14 @@ class GreedyHead:
 
     @staticmethod
     def fits(head: nn.Module) -> bool:
-        """Whether there is something to save, and an operator for it: it is private to torch."""
+        """Whether there is something to save, and an operator for it."""
         return (
             type(head) is TokenEmbedding
             and head.weight.device.type == "cpu"
             and head.weight.dtype in _PAYS
             and head.weight.nbytes >= _MIN_BYTES
             and not head.weight.is_inference()  # it has no version, by which a change would be noticed
-            and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
-            and packing_engine() in _ENGINES
+            and multiplies_given_steps()
         )
 
     def logits(self, hidden_states: Tensor) -> Tensor | None:

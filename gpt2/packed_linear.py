@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.device import multiplies_bfloat16
+from gpt2.device import has_matrix_units
 from gpt2.model import Conv1D, TokenEmbedding
-from gpt2.quantization import LIFT, Int8Embedding, Int8Linear, int8_product, plain_int8_product
+from gpt2.quantization import LIFT, Int8Embedding, Int8Linear, int8_product, int8_product_of_each, plain_int8_product
 from gpt2.scripted import Scripted
 
 # From so many rows on, a CPU without matrix units for bfloat16 is faster in float32, the conversion of the weights included.
@@ -57,12 +57,15 @@ def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastL
 def fast_head(head: TokenEmbedding | Int8Embedding) -> Callable[[Tensor], Tensor]:
     """What `head.logits` computes for rows (N, C)."""
     if isinstance(head, Int8Embedding):
-        return fast_linear(head)
+        sums = head.packed_sums()
+        if sums is None:
+            return fast_linear(head)
+        return FastLinear("int8 of each", head.weight_int8, None, sums, [head.packed_weight()])
     return _fast_bfloat16(head, head.weight, None) if _can_pack(head.weight) else head.logits
 
 
 def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> FastLinear:
-    kind = "bfloat16" if multiplies_bfloat16() else "bfloat16 or float32"
+    kind = "bfloat16" if has_matrix_units() else "bfloat16 or float32"
     return FastLinear(kind, _packed(layer, weight), bias, weight.detach(), [])
 
 
@@ -92,6 +95,7 @@ def product(
     - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
     - "bfloat16 or float32": the same, and for many rows `other`, the weight (n_out, n_in) itself.
     - "int8": `packed[at]`, which adds `bias` (n_out,). "lifted int8": the same, of rows that come times LIFT.
+    - "int8 of each": the same for several rows as for each alone, `other` being the weight's sums; there is no bias.
     - "plain int8", where there is no kernel: `weight` (n_out, n_in), `bias` (n_out,), the weight's scales in `other`.
     """
     if kind == "float":
@@ -99,6 +103,8 @@ def product(
         return torch.addmm(bias, x, weight)
     if kind in ("int8", "lifted int8"):
         return int8_product(x, packed[at], bias, kind == "lifted int8")
+    if kind == "int8 of each":
+        return int8_product(x, packed[at], bias, False) if x.size(0) == 1 else int8_product_of_each(x, packed[at], other)
     if kind == "plain int8":
         return plain_int8_product(x, weight, other, bias)
     if kind == "bfloat16 or float32" and x.size(0) >= rows_for_float32:

@@ -4,6 +4,7 @@ Each output channel of a layer has its own scale, the largest of its weights in 
 rounded to whole multiples of it. The rest, biases, norms and positions, stays in float32, and so does the arithmetic between
 the layers. On a CPU the products are torch's `quantized.linear_dynamic`, which also rounds each row of inputs to 256 steps
 between its smallest and its largest value, so that bytes are multiplied by bytes.
+Several rows have those steps in common, except where `int8_product_of_each` or `gpt2.int8_matrix` multiplies them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from gpt_config.errors import CheckpointError, InputError
 
 _TINY = torch.finfo(torch.float32).tiny
 
-# The kernel's steps are never finer than 6e-5, so what it multiplies is lifted first and the scales of the weights lowered.
+# The kernel's steps are never finer than this, so what it multiplies is lifted first and the scales of the weights lowered.
 # It is a power of two, which changes no bits of a product but the exponent.
 LIFT = 1024.0
+_FINEST = 6.1e-5
 
 # In which order torch's kernels for bytes are to be had: the first is the fastest for a single row.
 _ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -97,6 +99,31 @@ def int8_product(
     return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
 
 
+def int8_product_of_each(
+    x: Tensor,
+    packed: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
+    sums: Tensor,
+    lift: float = LIFT,
+    finest: float = _FINEST,
+    tiny: float = _TINY,
+) -> Tensor:
+    """Rows (N, n_in) by a packed weight without bias: to six digits what each row alone gives, but the weight is read once.
+
+    `sums` (n_out,) are those of the weight's rows. Steps are chosen as `ChooseQuantizationParams` in torch's `QuantUtils.h`
+    chooses them, and inputs rounded as `QuantizeAvx2` of fbgemm rounds them. Whole steps are multiplied with the zero point
+    still in them; that comes off the products.
+    """
+    x = x * lift
+    low, high = x.amin(1, keepdim=True).clamp_(max=0).double(), x.amax(1, keepdim=True).clamp_(min=0)
+    step = (high - low) / 255
+    zero = (-low / step.clamp(min=tiny)).round_()
+    step = step.clamp_(min=finest).float()
+    # A fused multiply-add, as there: in double precision the product of two floats is exact.
+    steps = torch.addcmul(zero, x.double(), step.reciprocal().double()).float().round_()
+    y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(steps * lift, lift, 0, packed)
+    return y.sub_(zero.float() * sums).mul_(step / lift)
+
+
 def plain_int8_product(x: Tensor, weight_int8: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """The same where there is no kernel: rows (N, n_in) by (n_out, n_in) bytes and their scales (n_out,)."""
     y = F.linear(x, weight_int8.to(x.dtype)) * scale
@@ -142,12 +169,25 @@ class Int8Linear(nn.Module):
 class Int8Embedding(Int8Linear):
     """Token vectors (V, C) in int8, each with its scale; also the head, as in `TokenEmbedding`."""
 
+    _sums: tuple[torch.ScriptObject, Tensor] | None = None  # with what they were made of
+
     def forward(self, input_ids: Tensor) -> Tensor:
         return F.embedding(input_ids, self.weight_int8) * F.embedding(input_ids, self.scale[:, None])
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., C) to (..., V)."""
         return super().forward(hidden_states)
+
+    def packed_sums(self) -> Tensor | None:
+        """The sums (V,) that `int8_product_of_each` wants, or None where its operator is missing."""
+        packed = self.packed_weight()
+        if packed is None or not multiplies_given_steps():
+            return None
+        if self._sums is None or self._sums[0] is not packed:
+            ones = torch.full((1, self.weight_int8.shape[1]), LIFT)
+            sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, LIFT, 0, packed)
+            self._sums = packed, sums[0]
+        return self._sums[1]
 
 
 def packing_engine() -> str | None:
@@ -157,12 +197,18 @@ def packing_engine() -> str | None:
     return next((name for name in _ENGINES if name in torch.backends.quantized.supported_engines), None)
 
 
+def multiplies_given_steps() -> bool:
+    """Whether there is the operator for inputs in steps of the caller's choice. It takes only what fbgemm has packed."""
+    has_operator = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+    return has_operator and packing_engine() in ("x86", "fbgemm")
+
+
 def _pack(weight_int8: Tensor, scale: Tensor, bias: Tensor | None, engine: str) -> torch.ScriptObject:
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that torch means to remove these operators: `_engine` looks for them
+            warnings.simplefilter("ignore")  # that torch means to remove these operators: `packing_engine` looks for them
             zeros = torch.zeros(len(scale), dtype=torch.int64)
             quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / LIFT, zeros, 0)
             return torch.ops.quantized.linear_prepack(quantized, bias)

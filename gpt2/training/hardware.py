@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from gpt2.device import multiplies_bfloat16
+from gpt2.device import has_matrix_units
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -23,7 +23,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+        return torch.bfloat16 if has_matrix_units() else torch.float32
     return torch.float32
 
 

@@ -11,6 +11,7 @@ from gpt2 import GPT2, KVCache
 from gpt2.decode_plan import DecodePlan
 from gpt2.decoder import Decoder, Window
 from gpt2.model import Conv1D
+from gpt2.quantization import quantize_int8
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 from gpt_test.gpt2.test_model import configs, ids_for
@@ -38,6 +39,32 @@ def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config,
             done = until
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@given(config=configs(), data=st.data())
+@settings(max_examples=25)
+def test_in_int8_several_tokens_are_read_as_one_by_one(config: GPT2Config, data: st.DataObject) -> None:
+    """The same bits, with padding before them or without, and then logits to six digits."""
+    model = quantize_int8(random_model(config))
+    n = config.n_positions
+    ids, past = ids_for(config, 1, n), data.draw(st.integers(1, n))
+    is_padded = past > 1 and data.draw(st.booleans())
+    mask = (torch.arange(n)[None] > 0).long() if is_padded else None
+    plan, states, caches = DecodePlan(model), [], []
+    with torch.inference_mode():
+        for ends in (range(past, n + 1), (past, n)):
+            cache, done, hidden = KVCache(config, batch_size=1), 0, []
+            for until in ends:
+                if until > done:
+                    seen = None if mask is None else mask[:, :until]
+                    hidden.append(plan.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=cache))
+                done = until
+            states.append(torch.cat(hidden, 1)[0])
+            caches.append(cache.layers)
+        assert torch.equal(*states)
+        assert all(map(torch.equal, *caches))
+        logits = torch.cat([plan.logits(row) for row in states[0].split(1)])
+        torch.testing.assert_close(plan.logits(states[0]), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:

@@ -23,7 +23,7 @@ def bfloat16_layer(n_in: int = 24, n_out: int = 40) -> Conv1D:
 @pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257])
 @pytest.mark.parametrize("has_amx", [False, True])
 def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_linear, "multiplies_bfloat16", lambda: has_amx)
+    monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: has_amx)
     layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
     exact = x.double() @ layer.weight.double() + layer.bias.double()
     y = fast_linear(layer)(x)

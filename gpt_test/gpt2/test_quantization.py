@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache, quantization
 from gpt2.evaluation import evaluate
 from gpt2.finetuning.lora import add_lora
 from gpt2.model_folder import locate_model
-from gpt2.packed_linear import fast_norm_and_linear
-from gpt2.quantization import Int8Linear, is_int8, quantize_int8
+from gpt2.packed_linear import fast_head, fast_norm_and_linear
+from gpt2.quantization import Int8Embedding, Int8Linear, is_int8, quantize_int8
 from gpt2.training import Trainer, prepare
 from gpt_config import GPT2Config, TrainingConfig
 from gpt_config.errors import CheckpointError, GPT2Error, InputError
@@ -76,6 +76,24 @@ def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
     alone = layer(x)
     together = layer(torch.cat([x, 1e4 * torch.ones(1, 16)]))[:3]
     torch.testing.assert_close(together, alone, atol=0.05 * alone.abs().amax().item(), rtol=0)
+
+
+@given(rows=st.integers(2, 9), n_in=st.integers(1, 70), n_out=st.integers(2, 70), seed=st.integers(0, 99))
+@settings(max_examples=50)
+def test_rows_of_the_head_are_rounded_each_as_if_alone(rows: int, n_in: int, n_out: int, seed: int) -> None:
+    """Of any size and sign, and of zeros too. In common steps, some would be wrong by a hundredth."""
+    torch.manual_seed(seed)
+    head = Int8Embedding(torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8), torch.rand(n_out) + 0.1, None)
+    sums = head.packed_sums()
+    if sums is None:
+        pytest.skip("this torch has no such operator")
+    torch.testing.assert_close(sums, head.weight_int8.sum(1) * head.scale)
+    x = torch.randn(rows, n_in) * 10 ** (3 * torch.randn(rows, 1)) * (torch.rand(rows, 1) < 0.9)
+    x = torch.where(torch.rand(rows, 1) < 0.3, x.abs() * torch.randn(rows, 1).sign(), x)
+    alone = torch.cat([head.logits(row) for row in x.split(1)])
+    size = x.abs().amax(1, keepdim=True).clamp(min=1e-5)  # steps of smaller rows are as fine as steps can be
+    bound = 1e-5 * size * head.weight_int8.float().abs().sum(1) * head.scale
+    assert ((fast_head(head)(x) - alone).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("rows", [1, 5])

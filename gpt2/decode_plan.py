@@ -70,11 +70,15 @@ class DecodePlan:
             self._eps,
         )
         self._is_int8 = bool(packed[0])
-        self.logits = fast_head(model.wte)
+        self._head = fast_head(model.wte)
 
     @cached_property
     def _matrix_blocks(self) -> int8_matrix.MatrixBlocks:
         return int8_matrix.MatrixBlocks(self._model)
+
+    @cached_property
+    def _matrix_head(self) -> int8_matrix.MatrixLinear:
+        return int8_matrix.MatrixLinear(self._model.wte)
 
     @staticmethod
     def fits(model: GPT2) -> bool:
@@ -105,12 +109,18 @@ class DecodePlan:
         caches = kv_cache.layers
         if self._is_int8 and past and T > 1 and len(x) == 1:
             x = _run_blocks_row_by_row(x, past, None if attention_mask is None else mask, caches, *self._looked_up)
-        elif self._is_int8 and int8_matrix.pays(input_ids):
+        elif self._is_int8 and int8_matrix.pays(input_ids.numel(), is_prompt=T > 1):
             x = self._matrix_blocks.run(x, past, mask, caches, only_last=self._only_last)
         else:
             run = _run_blocks if input_ids.numel() < _ROWS_FOR_PYTHON else run_blocks
             x = run(x, past, mask, caches, *self._looked_up)
         return torch.layer_norm(x, self._shape, model.ln_f.weight, model.ln_f.bias, self._eps)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Of rows (N, C): (N, V)."""
+        if self._is_int8 and int8_matrix.pays(len(hidden_states), is_prompt=False):
+            return self._matrix_head(hidden_states)
+        return self._head(hidden_states)
 
 
 def run_blocks(

@@ -63,8 +63,8 @@ def test_in_int8_several_tokens_are_read_as_one_by_one(config: GPT2Config, data:
             caches.append(cache.layers)
         assert torch.equal(*states)
         assert all(map(torch.equal, *caches))
-        logits = torch.cat([plan.logits(row) for row in states[0].split(1)])
-        torch.testing.assert_close(plan.logits(states[0]), logits, rtol=1e-4, atol=1e-4)
+        few = states[0][:17]  # as many as speculation reads at most
+        torch.testing.assert_close(plan.logits(few), torch.cat(list(map(plan.logits, few.split(1)))), rtol=1e-4, atol=1e-4)
 
 
 def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:

@@ -72,7 +72,7 @@ def test_blocks_are_those_of_the_plan(
     results = []
     for path in ("rows", "matrix", "only last"):
         uses = path != "rows"
-        monkeypatch.setattr(int8_matrix, "pays", lambda input_ids, uses=uses: uses)
+        monkeypatch.setattr(int8_matrix, "pays", lambda n_rows, is_prompt, uses=uses: uses)
         plan, cache, states = DecodePlan(model, only_last=path == "only last"), KVCache(config, batch_size=26), []
         with torch.inference_mode():
             for past, until in ((0, 7), (7, 8), (8, 9)):
@@ -89,6 +89,8 @@ def test_blocks_are_those_of_the_plan(
     torch.testing.assert_close(last[0], matrix[0][:, -1:], atol=1e-2, rtol=0)
     assert torch.equal(last_cache[0][:, :, :, :9], matrix_cache[0][:, :, :, :9])
     assert not torch.equal(matrix[1], rows[1])  # else nothing was compared
+    logits, expected = plan.logits(rows[1][:, 0]), model.logits(rows[1][:, 0])
+    torch.testing.assert_close(logits, expected, atol=0.02 * expected.abs().amax().item(), rtol=0)
 
 
 def test_the_shipped_model_says_the_same_of_a_prompt() -> None:
@@ -98,7 +100,7 @@ def test_the_shipped_model_says_the_same_of_a_prompt() -> None:
     ids = ids[: len(ids) // 256 * 256].view(-1, 256)
     plan = DecodePlan(quantized)
     with torch.inference_mode():
-        assert int8_matrix.pays(ids)
+        assert int8_matrix.pays(ids.numel(), is_prompt=True)
         cache = KVCache(model.config, batch_size=len(ids))
         hidden = plan.hidden_states(ids, attention_mask=None, kv_cache=cache)[:, :-1].flatten(0, 1)
         expected = model(ids)[:, :-1].flatten(0, 1)
@@ -106,11 +108,13 @@ def test_the_shipped_model_says_the_same_of_a_prompt() -> None:
     assert abs(loss - expected_loss) < 0.005  # as parts of the perplexity
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((1, 127), False), ((1, 128), True), ((23, 1), False), ((24, 1), True)])
-def test_only_many_rows_go_this_way(shape: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert int8_matrix.pays(torch.zeros(shape, dtype=torch.int64)) is expected
+@pytest.mark.parametrize(
+    ("n_rows", "is_prompt", "expected"), [(127, True, False), (128, True, True), (23, False, False), (24, False, True)]
+)
+def test_only_many_rows_go_this_way(n_rows: int, is_prompt: bool, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert int8_matrix.pays(n_rows, is_prompt=is_prompt) is expected
     monkeypatch.setattr(int8_matrix, "has_matrix_units", lambda: False)
-    assert not int8_matrix.pays(torch.zeros(shape, dtype=torch.int64))
+    assert not int8_matrix.pays(n_rows, is_prompt=is_prompt)
 
 
 def test_the_decoder_uses_it(monkeypatch: pytest.MonkeyPatch, small_config: GPT2Config) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gpt2 import int8_matrix
 from gpt2.kv_cache import KVCache
 from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
-from gpt2.packed_linear import fast_head, fast_linear, fast_norm_and_linear, product
+from gpt2.packed_linear import FastLinear, fast_head, fast_linear, fast_norm_and_linear, product
 from gpt2.positions import positions_of, visible_slots
 from gpt2.quantization import Int8Embedding, Int8Linear
 from gpt2.scripted import Scripted
@@ -42,6 +42,7 @@ class DecodePlan:
     """`hidden_states` and `logits` of a GPT2. Make one for each generation: it holds the parameters as they are now.
 
     With `only_last`, of a prompt it may give the hidden state of the last token alone, (B, 1, C), where that is faster.
+    `reads_row_by_row`: several tokens behind others are computed one at a time, layer by layer. Call it without gradients.
     """
 
     def __init__(self, model: GPT2, *, only_last: bool = False) -> None:
@@ -69,8 +70,10 @@ class DecodePlan:
             model.config.activation_function,
             self._eps,
         )
-        self._is_int8 = bool(packed[0])
         self._head = fast_head(model.wte)
+        # Where bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
+        self.reads_row_by_row = bool(packed[0])
+        self._has_int8_head = isinstance(model.wte, Int8Embedding) and self.reads_row_by_row
 
     @cached_property
     def _matrix_blocks(self) -> int8_matrix.MatrixBlocks:
@@ -104,21 +107,30 @@ class DecodePlan:
             x = model.wte(input_ids) + model.wpe.weight[past : past + T]
         else:
             x = model.wte(input_ids) + model.wpe(positions_of(past, T, attention_mask, input_ids.device))
-        mask = visible_slots(past, T, attention_mask, input_ids.device)
         kv_cache.reserve(x)
-        caches = kv_cache.layers
-        if self._is_int8 and past and T > 1 and len(x) == 1:
-            x = _run_blocks_row_by_row(x, past, None if attention_mask is None else mask, caches, *self._looked_up)
-        elif self._is_int8 and int8_matrix.pays(input_ids.numel(), is_prompt=T > 1):
+        caches, is_read_row_by_row = kv_cache.layers, self.reads_row_by_row and past > 0 and T > 1 and len(x) == 1
+        mask = None  # a row sees all that is there when it is read
+        if attention_mask is not None or not is_read_row_by_row:
+            mask = visible_slots(past, T, attention_mask, input_ids.device)
+        is_short = input_ids.numel() < _ROWS_FOR_PYTHON
+        if is_read_row_by_row:
+            run = _run_blocks_row_by_row if is_short else run_blocks_row_by_row
+            x = run(x, past, mask, caches, *self._looked_up)
+        elif self.reads_row_by_row and int8_matrix.pays(input_ids.numel(), is_prompt=T > 1):
             x = self._matrix_blocks.run(x, past, mask, caches, only_last=self._only_last)
         else:
-            run = _run_blocks if input_ids.numel() < _ROWS_FOR_PYTHON else run_blocks
+            run = _run_blocks if is_short else run_blocks
             x = run(x, past, mask, caches, *self._looked_up)
         return torch.layer_norm(x, self._shape, model.ln_f.weight, model.ln_f.bias, self._eps)
 
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether what it gives for several tokens is what it gives for each: not if an int8 head rounds rows together."""
+        return not (isinstance(self._head, FastLinear) and self._head.kind == "int8")
+
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Of rows (N, C): (N, V)."""
-        if self._is_int8 and int8_matrix.pays(len(hidden_states), is_prompt=False):
+        if self._has_int8_head and int8_matrix.pays(len(hidden_states), is_prompt=False):
             return self._matrix_head(hidden_states)
         return self._head(hidden_states)
 

@@ -73,7 +73,6 @@ class Decoder:
         self._tokens_left = max_new_tokens
         has_plan = use_cache and DecodePlan.fits(model)
         self._network = DecodePlan(model, only_last=True) if has_plan else model
-        self._takes_drafts = has_plan or not is_int8(model)
         has_greedy_head = only_largest and has_plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
         self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
         self._device = model.device
@@ -82,13 +81,20 @@ class Decoder:
 
     @property
     def room(self) -> int:
-        """How many drafts the next call can take: up to the last new token but one, none where the view is computed anew.
+        """How many drafts the next call can take: up to the last new token but one, none where the view is computed anew."""
+        return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
 
-        A model in int8 that the plan does not fit takes none: it rounds rows together, and its tokens would be others.
-        """
-        return (
-            0 if self._cache is None or not self._takes_drafts else max(0, self._cache.max_length - self._cache.length - 1)
-        )
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether tokens are the same with drafts: not in int8 where rows are rounded together, as outside the plan."""
+        if isinstance(self._network, DecodePlan):
+            return self._network.takes_drafts
+        return not is_int8(self._model)
+
+    @property
+    def reads_row_by_row(self) -> bool:
+        """Whether drafts are computed one at a time, layer by layer, which takes longer."""
+        return isinstance(self._network, DecodePlan) and self._network.reads_row_by_row
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:

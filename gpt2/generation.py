@@ -18,7 +18,6 @@ from gpt2 import sampling
 from gpt2.beam_search import beam_search
 from gpt2.decoder import Decoder, Window
 from gpt2.model import GPT2
-from gpt2.quantization import is_int8
 from gpt2.speculation import DraftModel, PromptLookup, Speculation, check_vocabularies
 from gpt_config.errors import GPT2Warning, InputError, InputTypeError
 from gpt_config.generation_config import GenerationConfig
@@ -149,7 +148,8 @@ def decode(
         vocab_size=vocab_size,
     )
     drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
-    speculation = Speculation(drafter, is_int8=is_int8(model)) if config.speculate or draft_model else None
+    speculates = (config.speculate or draft_model is not None) and decoder.takes_drafts
+    speculation = Speculation(drafter, row_by_row=decoder.reads_row_by_row) if speculates else None
     while batch:
         drafts: list[int] = []
         if speculation and len(batch) == 1:

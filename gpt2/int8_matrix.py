@@ -92,16 +92,16 @@ class MatrixLinear:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        layer = cast(Int8Linear, layer)
+        assert isinstance(layer, Int8Linear)
         packed, kept = layer.packed_weight(), _kept.get(layer)
         if kept is None or kept[0] is not packed:
             kept = _kept[layer] = packed, torch.ops.onednn.qlinear_prepack(layer.weight_int8, None)
         self._weight, self._scale, self._bias = kept[1], layer.scale, layer.bias
-        self._zeros = torch.zeros(len(layer.scale), dtype=torch.int32)
+        self._zeros = torch.zeros(len(layer.scale), dtype=torch.int32, device="cpu")
 
     def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         size = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
-        step = size.float().clamp_(min=_TINY) / 127
+        step = size.float().clamp_(min=127 * _TINY) / 127
         steps = (x * step.reciprocal()).round_().to(torch.int8)
         product = torch.ops.onednn.qlinear_pointwise
         weight = self._weight, self._scale, self._zeros

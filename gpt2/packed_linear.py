@@ -95,7 +95,7 @@ def product(
     - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
     - "bfloat16 or float32": the same, and for many rows `other`, the weight (n_out, n_in) itself.
     - "int8": `packed[at]`, which adds `bias` (n_out,). "lifted int8": the same, of rows that come times LIFT.
-    - "int8 of each": the same for several rows as for each alone, `other` being the weight's sums; there is no bias.
+    - "int8 of each": for several rows what it is for each alone, to six digits; the weight's sums in `other`, no bias.
     - "plain int8", where there is no kernel: `weight` (n_out, n_in), `bias` (n_out,), the weight's scales in `other`.
     """
     if kind == "float":

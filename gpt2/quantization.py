@@ -100,7 +100,7 @@ def int8_product(
     if x.size(0) == 1:
         return torch.ops.quantized.linear_dynamic(x if is_lifted else x * lift, packed)
     # All rows of a call share the 256 steps, so each is brought to the same size.
-    size = x.abs().amax(1, keepdim=True).clamp_(min=tiny)
+    size = x.abs().amax(1, keepdim=True).clamp_(min=tiny * lift)
     y = torch.ops.quantized.linear_dynamic(x * (lift / size), packed)
     if is_lifted:
         size = size / lift
@@ -192,7 +192,7 @@ class Int8Embedding(Int8Linear):
         if packed is None or not multiplies_given_steps():
             return None
         if self._sums is None or self._sums[0] is not packed:
-            ones = torch.full((1, self.weight_int8.shape[1]), LIFT)
+            ones = torch.full((1, self.weight_int8.shape[1]), LIFT, dtype=torch.float32, device="cpu")
             sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, LIFT, 0, packed)
             self._sums = packed, sums[0]
         return self._sums[1]

@@ -4,11 +4,12 @@ It knows nothing of how a token is chosen. The loop runs the model once on the l
 place, it chooses the token as it would without drafts, from logits that have only taken tokens before them, and by the
 same random number. Where that is the draft, the next place's logits are those of the text and the loop goes on; where it
 is not, the chosen token stands and the rest of the drafts is forgotten. So a draft is a guess of the draw and never part
-of it: whatever is guessed, a seed gives the tokens that it gives without speculation, up to the rounding of a product of
-several rows, which is also that of a batch (in int8, where that would be coarse, each row is rounded as in a step of its
-own). Leviathan et al. 2023 ("Fast Inference from Transformers via Speculative Decoding") accept a draft with a probability
-that keeps the distribution; to keep the draw itself is stronger, and equal to theirs for drafts without a distribution.
-Prompt lookup is Saxena's (2023, "Prompt Lookup Decoding").
+of it: whatever is guessed, a seed gives the tokens that it gives without speculation, up to the rounding of a product
+of several rows, which is also that of a batch (in int8, where that would be coarse, each row is rounded as in a step of
+its own, and only the last digits of logits differ). Leviathan et al. 2023 ("Fast Inference from Transformers via
+Speculative Decoding") accept a draft with a probability that keeps the distribution; to keep the draw itself is
+stronger, and equal to theirs for drafts without a distribution. Prompt lookup is Saxena's (2023, "Prompt Lookup
+Decoding").
 """
 
 from __future__ import annotations
@@ -149,9 +150,9 @@ class Speculation:
     Costs are figures, not measured times, so that one seed makes the same steps in every run.
     """
 
-    def __init__(self, drafter: Drafter, *, is_int8: bool = False) -> None:
+    def __init__(self, drafter: Drafter, *, row_by_row: bool = False) -> None:
         self._drafter = drafter
-        self._is_int8 = is_int8
+        self._row_by_row = row_by_row
         self._credit = 0.0
         self._evidence = 0
         # By evidence, drafts taken and refused; older ones count less. They begin with what ordinary texts showed.
@@ -180,7 +181,7 @@ class Speculation:
         return sum((taken / (taken + refused)) ** n for n in range(1, n_drafts + 1)) - self._cost(n_drafts)
 
     def _cost(self, n_drafts: int) -> float:
-        return _cost_of_verifying(n_drafts, self._is_int8) + self._drafter.cost(n_drafts)
+        return _cost_of_verifying(n_drafts, self._row_by_row) + self._drafter.cost(n_drafts)
 
 
 def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | None = None) -> None:
@@ -200,12 +201,12 @@ def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | No
         )
 
 
-def _cost_of_verifying(n_drafts: int, is_int8: bool) -> float:
+def _cost_of_verifying(n_drafts: int, row_by_row: bool) -> float:
     """How much longer a step with drafts takes, in plain steps: measured with gpt2-tiny and 124M on a CPU, rounded up.
 
-    In int8 a layer takes one row at a time (see `decode_plan.run_blocks`), while its weights are in the processor's cache.
+    `row_by_row`: as `decode_plan.run_blocks_row_by_row` reads them.
     """
-    return 0.2 + 0.56 * n_drafts if is_int8 else 0.4 + 0.11 * n_drafts
+    return 0.2 + 0.56 * n_drafts if row_by_row else 0.4 + 0.11 * n_drafts
 
 
 def _relative_cost(draft_model: GPT2, model: GPT2) -> float:

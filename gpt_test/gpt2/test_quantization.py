@@ -129,6 +129,35 @@ def test_the_shipped_model_says_the_same() -> None:
     assert abs(ratio - 1) < 0.005
 
 
+@pytest.mark.parametrize("n_tokens", [1, 5, 30])
+def test_a_layer_of_zeros_gives_its_bias(small_model: GPT2, n_tokens: int) -> None:
+    """And what is behind it a row of zeros."""
+    model, without = int8_copy(small_model), int8_copy(small_model)
+    model.h[0].mlp.c_fc.weight_int8.zero_()
+    model.h[0].mlp.c_fc.bias.zero_()
+    for name in ("c_fc", "c_proj"):
+        getattr(without.h[0].mlp, name).weight_int8.zero_()
+    without.h[0].mlp.c_proj.bias.copy_(model.h[0].mlp.c_proj.bias)
+    ids = torch.randint(0, 300, (1, n_tokens))
+    torch.testing.assert_close(model(ids), without(ids))
+    assert model.generate(ids, max_new_tokens=3, stop_at_eot=False).shape == (1, n_tokens + 3)
+
+
+def test_another_default_dtype_and_a_head_of_floats_do_no_harm(small_model: GPT2) -> None:
+    """Both for a single row and for so many that they may go another way."""
+    model, mixed = int8_copy(small_model), int8_copy(small_model)
+    mixed.wte = small_model.wte
+    ids = torch.randint(0, 300, (30, 9))
+    for rows in (ids[:1], ids):
+        expected = model.generate(rows, max_new_tokens=3)
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(int8_copy(small_model).generate(rows, max_new_tokens=3), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert mixed.generate(rows, max_new_tokens=3).shape == expected.shape
+
+
 def test_cached_steps_are_those_of_the_whole(small_model: GPT2, without_kernel: None) -> None:
     model = int8_copy(small_model)
     ids = torch.randint(0, 300, (2, 12))

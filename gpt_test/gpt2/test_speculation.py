@@ -215,7 +215,7 @@ def test_guesses_that_are_always_wrong_change_nothing_and_cost_little(model: GPT
     monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
     assert_the_same(new_rows(model, [[1, 2]], speculate=True, **options), expected)
     assert len(verified) > 5 and all(n_taken == 0 for _, n_taken in verified)
-    assert sum(speculation_module._cost_of_verifying(n, is_int8=False) for n, _ in verified) < 0.04 * 600
+    assert sum(speculation_module._cost_of_verifying(n, row_by_row=False) for n, _ in verified) < 0.04 * 600
 
 
 def spy(calls: list, method):
@@ -383,12 +383,19 @@ def test_in_int8_it_changes_nothing_either(prompt: str) -> None:
     assert any(n_taken > 0 for _, n_taken in verified) and any(n_taken < n_drafts for n_drafts, n_taken in verified)
 
 
-def test_in_int8_a_model_that_the_plan_does_not_fit_is_not_guessed_for(small_model: GPT2) -> None:
+@pytest.mark.parametrize("engine", ["x86", "onednn", "hook"])
+def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, small_model: GPT2, monkeypatch) -> None:
+    """Not outside the plan, nor with kernels that cannot round the head's rows one by one."""
+    if engine == "onednn":
+        monkeypatch.setattr("gpt2.quantization._ENGINES", ("onednn",))
     model = quantize_int8(random_model(small_model.config))
-    model.h[0].register_forward_hook(lambda *_: None)
-    decoder = Decoder(model, [Window([1, 2, 3], 40)], 20)
-    decoder.next_logits()
-    assert decoder.room == 0
+    if engine == "hook":
+        model.h[0].register_forward_hook(lambda *_: None)
+    assert Decoder(model, [Window([1, 2, 3], 40)], 20).takes_drafts is (engine == "x86")
+    verified = []
+    monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
+    model.generate(torch.tensor([[1, 2, 1, 2, 1, 2]]), max_new_tokens=30, speculate=True)
+    assert engine == "x86" or not verified
 
 
 def test_beams_are_not_guessed_for(model: GPT2) -> None:

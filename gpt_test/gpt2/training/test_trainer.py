@@ -79,6 +79,26 @@ def test_the_loss_is_cross_entropy_at_any_size_of_vocabulary(vocab_size: int) ->
         torch.testing.assert_close(gradients[name], p.grad, rtol=0, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("rows_of_part", [1024, 7])
+def test_under_autocast_the_loss_is_multiplied_in_bfloat16(rows_of_part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one part the bits of cross-entropy, of several within bfloat16's rounding, and no head is multiplied in float32."""
+    monkeypatch.setattr("gpt2.training.loss._ROWS", rows_of_part)
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=900, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()
+    x, y = torch.randint(0, 900, (2, 3, 8))
+    found = []
+    for loss in (LanguageModelLoss(model), lambda x, y: F.cross_entropy(model(x).flatten(0, 1), y.flatten())):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
+            value = loss(x, y)
+        value.backward()
+        found.append([value.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+        heads = [e for e in profile.events() if e.name in ("aten::linear", "aten::matmul") and [900, 16] in e.input_shapes]
+        assert heads and not [e for e in profile.events() if "linear_cross_entropy" in e.name]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.01 * theirs.abs().amax().item())
+
+
 def test_the_learning_rate_climbs_and_falls() -> None:
     config = tiny_config(max_steps=100, warmup_steps=9, learning_rate=1.0, min_learning_rate=0.1)
     rates = [learning_rate(config, step) for step in range(101)]

@@ -18,7 +18,7 @@ from gpt2 import sampling
 from gpt2.beam_search import beam_search
 from gpt2.decoder import Decoder, Window
 from gpt2.model import GPT2
-from gpt2.speculation import DraftModel, PromptLookup, Speculation, check_vocabularies
+from gpt2.speculation import DraftModel, PromptLookup, Speculation, check_vocabularies, costs_of_verifying
 from gpt_config.errors import GPT2Warning, InputError, InputTypeError
 from gpt_config.generation_config import GenerationConfig
 
@@ -149,7 +149,8 @@ def decode(
     )
     drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
     speculates = (config.speculate or draft_model is not None) and decoder.takes_drafts
-    speculation = Speculation(drafter, row_by_row=decoder.reads_row_by_row) if speculates else None
+    costs = costs_of_verifying(model, row_by_row=decoder.reads_row_by_row)
+    speculation = Speculation(drafter, costs) if speculates else None
     while batch:
         drafts: list[int] = []
         if speculation and len(batch) == 1:

@@ -150,9 +150,9 @@ class Speculation:
     Costs are figures, not measured times, so that one seed makes the same steps in every run.
     """
 
-    def __init__(self, drafter: Drafter, *, row_by_row: bool = False) -> None:
+    def __init__(self, drafter: Drafter, costs: tuple[float, float]) -> None:
         self._drafter = drafter
-        self._row_by_row = row_by_row
+        self._costs = costs
         self._credit = 0.0
         self._evidence = 0
         # By evidence, drafts taken and refused; older ones count less. They begin with what ordinary texts showed.
@@ -181,7 +181,7 @@ class Speculation:
         return sum((taken / (taken + refused)) ** n for n in range(1, n_drafts + 1)) - self._cost(n_drafts)
 
     def _cost(self, n_drafts: int) -> float:
-        return _cost_of_verifying(n_drafts, self._row_by_row) + self._drafter.cost(n_drafts)
+        return self._costs[0] + self._costs[1] * n_drafts + self._drafter.cost(n_drafts)
 
 
 def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | None = None) -> None:
@@ -201,12 +201,18 @@ def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | No
         )
 
 
-def _cost_of_verifying(n_drafts: int, row_by_row: bool) -> float:
-    """How much longer a step with drafts takes, in plain steps: measured with gpt2-tiny and 124M on a CPU, rounded up.
+def costs_of_verifying(model: GPT2, *, row_by_row: bool) -> tuple[float, float]:
+    """How much longer a step with drafts takes, in plain steps: with any, and for each of them.
 
-    `row_by_row`: as `decode_plan.run_blocks_row_by_row` reads them.
+    Measured with gpt2-tiny and 124M on a CPU, rounded up. `row_by_row`, as `decode_plan.run_blocks_row_by_row` reads them, a
+    draft takes a fifth of reading the weights and three quarters of calling the layers, each of which takes as long as to
+    read 2 MB.
     """
-    return 0.2 + 0.56 * n_drafts if row_by_row else 0.4 + 0.11 * n_drafts
+    if not row_by_row:
+        return 0.4, 0.11
+    n_bytes = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
+    calls = 2e6 * model.config.n_layer
+    return 0.2, 0.2 + 0.55 * calls / (calls + n_bytes)
 
 
 def _relative_cost(draft_model: GPT2, model: GPT2) -> float:

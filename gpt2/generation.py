@@ -147,10 +147,10 @@ def decode(
         only_largest=only_largest,
         vocab_size=vocab_size,
     )
-    drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
-    speculates = (config.speculate or draft_model is not None) and decoder.takes_drafts
-    costs = costs_of_verifying(model, row_by_row=decoder.reads_row_by_row)
-    speculation = Speculation(drafter, costs) if speculates else None
+    speculation = None
+    if (config.speculate or draft_model is not None) and decoder.takes_drafts:
+        drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
+        speculation = Speculation(drafter, costs_of_verifying(model, row_by_row=decoder.reads_row_by_row))
     while batch:
         drafts: list[int] = []
         if speculation and len(batch) == 1:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gpt2.model import TokenEmbedding
 from gpt2.packed_linear import state_of
-from gpt2.quantization import LIFT, Int8Linear, multiplies_given_steps, quantized_rows
+from gpt2.quantization import LIFT, ROWS_IN_CACHE, Int8Linear, multiplies_given_steps, quantized_rows
 from gpt2.scripted import Scripted
 
 # Smaller heads stay in the processor's cache, where there is nothing to save.
@@ -45,9 +45,6 @@ _LEAST_BALANCE, _MOST_BALANCE = -3, 30
 
 # Smaller parts are packed sooner, and multiplied later.
 _ROWS_OF_PART = 25600
-
-# What is computed on the way to them stays in the processor's cache.
-_ROWS_IN_CACHE = 1024
 
 # For another number of rows than a multiple of this, MKL sums in another order than for all but the last rows of the head.
 _ROWS_OF_KERNEL = 16
@@ -142,16 +139,14 @@ class GreedyHead:
 
 def _made(weight: Tensor, state: object) -> _Bytes | None:
     packed, radius, longest = [], [], 0.0
-    for large_part in weight.split(_ROWS_OF_PART):
-        quantized = []
-        for part in large_part.split(_ROWS_IN_CACHE):
-            weight_int8, scale = quantized_rows(part.float())
-            rounded = weight_int8 * scale[:, None]
-            quantized.append((weight_int8, scale))
-            radius.append(torch.linalg.vector_norm(part - rounded, dim=1))
+    for part in weight.split(_ROWS_OF_PART):
+        weight_int8, scale = quantized_rows(part)
+        packed.append(Int8Linear(weight_int8, scale, None).packed_weight())
+        small_parts = (tensor.split(ROWS_IN_CACHE) for tensor in (part, weight_int8, scale))
+        for exact, steps, size in zip(*small_parts, strict=True):
+            rounded = steps * size[:, None]
+            radius.append(torch.linalg.vector_norm(exact - rounded, dim=1))
             longest = max(longest, float(torch.linalg.vector_norm(rounded, dim=1).max()))
-        weights, scales = zip(*quantized, strict=True)
-        packed.append(Int8Linear(torch.cat(weights), torch.cat(scales), None).packed_weight())
     all_radius = torch.cat(radius)
     # Damaged weights, and such whose squares float32 does not hold.
     if not (_LEAST_LENGTH < longest < _MOST_LENGTH and bool(torch.isfinite(all_radius).all())):

@@ -43,7 +43,6 @@ class MatrixBlocks:
     """All blocks of a model in int8, as `decode_plan.run_blocks` computes them. It holds the weights as they are now."""
 
     def __init__(self, model: GPT2) -> None:
-        self._eps = model.config.layer_norm_epsilon
         name = model.config.activation_function
         is_tanh_gelu = ACTIVATIONS[name] is ACTIVATIONS["gelu_new"]
         self._activation = rough_tanh_gelu if is_tanh_gelu else ACTIVATIONS[name]
@@ -61,7 +60,7 @@ class MatrixBlocks:
         for (block, c_attn, attn_proj, c_fc, mlp_proj), cache in zip(self._blocks, caches, strict=True):
             shape = (B, T, 3, cache.shape[2], cache.shape[4])
             for rows, place in _in_parts(x, qkv):
-                c_attn(self._norm(rows, block.ln_1), out=place)
+                c_attn(block.ln_1(rows), out=place)
             heads = qkv.view(shape).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
             cache.narrow(3, past, T).copy_(heads[1:])
             if past:
@@ -74,11 +73,8 @@ class MatrixBlocks:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=block.attn.scale)
             for rows, part in _in_parts(x, y.transpose(1, 2).reshape(B * T, C)):
                 rows += attn_proj(part)
-                rows += mlp_proj(self._activation(c_fc(self._norm(rows, block.ln_2))))
+                rows += mlp_proj(self._activation(c_fc(block.ln_2(rows))))
         return x.view(B, T, C)
-
-    def _norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return F.layer_norm(x, x.shape[1:], norm.weight, norm.bias, self._eps)
 
 
 def _in_parts(x: Tensor, y: Tensor) -> zip[tuple[Tensor, Tensor]]:

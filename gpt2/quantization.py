@@ -27,7 +27,7 @@ LIFT = 1024.0
 _FINEST = 6.1e-5
 
 # Of so many rows, what is computed on the way to bytes stays in the processor's cache.
-_ROWS_IN_CACHE = 1024
+ROWS_IN_CACHE = 1024
 
 # In which order torch's kernels for bytes are to be had: the first is the fastest for a single row.
 _ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -79,11 +79,12 @@ def check_can_learn(model: nn.Module) -> None:
 
 def quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(n_out, n_in) in int8, and float32 (n_out,) by which its rows are to be multiplied."""
-    parts = [_quantized_rows(part) for part in weight.split(_ROWS_IN_CACHE)]
+    parts = [_quantized_rows(part) for part in weight.split(ROWS_IN_CACHE)]
     return torch.cat([part for part, _ in parts]), torch.cat([scale for _, scale in parts])
 
 
 def _quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    weight = weight.float()
     scale = weight.abs().amax(1).clamp(min=_TINY) / 127
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 

@@ -2,9 +2,9 @@
 
 A decode step of the 124M model waits for memory while it reads the weights; the Python of 150 module calls, which runs
 between the reads, is the largest part of the rest. Without the calls a step in float32 is about a tenth faster, and without
-Python (see `gpt2.scripted`) another 3%; in int8, where there is a quarter to read, 13%. This file knows the operations of a
-block in their order, and nothing of hooks or training, where the model itself is called. In float32 its results are the
-model's, bit for bit.
+Python (see `gpt2.scripted`) another 3%; in int8, where there is a quarter to read, 13%, and 7% more where several greedy
+steps follow each other without it. This file knows the operations of a block in their order, and nothing of hooks or
+training, where the model itself is called. In float32 its results are the model's, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from gpt2 import int8_matrix
 from gpt2.kv_cache import KVCache
 from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
-from gpt2.packed_linear import FastLinear, fast_head, fast_linear, fast_norm_and_linear, product
+from gpt2.packed_linear import fast_head, fast_linear, fast_norm_and_linear, product
+from gpt2.plan_parts import Blocks, Ends
 from gpt2.positions import positions_of, visible_slots
 from gpt2.quantization import Int8Embedding, Int8Linear
 from gpt2.scripted import Scripted
@@ -39,7 +40,8 @@ _ROWS_FOR_PYTHON = 64
 
 
 class DecodePlan:
-    """`hidden_states` and `logits` of a GPT2. Make one for each generation: it holds the parameters as they are now.
+    """`hidden_states`, `logits` and greedy tokens of a GPT2. Make one for each generation: it holds the parameters as they
+    are now.
 
     With `only_last`, of a prompt it may give the hidden state of the last token alone, (B, 1, C), where that is faster.
     `reads_row_by_row`: several tokens behind others are computed one at a time, layer by layer. Call it without gradients.
@@ -48,8 +50,6 @@ class DecodePlan:
     def __init__(self, model: GPT2, *, only_last: bool = False) -> None:
         self._model = model
         self._only_last = only_last
-        self._shape = (model.config.n_embd,)
-        self._eps = model.config.layer_norm_epsilon
         norms, layers = [], []
         blocks = cast(list[Block], model.h)
         for block in blocks:
@@ -58,22 +58,26 @@ class DecodePlan:
             norms.append([weight_1, bias_1, weight_2, bias_2])
             layers.append([c_attn, fast_linear(block.attn.c_proj), c_fc, fast_linear(block.mlp.c_proj)])
         packed = [[layer.packed[0] for layer in four if layer.packed] for four in layers]
-        list_of = _run_blocks.list_of
-        self._looked_up = (
+        list_of = _run_model.list_of
+        self._blocks = Blocks(
             list_of(norms),
+            [block.attn.scale for block in blocks],
             list_of([[layer.kind for layer in four] for four in layers]),
             list_of([[layer.weight for layer in four] for four in layers]),
             list_of([[layer.bias for layer in four] for four in layers]),
             list_of([[layer.other for layer in four] for four in layers]),
-            list_of(packed) if packed[0] else packed,
-            [block.attn.scale for block in blocks],
             model.config.activation_function,
-            self._eps,
+            model.config.layer_norm_epsilon,
         )
+        self._packed = list_of(packed) if packed[0] else packed
+        wte = model.wte
+        is_int8 = isinstance(wte, Int8Embedding)
+        table, row_scales = (wte.weight_int8, wte.scale[:, None]) if isinstance(wte, Int8Embedding) else (wte.weight, None)
+        self._ends = Ends(table, row_scales, model.wpe.weight, model.ln_f.weight, model.ln_f.bias)
         self._head = fast_head(model.wte)
         # Where bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
         self.reads_row_by_row = bool(packed[0])
-        self._has_int8_head = isinstance(model.wte, Int8Embedding) and self.reads_row_by_row
+        self._has_int8_head = is_int8 and self.reads_row_by_row
 
     @cached_property
     def _matrix_blocks(self) -> int8_matrix.MatrixBlocks:
@@ -102,31 +106,40 @@ class DecodePlan:
     def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
         """As `GPT2.hidden_states`: (B, T, C). Ids, shapes and lengths are not checked."""
         assert kv_cache is not None  # the model itself computes without one
-        T, past, model = input_ids.shape[1], kv_cache.length, self._model
-        if attention_mask is None:
-            x = model.wte(input_ids) + model.wpe.weight[past : past + T]
-        else:
-            x = model.wte(input_ids) + model.wpe(positions_of(past, T, attention_mask, input_ids.device))
-        kv_cache.reserve(x)
-        caches, is_read_row_by_row = kv_cache.layers, self.reads_row_by_row and past > 0 and T > 1 and len(x) == 1
-        mask = None  # a row sees all that is there when it is read
-        if attention_mask is not None or not is_read_row_by_row:
+        (B, T), past, caches = input_ids.shape, kv_cache.length, kv_cache.layers
+        kv_cache.length += T
+        is_read_row_by_row = self.reads_row_by_row and past > 0 and T > 1 and B == 1
+        has_matrix_units = self.reads_row_by_row and not is_read_row_by_row and int8_matrix.pays(B * T, is_prompt=T > 1)
+        is_short = B * T < _ROWS_FOR_PYTHON
+        if not (is_read_row_by_row or has_matrix_units):
+            run_all = _run_model if is_short else run_model
+            return run_all(input_ids, attention_mask, past, caches, self._blocks, self._packed, self._ends)
+        x = embedded(input_ids, attention_mask, past, self._ends)
+        if has_matrix_units:
             mask = visible_slots(past, T, attention_mask, input_ids.device)
-        is_short = input_ids.numel() < _ROWS_FOR_PYTHON
-        if is_read_row_by_row:
-            run = _run_blocks_row_by_row if is_short else run_blocks_row_by_row
-            x = run(x, past, mask, caches, *self._looked_up)
-        elif self.reads_row_by_row and int8_matrix.pays(input_ids.numel(), is_prompt=T > 1):
             x = self._matrix_blocks.run(x, past, mask, caches, only_last=self._only_last)
         else:
-            run = _run_blocks if is_short else run_blocks
-            x = run(x, past, mask, caches, *self._looked_up)
-        return torch.layer_norm(x, self._shape, model.ln_f.weight, model.ln_f.bias, self._eps)
+            # Without padding a row sees all that is there when it is read.
+            mask = None if attention_mask is None else visible_slots(past, T, attention_mask, input_ids.device)
+            run = _run_blocks_row_by_row if is_short else run_blocks_row_by_row
+            x = run(x, past, mask, caches, self._blocks, self._packed)
+        return final_norm(x, self._ends, self._blocks.eps)
+
+    def greedy_tokens(self, token: int, n: int, vocab_size: int | None, kv_cache: KVCache) -> list[tuple[int, float]]:
+        """`n` tokens of one unpadded row behind `token`, each the most probable one and read for the next; their logits."""
+        past, head = kv_cache.length, self._head
+        kv_cache.length += n
+        input_ids = torch.tensor([[token]], device=head.weight.device)
+        tokens, logits = _greedy_tokens(
+            *(input_ids, n, vocab_size, past, kv_cache.layers, self._blocks, self._packed, self._ends),
+            *(head.kind, head.weight, head.other, head.packed),
+        )
+        return list(zip(tokens.tolist(), logits.tolist(), strict=True))
 
     @property
     def takes_drafts(self) -> bool:
         """Whether what it gives for several tokens is what it gives for each: not if an int8 head rounds rows together."""
-        return not (isinstance(self._head, FastLinear) and self._head.kind == "int8")
+        return self._head.kind != "int8"
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Of rows (N, C): (N, V)."""
@@ -135,26 +148,79 @@ class DecodePlan:
         return self._head(hidden_states)
 
 
+def greedy_tokens(
+    input_ids: Tensor,
+    n: int,
+    vocab_size: int | None,
+    past: int,
+    caches: list[Tensor],
+    blocks: Blocks,
+    packed: list[list[torch.classes.quantized.LinearPackedParamsBase]],  # type: ignore[name-defined]
+    ends: Ends,
+    kind: str,
+    weight: Tensor,
+    other: Tensor,
+    head: list[torch.classes.quantized.LinearPackedParamsBase],  # type: ignore[name-defined]
+) -> tuple[Tensor, Tensor]:
+    """`n` tokens behind `input_ids` (1, 1), each the most probable one and read for the next, and their logits: (n,) each.
+
+    Nothing looks at the values in between, so a GPU never waits. From `kind` on, what `product` takes for the head.
+    """
+    tokens: list[Tensor] = []
+    largest: list[Tensor] = []
+    for i in range(n):
+        x = run_model(input_ids, None, past + i, caches, blocks, packed, ends)
+        logits = product(x[:, -1], kind, weight, None, other, head, 0)
+        value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)
+        tokens.append(input_ids)
+        largest.append(value)
+    return torch.cat(tokens).view(-1), torch.cat(largest).view(-1)
+
+
+def run_model(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    past: int,
+    caches: list[Tensor],
+    blocks: Blocks,
+    packed: list[list[torch.classes.quantized.LinearPackedParamsBase]],  # type: ignore[name-defined]
+    ends: Ends,
+) -> Tensor:
+    """The hidden states (B, T, C) of `input_ids` (B, T) behind `past` cached tokens, in what TorchScript knows of Python."""
+    x = embedded(input_ids, attention_mask, past, ends)
+    mask = visible_slots(past, input_ids.size(1), attention_mask, input_ids.device)
+    x = run_blocks(x, past, mask, caches, blocks, packed)
+    return final_norm(x, ends, blocks.eps)
+
+
+def embedded(input_ids: Tensor, attention_mask: Tensor | None, past: int, ends: Ends) -> Tensor:
+    """Tokens and their positions: (B, T, C)."""
+    x = F.embedding(input_ids, ends.wte)
+    row_scales = ends.row_scales
+    if row_scales is not None:
+        x = x * F.embedding(input_ids, row_scales)
+    if attention_mask is None:
+        return x + ends.wpe.narrow(0, past, input_ids.size(1))
+    return x + F.embedding(positions_of(past, input_ids.size(1), attention_mask, input_ids.device), ends.wpe)
+
+
+def final_norm(x: Tensor, ends: Ends, eps: float) -> Tensor:
+    return torch.layer_norm(x, [x.size(-1)], ends.norm_weight, ends.norm_bias, eps)
+
+
 def run_blocks(
     x: Tensor,
     past: int,
     mask: Tensor | None,
     caches: list[Tensor],
-    norms: list[list[Tensor]],
-    kinds: list[list[str]],
-    weights: list[list[Tensor]],
-    biases: list[list[Tensor]],
-    others: list[list[Tensor]],
+    blocks: Blocks,
     packed: list[list[torch.classes.quantized.LinearPackedParamsBase]],  # type: ignore[name-defined]
-    scales: list[float],
-    activation: str,
-    eps: float,
 ) -> Tensor:
     """All blocks on the stream `x` (B, T, C) behind `past` cached tokens: (B, T, C), in what TorchScript knows of Python.
 
-    Every list has an entry a block: the layer of the cache; weight and bias of the first norm and of the second; for the
-    four products, in the order in which they come, each argument of `product`; the scale of attention.
+    Every list has an entry a block; `packed` is what `product` takes.
     """
+    norms, scales, kinds, weights, biases, others, activation, eps = blocks
     B, T, C = x.size(0), x.size(1), x.size(2)
     is_causal = mask is None and T > 1
     x = x.view(B * T, C)  # a row a token
@@ -179,20 +245,14 @@ def run_blocks_row_by_row(
     past: int,
     mask: Tensor | None,
     caches: list[Tensor],
-    norms: list[list[Tensor]],
-    kinds: list[list[str]],
-    weights: list[list[Tensor]],
-    biases: list[list[Tensor]],
-    others: list[list[Tensor]],
+    blocks: Blocks,
     packed: list[list[torch.classes.quantized.LinearPackedParamsBase]],  # type: ignore[name-defined]
-    scales: list[float],
-    activation: str,
-    eps: float,
 ) -> Tensor:
     """The bits that `run_blocks` gives for each token of `x` (1, T, C) in a step of its own, and weights are read once.
 
     In int8, where rows are rounded together, nothing else gives a text the same tokens with and without guesses.
     """
+    norms, scales, kinds, weights, biases, others, activation, eps = blocks
     T, C = x.size(1), x.size(2)
     rows = x.view(T, C).split(1)
     for i, cache in enumerate(caches):
@@ -218,5 +278,6 @@ def run_blocks_row_by_row(
     return x
 
 
-_run_blocks = Scripted(run_blocks)
+_run_model = Scripted(run_model)
+_greedy_tokens = Scripted(greedy_tokens)
 _run_blocks_row_by_row = Scripted(run_blocks_row_by_row)

@@ -1,10 +1,13 @@
 """Decoder: the logits of the next token for growing sequences, by prefill and then one token at a time.
 
-It knows the model, its cache and its context, and nothing of how a token is chosen.
+It knows the model, its cache and its context, and of the ways to choose a token only the most probable one.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +19,9 @@ from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt2.quantization import is_int8
 from gpt_config.errors import CheckpointError
+
+# For so long, and so many tokens, greedy steps follow each other without a look at them: too short to be seen in a stream.
+_SECONDS_AT_ONCE, _MAX_AT_ONCE = 0.02, 16
 
 
 class Window:
@@ -71,10 +77,12 @@ class Decoder:
         self._model = model
         self._use_cache = use_cache
         self._tokens_left = max_new_tokens
-        has_plan = use_cache and DecodePlan.fits(model)
-        self._network = DecodePlan(model, only_last=True) if has_plan else model
-        has_greedy_head = only_largest and has_plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
+        self._only_largest, self._vocab_size = only_largest, vocab_size
+        self._plan = DecodePlan(model, only_last=True) if use_cache and DecodePlan.fits(model) else None
+        self._network = self._plan or model
+        has_greedy_head = only_largest and self._plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
         self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
+        self._n_at_once = 1
         self._device = model.device
         self._cache: KVCache | None = None
         self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
@@ -87,14 +95,12 @@ class Decoder:
     @property
     def takes_drafts(self) -> bool:
         """Whether tokens are the same with drafts: not in int8 where rows are rounded together, as outside the plan."""
-        if isinstance(self._network, DecodePlan):
-            return self._network.takes_drafts
-        return not is_int8(self._model)
+        return self._plan.takes_drafts if self._plan else not is_int8(self._model)
 
     @property
     def reads_row_by_row(self) -> bool:
         """Whether drafts are computed one at a time, layer by layer, which takes longer."""
-        return isinstance(self._network, DecodePlan) and self._network.reads_row_by_row
+        return self._plan is not None and self._plan.reads_row_by_row
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
@@ -117,7 +123,8 @@ class Decoder:
         else:
             logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
         self._tokens_left -= 1 + len(drafts)
-        if not bool(torch.isfinite(logits.amax(-1)).all()):
+        # In Python, for every operation on tensors takes a little of what a step spends outside the products.
+        if not all(map(math.isfinite, logits.amax(-1).tolist())):
             if drafts:  # one that is not taken must do no harm, so see what there is without them
                 self.reject(1 + len(drafts))
                 return self.next_logits()
@@ -125,6 +132,31 @@ class Decoder:
                 "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
             )
         return logits
+
+    @torch.inference_mode()
+    def greedy_tokens(self, eot: int | None) -> list[int]:
+        """The most probable next tokens of the only window, up to `eot`, as many as take a moment. Append them.
+
+        An empty list where `next_logits` must be asked: for several windows, padding, a full cache, a model that computes
+        NaN, and without `only_largest`.
+        """
+        cache, plan = self._cache, self._plan
+        if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
+            return []
+        n = min(self._n_at_once, cache.max_length - cache.length)
+        if self._greedy_head:
+            n = self._greedy_head.leave_alone(n)
+        if n == 0:
+            return []
+        length, start = cache.length, time.perf_counter()
+        steps = plan.greedy_tokens(self.windows[0].ids[-1], n, self._vocab_size, cache)
+        self._n_at_once = int(min(_MAX_AT_ONCE, 1 + _SECONDS_AT_ONCE * n / (time.perf_counter() - start)))
+        tokens = [token for token, _ in itertools.takewhile(lambda step: math.isfinite(step[1]), steps)]
+        if eot in tokens:
+            tokens = tokens[: tokens.index(eot) + 1]
+        cache.truncate(length + len(tokens))
+        self._tokens_left -= len(tokens)
+        return tokens
 
     def reject(self, n_tokens: int) -> None:
         """Forget the last tokens that were read: the drafts that were not appended to the window."""

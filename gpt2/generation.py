@@ -152,6 +152,13 @@ def decode(
         drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
         speculation = Speculation(drafter, costs_of_verifying(model, row_by_row=decoder.reads_row_by_row))
     while batch:
+        greedy_tokens = [] if speculation else decoder.greedy_tokens(eot)
+        for token in greedy_tokens:
+            yield _append([token], [], batch, decoder.windows, eot, config.max_new_tokens)
+            if batch[0].finish_reason:
+                return
+        if greedy_tokens:
+            continue
         drafts: list[int] = []
         if speculation and len(batch) == 1:
             drafts = speculation.draft(decoder.windows[0].ids, decoder.room, generators[0])

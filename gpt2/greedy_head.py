@@ -125,6 +125,14 @@ class GreedyHead:
         logits[:, tokens] = F.linear(hidden_states, rows)[:, :n]
         return logits
 
+    def leave_alone(self, n_steps: int) -> int:
+        """How many of the next steps of one row need all logits anyway, at most `n_steps`. They count as made."""
+        record = self._record
+        if record.balance > _LEAST_BALANCE:
+            n_steps = max(0, min(n_steps, _PAYS[self._weight.dtype][0] - record.n_steps))
+        record.n_steps += n_steps
+        return n_steps
+
     def _kept_or_made(self) -> _Bytes | None:
         """None if the weights have changed, for then the wait begins anew, or if they are damaged."""
         record, state = self._record, state_of(self._weight)

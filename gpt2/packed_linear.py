@@ -7,7 +7,6 @@ a product of many rows waits for the arithmetic, so its precision does.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +53,16 @@ def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastL
     return FastLinear("float", layer.weight, layer.bias[None], layer.weight, [])
 
 
-def fast_head(head: TokenEmbedding | Int8Embedding) -> Callable[[Tensor], Tensor]:
+def fast_head(head: TokenEmbedding | Int8Embedding) -> FastLinear:
     """What `head.logits` computes for rows (N, C)."""
     if isinstance(head, Int8Embedding):
         sums = head.packed_sums()
         if sums is None:
             return fast_linear(head)
         return FastLinear("int8 of each", head.weight_int8, None, sums, [head.packed_weight()])
-    return _fast_bfloat16(head, head.weight, None) if _can_pack(head.weight) else head.logits
+    if _can_pack(head.weight):
+        return _fast_bfloat16(head, head.weight, None)
+    return FastLinear("float head", head.weight, None, head.weight, [])
 
 
 def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> FastLinear:
@@ -91,7 +92,7 @@ def product(
 ) -> Tensor:
     """A product of rows (N, n_in), in the part of Python that TorchScript knows. What the arguments are, by `kind`:
 
-    - "float": `weight` (n_in, n_out), `bias` (1, n_out).
+    - "float": `weight` (n_in, n_out), `bias` (1, n_out). "float head": `weight` (n_out, n_in), no bias.
     - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
     - "bfloat16 or float32": the same, and for many rows `other`, the weight (n_out, n_in) itself.
     - "int8": `packed[at]`, which adds `bias` (n_out,). "lifted int8": the same, of rows that come times LIFT.
@@ -101,6 +102,8 @@ def product(
     if kind == "float":
         assert bias is not None
         return torch.addmm(bias, x, weight)
+    if kind == "float head":
+        return F.linear(x, weight)
     if kind in ("int8", "lifted int8"):
         return int8_product(x, packed[at], bias, kind == "lifted int8")
     if kind == "int8 of each":

@@ -26,4 +26,4 @@ def visible_slots(past: int, T: int, attention_mask: Tensor | None, device: torc
         return visible[None, None]
     # Padding sees itself, for in some kernels a softmax over nothing is NaN.
     itself = slots == slots[past:, None]
-    return ((attention_mask.bool()[:, None, :] & visible) | itself)[:, None]
+    return (((attention_mask != 0)[:, None, :] & visible) | itself)[:, None]

@@ -36,7 +36,7 @@ def of_any_number(x: Tensor, *args: Any) -> Tensor:  # which TorchScript has not
     return x
 
 
-@pytest.mark.parametrize("function", [decode_plan._run_blocks, packed_linear.scripted_product])
+@pytest.mark.parametrize("function", [decode_plan._run_model, decode_plan._greedy_tokens, packed_linear.scripted_product])
 def test_torchscript_takes_what_decoding_calls(function: Scripted) -> None:
     """Without this, all would go on in Python, slower, and every other test would still pass."""
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.quantized, "linear_dynamic")):
@@ -121,14 +121,17 @@ def test_python_and_torchscript_give_the_same_bits(
                 ids = torch.arange(rows * length).view(rows, length) % config.vocab_size
                 seen = None if mask is None else mask[:, : cache.length + length]
                 found.append(plan.logits(plan.hidden_states(ids, attention_mask=seen, kv_cache=cache)[:, -1]))
+            if rows == 1:
+                found.append(torch.tensor(plan.greedy_tokens(1, 4, None, cache)))
         return found
 
     with torch.inference_mode():
         by_torchscript = outputs()
         monkeypatch.setattr(Scripted, "_compile", lambda self: None)
-        for module, name in ((decode_plan, "_run_blocks"), (packed_linear, "scripted_product")):
+        names = (decode_plan, "_run_model"), (decode_plan, "_greedy_tokens"), (packed_linear, "scripted_product")
+        for module, name in names:
             monkeypatch.setattr(module, name, Scripted(getattr(module, name).function))
-        assert decode_plan._run_blocks.script() is None
+        assert decode_plan._run_model.script() is None
         by_python = outputs()
     for ours, theirs in zip(by_torchscript, by_python, strict=True):
         assert torch.equal(ours, theirs) and bool(torch.isfinite(ours).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,19 @@ def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer, monkeypatch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a script needs a main guard, as the docstring says")
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes have one size elsewhere")
+def test_a_worker_need_not_wait_to_put_down_its_ids() -> None:
+    """The pipes are private to the pool: should they have another name one day, this says so, and nothing breaks."""
+    import fcntl
+
+    with ProcessPoolExecutor(1) as pool:
+        batch_encoding._widen_pipes(pool)
+        pipes = pool._result_queue._writer, pool._call_queue._writer
+        assert [fcntl.fcntl(pipe.fileno(), fcntl.F_GETPIPE_SZ) for pipe in pipes] == [batch_encoding._PIPE_SIZE] * 2
+        assert pool.submit(len, b"12").result() == 2
+    batch_encoding._widen_pipes(object())  # type: ignore[arg-type]
+
+
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_config.errors import InputError
 from gpt_config.generation_config import GenerationConfig
-
-# Top-p needs the most probable tokens in order. To sort so many of them is cheap and nearly always enough.
-_TOP_P_FIRST_TRY = 1024
 
 
 def apply_repetition_penalty(logits: Tensor, seen_ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
@@ -60,18 +59,28 @@ def apply_top_k(logits: Tensor, top_k: int | None) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, top_p: float | None) -> Tensor:
-    """Keep the fewest tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et al. 2019)."""
+    """Keep the fewest tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et al. 2019).
+
+    Of tokens as probable as the last of them, the first are kept.
+    """
     if top_p is None or top_p == 1:
         return logits
     probs = logits.double().softmax(-1)
-    kept = torch.zeros_like(logits, dtype=torch.bool)
-    for n in (_TOP_P_FIRST_TRY, logits.shape[-1]):
-        sorted_probs, order = probs.topk(min(n, logits.shape[-1]))
-        before = sorted_probs.cumsum(-1) - sorted_probs  # the probability of all that is more probable
-        if bool((before[..., -1] >= top_p).all()) or n >= logits.shape[-1]:
-            break
-    kept.scatter_(-1, order, before < top_p)
-    return logits.masked_fill(~kept, -torch.inf)
+    nuclei = [_nucleus(row.numpy(force=True), top_p) for row in probs]
+    least, n_kept = (torch.tensor(column, device=probs.device)[:, None] for column in zip(*nuclei, strict=True))
+    kept, equals = probs > least, probs == least
+    n_equals = n_kept - kept.sum(-1, keepdim=True)
+    if bool((equals.sum(-1, keepdim=True) > n_equals).any()):
+        equals &= equals.cumsum(-1) <= n_equals
+    return logits.masked_fill(~(kept | equals), -torch.inf)
+
+
+def _nucleus(probs: NDArray[np.float64], top_p: float) -> tuple[np.float64, int]:
+    """The least probability that is kept of a row (V,), and how many are. NumPy sorts in a tenth of torch's time."""
+    falling = np.sort(probs[probs > 0])[::-1]
+    before = falling.cumsum() - falling  # the probability of all that is more probable
+    n_kept = int((before < top_p).sum())
+    return falling[n_kept - 1], n_kept
 
 
 def apply_min_p(logits: Tensor, min_p: float | None) -> Tensor:

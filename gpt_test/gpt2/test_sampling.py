@@ -37,14 +37,28 @@ def test_top_p_equals_transformers(order: list[int], top_p: float) -> None:
     torch.testing.assert_close(sampling.apply_top_p(probs.log(), top_p), processed(process, probs.log()))
 
 
-def test_top_p_on_a_large_vocabulary_tries_few_tokens_first() -> None:
-    """Whether the first try is enough or not, the result is that of a full sort."""
+def test_top_p_on_a_large_vocabulary_equals_transformers() -> None:
     torch.manual_seed(0)
     process = pytest.importorskip("transformers").TopPLogitsWarper
     for scale in (0.01, 1.0, 5.0):  # flat: needs nearly all tokens; steep: a few
         logits = scale * torch.randn(3, 5000, dtype=torch.float64)
         for top_p in (0.1, 0.5, 0.95):
             torch.testing.assert_close(sampling.apply_top_p(logits, top_p), processed(process(top_p), logits))
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=9), st.floats(0.01, 0.99))
+def test_top_p_keeps_the_first_of_equals(weights: list[int], top_p: float) -> None:
+    probs = torch.tensor([weights], dtype=torch.float64) / sum(weights)
+    order = sorted(range(len(weights)), key=lambda place: -weights[place])  # which keeps equals in order
+    reached, expected = 0.0, set()
+    for place in order:
+        if abs(reached - top_p) < 1e-6:  # on the edge rounding decides
+            return
+        if reached < top_p:
+            expected.add(place)
+        reached += weights[place] / sum(weights)
+    kept = sampling.apply_top_p(probs.log(), top_p).isfinite()[0]
+    assert set(kept.nonzero()[:, 0].tolist()) == expected
 
 
 @given(logits_rows, st.floats(0.01, 1.0))

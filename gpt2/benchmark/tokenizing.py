@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gpt2.benchmark.codecs import MAKERS, CodecAtWork
 from gpt2.benchmark.measure import Contender, take_turns
+from gpt2.benchmark.processes import Apart
 from gpt2.benchmark.results import Entrant, LeftOutError, Row, timed_rows
 from gpt2.benchmark.settings import OURS
-from gpt2.benchmark.subject import Subject
-from gpt_encoder.tokenizer import GPT2Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from gpt2.benchmark.run import Bench
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A tokenizer just made: ordinary text to ids, and ids to text."""
-
-    encode: Callable[[str], list[int]]
-    decode: Callable[[list[int]], str]
-
-
 def tokenizing(bench: Bench) -> None:
     """Measure each text three times: encoded by a new tokenizer, encoded once more, and decoded."""
-    makers = {name: make for name, make in _MAKERS.items() if name == OURS or name in bench.settings.peers}
-    codecs = {}
-    for name, make in makers.items():
-        try:
-            codecs[name] = make(bench.subject)
-        except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
-            bench.results.leave_out("tokenizer", name, "", error)
-    for name, text in bench.texts.by_name.items():
-        _measure_text(bench, name, text, codecs, makers)
+    codecs: dict[str, Apart] = {}
+    with contextlib.ExitStack() as stack:
+        for name in MAKERS:
+            if name != OURS and name not in bench.settings.peers:
+                continue
+            try:
+                codecs[name] = Apart(CodecAtWork, name, bench.subject, bench.texts.by_name)
+            except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
+                bench.results.leave_out("tokenizer", name, "", error)
+            else:
+                stack.callback(codecs[name].close)
+        for text in bench.texts.by_name:
+            _measure_text(bench, text, codecs)
 
 
-def _measure_text(
-    bench: Bench, name: str, text: str, codecs: dict[str, Codec], makers: dict[str, Callable[[Subject], Codec]]
-) -> None:
-    codecs = _checked(bench, name, text, codecs)
-    megabytes, ids = len(text.encode()) / 1e6, codecs[OURS].encode(text)
+def _measure_text(bench: Bench, text: str, codecs: dict[str, Apart]) -> None:
+    codecs = _checked(bench, text, codecs)
+    megabytes = len(bench.texts.by_name[text].encode()) / 1e6
     settings = {
-        f"encode {name}, new": [
-            Contender(partial(_encode, text), partial(_new, makers[peer], bench.subject)) for peer in codecs
+        f"encode {text}, new": [
+            Contender(partial(_encode_new, text), partial(_renewed, codec)) for codec in codecs.values()
         ],
-        f"encode {name}, seen": [Contender(partial(codec.encode, text)) for codec in codecs.values()],
-        f"decode {name}": [Contender(partial(codec.decode, ids)) for codec in codecs.values()],
+        f"encode {text}, seen": [Contender(partial(codec.ask, "encode_seen", text)) for codec in codecs.values()],
+        f"decode {text}": [Contender(partial(codec.ask, "decode", text)) for codec in codecs.values()],
     }
     entrants = [Entrant(peer, agrees=True) for peer in codecs]
     for setting, contenders in settings.items():
@@ -57,53 +50,27 @@ def _measure_text(
         bench.results.rows += timed_rows("tokenizer", setting, None, entrants, times, megabytes, "MB/s")
 
 
-def _new(make: Callable[[Subject], Codec], subject: Subject) -> tuple[Codec]:
-    return (make(subject),)
+def _renewed(codec: Apart) -> tuple[Apart]:
+    codec.ask("renew")
+    return (codec,)
 
 
-def _encode(text: str, codec: Codec) -> list[int]:
-    return codec.encode(text)
+def _encode_new(text: str, codec: Apart) -> None:
+    codec.ask("encode_new", text)
 
 
-def _checked(bench: Bench, name: str, text: str, codecs: dict[str, Codec]) -> dict[str, Codec]:
-    """Those that give our ids; the others get a row without a figure."""
-    expected, sound = codecs[OURS].encode(text), {}
+def _checked(bench: Bench, text: str, codecs: dict[str, Apart]) -> dict[str, Apart]:
+    """Those that give our ids, and the text that ours give; the others get a row without a figure."""
+    expected, sound = codecs[OURS].ask("digests", text), {}
     for peer, codec in codecs.items():
-        found = codec.encode(text)
-        if found == expected and codec.decode(found) == codecs[OURS].decode(expected):
+        try:
+            found = expected if peer == OURS else codec.ask("digests", text)
+        except LeftOutError as error:
+            bench.results.leave_out("tokenizer", peer, "", error)
+            continue
+        if found == expected:
             sound[peer] = codec
         else:
             wrong = Entrant(peer, agrees=False, note="its ids or texts are others: not timed")
-            bench.results.rows.append(Row("tokenizer", f"encode {name}", None, wrong, "MB/s", None))
+            bench.results.rows.append(Row("tokenizer", f"encode {text}", None, wrong, "MB/s", None))
     return sound
-
-
-def _ours(subject: Subject) -> Codec:
-    tokenizer = load_tokenizer(subject.folder)
-    return Codec(tokenizer.encode, tokenizer.decode)
-
-
-def _tiktoken(subject: Subject) -> Codec:
-    import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str  # its own pattern, not ours
-
-    tokenizer = subject.tokenizer
-    if not isinstance(tokenizer, GPT2Tokenizer):
-        raise LeftOutError("has byte pairs only")
-    ranks = {token: rank for rank, token in tokenizer.token_bytes.items() if rank not in tokenizer.special_tokens.values()}
-    special = dict(tokenizer.special_tokens)
-    encoding = tiktoken.Encoding("subject", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
-    return Codec(encoding.encode_ordinary, encoding.decode)
-
-
-def _tokenizers(subject: Subject) -> Codec:
-    from tokenizers import Tokenizer
-
-    path = subject.folder / "tokenizer.json"
-    if not path.is_file():
-        raise LeftOutError("needs a tokenizer.json, which this tokenizer does not write")
-    tokenizer = Tokenizer.from_file(str(path))
-    return Codec(lambda text: tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.decode)
-
-
-_MAKERS: dict[str, Callable[[Subject], Codec]] = {OURS: _ours, "tiktoken": _tiktoken, "tokenizers": _tokenizers}

@@ -1,0 +1,72 @@
+"""Section tokenizer: who is timed, and what a tokenizer at work says of itself. No times are asserted."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gpt2.benchmark import tokenizing
+from gpt2.benchmark.codecs import MAKERS, Codec, CodecAtWork
+from gpt2.benchmark.results import LeftOutError, Results
+from gpt2.benchmark.settings import OURS
+from gpt_encoder import GPT2Tokenizer
+
+TEXTS = {"short": "the cat sat", "other": "é 😀\ud800"}
+
+
+class Peer:
+    """In place of a process: it gives these digests, or breaks."""
+
+    def __init__(self, *, ids: str = "right", breaks_at: str = "") -> None:
+        self._ids, self._breaks_at = ids, breaks_at
+        self.asked: list[str] = []
+
+    def ask(self, method: str, *arguments: object) -> Any:
+        self.asked.append(method)
+        if method == self._breaks_at:
+            raise LeftOutError("broke")
+        return (self._ids, "text") if method == "digests" else None
+
+
+def test_only_who_gives_the_same_ids_is_timed() -> None:
+    peers = {OURS: Peer(), "same": Peer(), "other": Peer(ids="wrong"), "broken": Peer(breaks_at="digests")}
+    results = Results()
+    bench: Any = SimpleNamespace(
+        results=results, texts=SimpleNamespace(by_name=TEXTS), settings=SimpleNamespace(rounds=2), say=lambda line: None
+    )
+    tokenizing._measure_text(bench, "short", peers)  # type: ignore[arg-type]
+    timed = [(row.setting, row.entrant.engine) for row in results.rows if row.value is not None]
+    assert sorted(timed) == sorted(
+        (f"{what} short{how}", name)
+        for what, how in (("encode", ", new"), ("encode", ", seen"), ("decode", ""))
+        for name in (OURS, "same")
+    )
+    [wrong] = [row for row in results.rows if row.value is None]
+    assert wrong.entrant.engine == "other" and wrong.entrant.agrees is False
+    [left_out] = results.left_out
+    assert (left_out.engine, left_out.reason) == ("broken", "broke")
+    assert peers["same"].asked.count("renew") == peers["same"].asked.count("encode_new") == 3  # a warm-up and two rounds
+    assert peers["other"].asked == ["digests"]
+
+
+def test_digests_tell_ids_and_texts_apart(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def maker(encode: Any, decode: Any) -> Any:
+        return lambda subject: Codec(encode, decode)
+
+    ours = openai_tokenizer
+    monkeypatch.setitem(MAKERS, "ours", maker(ours.encode, ours.decode))
+    monkeypatch.setitem(MAKERS, "other ids", maker(lambda text: [*ours.encode(text), 0], lambda ids: ours.decode(ids[:-1])))
+    monkeypatch.setitem(MAKERS, "other text", maker(ours.encode, lambda ids: ours.decode(ids) + " "))
+    for text in TEXTS:
+        works = [CodecAtWork(name, None, TEXTS) for name in ("ours", "ours", "other ids", "other text")]  # type: ignore[arg-type]
+        first, again, ids, words = (work.digests(text) for work in works)
+        assert first == again
+        assert [a == b for a, b in zip(first, ids, strict=True)] == [False, True]
+        assert [a == b for a, b in zip(first, words, strict=True)] == [True, False]
+        for work in works:
+            work.renew()
+            work.encode_new(text)
+            work.encode_seen(text)
+            work.decode(text)

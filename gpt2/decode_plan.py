@@ -71,13 +71,12 @@ class DecodePlan:
         )
         self._packed = list_of(packed) if packed[0] else packed
         wte = model.wte
-        is_int8 = isinstance(wte, Int8Embedding)
         table, row_scales = (wte.weight_int8, wte.scale[:, None]) if isinstance(wte, Int8Embedding) else (wte.weight, None)
         self._ends = Ends(table, row_scales, model.wpe.weight, model.ln_f.weight, model.ln_f.bias)
         self._head = fast_head(model.wte)
         # Where bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
         self.reads_row_by_row = bool(packed[0])
-        self._has_int8_head = is_int8 and self.reads_row_by_row
+        self._has_int8_head = row_scales is not None and self.reads_row_by_row
 
     @cached_property
     def _matrix_blocks(self) -> int8_matrix.MatrixBlocks:
@@ -171,7 +170,7 @@ def greedy_tokens(
     for i in range(n):
         x = run_model(input_ids, None, past + i, caches, blocks, packed, ends)
         logits = product(x[:, -1], kind, weight, None, other, head, 0)
-        value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)
+        value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)  # on a CPU the first of equals, as by argmax
         tokens.append(input_ids)
         largest.append(value)
     return torch.cat(tokens).view(-1), torch.cat(largest).view(-1)

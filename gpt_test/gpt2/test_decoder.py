@@ -34,6 +34,7 @@ def greedy_ids(
         tokens = tokens or [int(steps.next_logits()[0, :vocab_size].argmax())]
         window.ids += tokens
         found += tokens
+        assert steps._cache is not None and steps._cache.length in (len(window.view) - 1, CONFIG.n_positions)
     return found
 
 

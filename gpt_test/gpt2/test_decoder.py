@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2, decoder
 from gpt2.decoder import Decoder, Window
+from gpt2.generation import decode, start
 from gpt2.greedy_head import GreedyHead
 from gpt2.quantization import quantize_int8
-from gpt_config import CheckpointError, GPT2Config
+from gpt2.speculation import Speculation
+from gpt_config import CheckpointError, GenerationConfig, GPT2Config
 from gpt_test.conftest import random_model
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
@@ -115,3 +117,24 @@ def test_they_end_where_a_greedy_head_spares_reading(monkeypatch: pytest.MonkeyP
     is_spared.clear()
     assert greedy_ids(model_in("float32"), [1], 22, several=True) == expected
     assert is_spared == [True] * 9
+
+
+def test_a_reader_ends_a_row_among_tokens_that_came_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
+    model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    rows = start(model, [[1, 2, 3]], config)
+    n_reads = 0
+    for _ in decode(model, rows, config):
+        n_reads += 1
+        if n_reads == 6:  # the second token of the second call, which gives more
+            rows[0].finish_reason = "stop"
+    assert n_reads == len(rows[0].ids) == 6
+
+
+def test_guesses_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With them a step gives several tokens where text repeats itself; without looking at them it never would."""
+    n_drafts: list[int] = []
+    monkeypatch.setattr(Speculation, "verified", lambda self, drafts, taken: n_drafts.append(drafts))
+    ids = torch.tensor([[1, 2, 3, 4] * 4])
+    model_in("float32").generate(ids, max_new_tokens=6, stop_at_eot=False, speculate=True)
+    assert n_drafts and all(n_drafts)

@@ -35,6 +35,9 @@ _KNOWN_MODULES = {
 # By the names that a config gives them: what `run_blocks` has a copy of.
 _KNOWN_ACTIVATIONS = {"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu"}
 
+# What someone may have put into one module alone, in place of what its class does.
+_OVERRIDDEN = {"forward", "logits"}
+
 # So many rows are computed for so long that Python does not matter, and Ctrl-C is not to wait for all blocks.
 _ROWS_FOR_PYTHON = 64
 
@@ -95,6 +98,8 @@ class DecodePlan:
         for module in model.modules():
             if type(module) not in _KNOWN_MODULES or module._forward_hooks or module._forward_pre_hooks:
                 return False
+            if not _OVERRIDDEN.isdisjoint(vars(module)):
+                return False
             tensors = (*module._parameters.values(), *module._buffers.values())
             if any(type(tensor) not in (nn.Parameter, Tensor, type(None)) for tensor in tensors):
                 return False
@@ -103,10 +108,10 @@ class DecodePlan:
         return len(set(map(type, layers))) == 1 and all(block.mlp.activation is ACTIVATIONS[name] for block in blocks)
 
     def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
-        """As `GPT2.hidden_states`: (B, T, C). Ids, shapes and lengths are not checked."""
+        """As `GPT2.hidden_states`: (B, T, C). Ids and the mask's shape are not checked."""
         assert kv_cache is not None  # the model itself computes without one
         (B, T), past, caches = input_ids.shape, kv_cache.length, kv_cache.layers
-        kv_cache.length += T
+        kv_cache.reserve(B, T, self._ends.wpe)
         is_read_row_by_row = self.reads_row_by_row and past > 0 and T > 1 and B == 1
         has_matrix_units = self.reads_row_by_row and not is_read_row_by_row and int8_matrix.pays(B * T, is_prompt=T > 1)
         is_short = B * T < _ROWS_FOR_PYTHON
@@ -127,7 +132,7 @@ class DecodePlan:
     def greedy_tokens(self, token: int, n: int, vocab_size: int | None, kv_cache: KVCache) -> list[tuple[int, float]]:
         """`n` tokens of one unpadded row behind `token`, each the most probable one and read for the next; their logits."""
         past, head = kv_cache.length, self._head
-        kv_cache.length += n
+        kv_cache.reserve(1, n, self._ends.wpe)
         input_ids = torch.tensor([[token]], device=head.weight.device)
         tokens, logits = _greedy_tokens(
             *(input_ids, n, vocab_size, past, kv_cache.layers, self._blocks, self._packed, self._ends),

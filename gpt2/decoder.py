@@ -137,8 +137,8 @@ class Decoder:
     def greedy_tokens(self, eot: int | None) -> list[int]:
         """The most probable next tokens of the only window, up to `eot`, as many as take a moment. Append them.
 
-        An empty list where `next_logits` must be asked: for several windows, padding, a full cache, a model that computes
-        NaN, and without `only_largest`.
+        An empty list where `next_logits` must be asked: for several windows, padding, a full cache, where the next step
+        fails or computes NaN, and without `only_largest`.
         """
         cache, plan = self._cache, self._plan
         if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
@@ -149,8 +149,14 @@ class Decoder:
         if n == 0:
             return []
         length, start = cache.length, time.perf_counter()
-        steps = plan.greedy_tokens(self.windows[0].ids[-1], n, self._vocab_size, cache)
-        self._n_at_once = int(min(_MAX_AT_ONCE, 1 + _SECONDS_AT_ONCE * n / (time.perf_counter() - start)))
+        try:
+            steps = plan.greedy_tokens(self.windows[0].ids[-1], n, self._vocab_size, cache)
+        except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
+            cache.truncate(length)
+            self._only_largest = False
+            return []
+        seconds = max(time.perf_counter() - start, 1e-6)
+        self._n_at_once = int(min(_MAX_AT_ONCE, 1 + _SECONDS_AT_ONCE * n / seconds))
         tokens = [token for token, _ in itertools.takewhile(lambda step: math.isfinite(step[1]), steps)]
         if eot in tokens:
             tokens = tokens[: tokens.index(eot) + 1]

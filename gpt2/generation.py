@@ -118,7 +118,8 @@ def decode(
 ) -> Iterator[list[Continuation]]:
     """Advance all rows, one token a step; yields those that got a token, until every row has a `finish_reason`.
 
-    Between steps the reader may end a row by setting its `finish_reason`. Only ids below `vocab_size` are chosen: models
+    Between steps the reader may end a row by setting its `finish_reason`; the model must not be changed then, for the next
+    tokens may have been computed already. Only ids below `vocab_size` are chosen: models
     are often padded to more rows than the tokenizer has ids. `logprobs` fills the rows' field of that name.
     Beam search yields once, at the end. CheckpointError if the model computes NaN.
 

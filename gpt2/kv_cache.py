@@ -31,9 +31,11 @@ class KVCache:
         shape = (2, batch_size, config.n_head, self.max_length, config.head_dim)
         self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
 
-    def reserve(self, x: Tensor) -> None:
-        """Take a slot for each token of `x` (B, T, C). InputError if it does not fit: rows, length, dtype or device."""
-        rows, n_tokens = x.shape[:2]
+    def reserve(self, rows: int, n_tokens: int, x: Tensor) -> None:
+        """Take `n_tokens` slots of each row, for what is computed as `x` is.
+
+        InputError if they do not fit: rows, length, dtype or device.
+        """
         store = self.layers[0]
         if rows != store.shape[1]:
             raise InputError(f"input_ids has {rows} rows and the cache {store.shape[1]}: use one cache for each batch")

@@ -177,7 +177,7 @@ class GPT2(nn.Module):
         except IndexError:  # raised on the CPU only; elsewhere to look at the ids first would stall the device
             raise self._out_of_range(input_ids, positions) from None
         if kv_cache is not None:
-            kv_cache.reserve(x)
+            kv_cache.reserve(len(x), T, x)
         x = dropout(x, self.config.embd_pdrop, self.training)
         for block in self.h:
             x = block(x, mask, kv_cache)

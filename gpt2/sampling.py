@@ -66,8 +66,9 @@ def apply_top_p(logits: Tensor, top_p: float | None) -> Tensor:
     if top_p is None or top_p == 1:
         return logits
     probs = logits.double().softmax(-1)
-    nuclei = [_nucleus(row.numpy(force=True), top_p) for row in probs]
-    least, n_kept = (torch.tensor(column, device=probs.device)[:, None] for column in zip(*nuclei, strict=True))
+    rows = probs.reshape(-1, probs.shape[-1]).numpy(force=True)
+    nuclei = np.array([_nucleus(row, float(top_p)) for row in rows]).reshape(*probs.shape[:-1], 2)
+    least, n_kept = torch.from_numpy(nuclei).to(probs.device).split(1, -1)
     kept, equals = probs > least, probs == least
     n_equals = n_kept - kept.sum(-1, keepdim=True)
     if bool((equals.sum(-1, keepdim=True) > n_equals).any()):
@@ -75,12 +76,12 @@ def apply_top_p(logits: Tensor, top_p: float | None) -> Tensor:
     return logits.masked_fill(~(kept | equals), -torch.inf)
 
 
-def _nucleus(probs: NDArray[np.float64], top_p: float) -> tuple[np.float64, int]:
+def _nucleus(probs: NDArray[np.float64], top_p: float) -> tuple[float, int]:
     """The least probability that is kept of a row (V,), and how many are. NumPy sorts in a tenth of torch's time."""
     falling = np.sort(probs[probs > 0])[::-1]
     before = falling.cumsum() - falling  # the probability of all that is more probable
     n_kept = int((before < top_p).sum())
-    return falling[n_kept - 1], n_kept
+    return float(falling[n_kept - 1]) if n_kept else np.inf, n_kept
 
 
 def apply_min_p(logits: Tensor, min_p: float | None) -> Tensor:

@@ -34,7 +34,7 @@ _JOB_TEXTS = 1 << 14
 _WORTH_PROCESSES = 4
 # Jobs that wait for each other process, so that it never waits while this one makes lists.
 _JOBS_AHEAD = 6
-# As many bytes as Linux lets anyone have in a pipe, and what a job or its ids take.
+# What a job or its ids take, and as many bytes as Linux, if it is not told otherwise, lets anyone have in a pipe.
 _PIPE_SIZE = 1 << 20
 
 
@@ -86,9 +86,9 @@ def encode_in_processes(
 
 
 def _widen_pipes(pool: ProcessPoolExecutor) -> None:
-    """Let a worker put down its ids at once and go on.
+    """Let a worker put down its ids at once and go on, and have its next text before it needs it.
 
-    Through the 64 kB that a pipe holds it would hand them out piece by piece, each when a thread of this process gets its
+    Through the 64 kB that a pipe holds both would go piece by piece, each when a thread of this process gets its
     turn: two processes were 1.3 times as fast as one, and are 1.5 times. The pipes are private to the pool; where they are
     missing, or of a kind that has one size, they stay as they are.
     """

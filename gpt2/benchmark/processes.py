@@ -83,15 +83,14 @@ def _serve(connection: Connection, make: Callable[..., object], arguments: tuple
         connection.send((None, _in_a_line(error)))
         return
     connection.send((None, None))
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):  # the other end is closed
+        while True:
             method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send((getattr(made, method)(*arguments), None))
-        except Exception as error:  # as above
-            connection.send((None, _in_a_line(error)))
+            try:
+                answer: tuple[Any, str | None] = getattr(made, method)(*arguments), None
+            except Exception as error:  # as above
+                answer = None, _in_a_line(error)
+            connection.send(answer)
 
 
 def _in_a_line(error: Exception) -> str:

@@ -29,7 +29,7 @@ def tokenizing(bench: Bench) -> None:
                 bench.results.leave_out("tokenizer", name, "", error)
             else:
                 stack.callback(codecs[name].close)
-        for text in bench.texts.by_name:
+        for text in bench.texts.by_name if OURS in codecs else ():
             _measure_text(bench, text, codecs)
 
 

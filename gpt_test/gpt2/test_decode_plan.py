@@ -77,6 +77,9 @@ def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
     hooked = random_model(small_config)
     hooked.h[1].mlp.register_forward_hook(lambda *_: None)
     assert not DecodePlan.fits(hooked)
+    patched = random_model(small_config)
+    patched.wte.forward = lambda ids: 0 * patched.wpe(ids)  # type: ignore[method-assign]
+    assert not DecodePlan.fits(patched)
     swapped = random_model(small_config)
     louder = Louder(24, 96).eval()
     louder.load_state_dict(swapped.h[0].mlp.c_fc.state_dict())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from gpt2.generation import decode, start
 from gpt2.greedy_head import GreedyHead
 from gpt2.quantization import quantize_int8
 from gpt2.speculation import Speculation
-from gpt_config import CheckpointError, GenerationConfig, GPT2Config
+from gpt_config import CheckpointError, GenerationConfig, GPT2Config, InputError
 from gpt_test.conftest import random_model
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
@@ -95,6 +97,35 @@ def test_what_is_sound_comes_before_damage_is_said() -> None:
         while True:
             window.ids += steps.greedy_tokens(None) or [int(steps.next_logits().argmax())]
     assert window.ids == [1, *sound[:12]]
+
+
+@pytest.mark.parametrize("end", [5, None])
+def test_in_int8_damage_behind_the_end_does_no_harm(end: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel raises at NaN: the tokens before come all the same, and so does the error if the text goes on."""
+    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
+    model, config = model_in("int8"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    with torch.no_grad():
+        model.wpe.weight[12] = torch.nan  # of the thirteenth token
+    sound = greedy_ids(model_in("int8"), [1], 12, several=False)
+    rows = start(model, [[1]], config)
+    with contextlib.nullcontext() if end else pytest.raises((RuntimeError, CheckpointError)):
+        for _ in decode(model, rows, config):
+            if len(rows[0].ids) == end:
+                rows[0].finish_reason = "stop"
+    assert rows[0].ids == sound[:end]
+
+
+def test_a_model_that_becomes_another_on_the_way_is_said_in_a_line() -> None:
+    model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    rows = start(model, [[1]], config)
+    with pytest.raises(InputError, match=r"the cache is torch\.float32"):
+        for _ in decode(model, rows, config):
+            model.double()
+
+
+def test_a_clock_that_stands_still_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 1.0)
+    assert len(greedy_ids(model_in("float32"), [1], 20, several=True)) == 20
 
 
 def test_they_end_where_a_greedy_head_spares_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,18 @@ def test_top_p_keeps_the_first_of_equals(weights: list[int], top_p: float) -> No
     assert set(kept.nonzero()[:, 0].tolist()) == expected
 
 
+def test_top_p_takes_any_rows() -> None:
+    """None, one without a batch, batches of batches; and where nothing can be kept, nothing is."""
+    logits = torch.randn(2, 3, 50, generator=torch.manual_seed(0))
+    kept = sampling.apply_top_p(logits, 0.8)
+    for row, of_batch in zip(logits.flatten(0, 1), kept.flatten(0, 1), strict=True):
+        assert torch.equal(sampling.apply_top_p(row, 0.8), of_batch)
+    assert sampling.apply_top_p(logits[0, :0], 0.8).shape == (0, 50)
+    for row in (torch.full((1, 5), -torch.inf), torch.full((1, 5), torch.nan)):
+        assert not sampling.apply_top_p(row, 0.8).isfinite().any()
+    assert not sampling.apply_top_p(logits[0], 0.0).isfinite().any()
+
+
 @given(logits_rows, st.floats(0.01, 1.0))
 def test_min_p_equals_transformers(logits: torch.Tensor, min_p: float) -> None:
     logits = logits.double()

@@ -109,7 +109,6 @@ def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer, monkeypatch
         small_tokenizer.encode_batch(TEXTS, n_workers=2)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a script needs a main guard, as the docstring says")
 @pytest.mark.skipif(sys.platform != "linux", reason="pipes have one size elsewhere")
 def test_a_worker_need_not_wait_to_put_down_its_ids() -> None:
     """The pipes are private to the pool: should they have another name one day, this says so, and nothing breaks."""
@@ -123,6 +122,7 @@ def test_a_worker_need_not_wait_to_put_down_its_ids() -> None:
     batch_encoding._widen_pipes(object())  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a script needs a main guard, as the docstring says")
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

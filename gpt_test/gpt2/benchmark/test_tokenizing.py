@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpt2.benchmark import tokenizing
+from gpt2.benchmark import run, tokenizing
 from gpt2.benchmark.codecs import MAKERS, Codec, CodecAtWork
 from gpt2.benchmark.results import LeftOutError, Results
 from gpt2.benchmark.settings import OURS
@@ -49,6 +49,18 @@ def test_only_who_gives_the_same_ids_is_timed() -> None:
     assert (left_out.engine, left_out.reason) == ("broken", "broke")
     assert peers["same"].asked.count("renew") == peers["same"].asked.count("encode_new") == 3  # a warm-up and two rounds
     assert peers["other"].asked == ["digests"]
+
+
+def test_what_breaks_while_it_is_timed_leaves_the_other_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("gpt2.benchmark.training.training", lambda bench: done.append("training"))
+    monkeypatch.setattr(tokenizing, "tokenizing", lambda bench: Peer(breaks_at="renew").ask("renew"))
+    results = Results()
+    bench: Any = SimpleNamespace(results=results, settings=SimpleNamespace(sections=("tokenizer", "training")))
+    run._run_sections(bench)
+    assert done == ["training"]
+    [left_out] = results.left_out
+    assert (left_out.section, left_out.reason) == ("tokenizer", "broke")
 
 
 def test_digests_tell_ids_and_texts_apart(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import gpt2.model as torch_model
+from gpt2 import decode_plan
 from gpt2.reference import numpy_generation, numpy_gpt2, numpy_layers, numpy_model, numpy_optimizers, python_gpt2
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.verification.checks import Check, Status
@@ -101,7 +102,7 @@ MODEL_MUTANTS = [
     ("logits with a KV cache", "Python", "PyTorch", python_gpt2, "hidden_states", "range(past, past + len(ids))", "range(len(ids))"),
     ("greedy ids", "NumPy", "PyTorch", numpy_generation, "next_logits", "return ", "return -"),
     ("greedy ids", "Python", "PyTorch", python_gpt2, "greedy", "max(", "min("),
-    ("greedy ids", "transformers", "PyTorch", torch_model.TokenEmbedding, "logits", "hidden_states, self", "-hidden_states, self"),
+    ("greedy ids", "transformers", "PyTorch", decode_plan.DecodePlan, "greedy_tokens", "[[token]]", "[[0]]"),
     ("loss over 20 training steps", "NumPy", "PyTorch", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
     ("loss over 20 training steps", "transformers", "PyTorch", torch_model.MLP, "forward", "self.activation(", "-self.activation("),
 ]  # fmt: skip

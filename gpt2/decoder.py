@@ -134,7 +134,7 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def greedy_tokens(self, eot: int | None) -> list[int]:
+    def greedy_tokens(self, eot: int | None, at_most: int | None = None) -> list[int]:
         """The most probable next tokens of the only window, up to `eot`, as many as take a moment. Append them.
 
         An empty list where `next_logits` must be asked: for several windows, padding, a full cache, where the next step
@@ -143,7 +143,7 @@ class Decoder:
         cache, plan = self._cache, self._plan
         if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
             return []
-        n = min(self._n_at_once, cache.max_length - cache.length)
+        n = min(self._n_at_once, cache.max_length - cache.length, at_most or _MAX_AT_ONCE)
         if self._greedy_head:
             n = self._greedy_head.leave_alone(n)
         if n == 0:

@@ -160,7 +160,7 @@ class Speculation:
 
     def draft(self, ids: list[int], room: int, generator: random.Random) -> list[int]:
         """At most `room` guesses of what follows `ids`, often none."""
-        self._credit = min(self._credit + _SHARE_FOR_TRIALS, _MOST_CREDIT)
+        self.stepped(1)
         self._evidence = self._drafter.evidence(ids)
         if not self._evidence or room < 1:
             return []
@@ -168,6 +168,10 @@ class Speculation:
         if self._credit <= (-_OVERDRAFT if self._gain(n_drafts) > 0 else 0):
             return []
         return self._drafter.propose(ids, n_drafts, generator)
+
+    def stepped(self, n_steps: int) -> None:
+        """Let steps pay in, also such as no drafts were asked for."""
+        self._credit = min(self._credit + n_steps * _SHARE_FOR_TRIALS, _MOST_CREDIT)
 
     def verified(self, n_drafts: int, n_taken: int) -> None:
         """Learn from a step with drafts: how many there were, and how many were the tokens."""
@@ -204,15 +208,17 @@ def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | No
 def costs_of_verifying(model: GPT2, *, row_by_row: bool) -> tuple[float, float]:
     """How much longer a step with drafts takes, in plain steps: with any, and for each of them.
 
-    Measured with gpt2-tiny and 124M on a CPU, rounded up. `row_by_row`, as `decode_plan.run_blocks_row_by_row` reads them, a
+    Measured with gpt2-tiny and 124M on a CPU, rounded up. It goes through Python, which several greedy steps in a row do
+    not, and which takes as long as to read 4 MB. `row_by_row`, as `decode_plan.run_blocks_row_by_row` reads them, a
     draft takes a fifth of reading the weights and three quarters of calling the layers, each of which takes as long as to
     read 2 MB.
     """
-    if not row_by_row:
-        return 0.4, 0.11
     n_bytes = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
     calls = 2e6 * model.config.n_layer
-    return 0.2, 0.2 + 0.55 * calls / (calls + n_bytes)
+    python = 4e6 / (calls + n_bytes)
+    if not row_by_row:
+        return 0.4 + python, 0.11
+    return 0.2 + python, 0.2 + 0.55 * calls / (calls + n_bytes)
 
 
 def _relative_cost(draft_model: GPT2, model: GPT2) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -163,9 +164,19 @@ def test_a_reader_ends_a_row_among_tokens_that_came_at_once(monkeypatch: pytest.
 
 
 def test_guesses_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With them a step gives several tokens where text repeats itself; without looking at them it never would."""
+    """Greedy steps without a look at them would take their place for ever."""
     n_drafts: list[int] = []
+    monkeypatch.setattr(Speculation, "draft", lambda self, ids, room, generator: [7][:room])
     monkeypatch.setattr(Speculation, "verified", lambda self, drafts, taken: n_drafts.append(drafts))
-    ids = torch.tensor([[1, 2, 3, 4] * 4])
-    model_in("float32").generate(ids, max_new_tokens=6, stop_at_eot=False, speculate=True)
-    assert n_drafts and all(n_drafts)
+    model, ids = model_in("float32"), torch.tensor([[1, 2, 3]])
+    plain = model.generate(ids, max_new_tokens=9, stop_at_eot=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=9, stop_at_eot=False, speculate=True), plain)
+    assert len(n_drafts) >= 4
+
+
+def test_where_there_are_no_guesses_several_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
+    n_calls: list[int] = []
+    monkeypatch.setattr(Speculation, "draft", lambda self, ids, room, generator: n_calls.append(len(ids)) or [])
+    model_in("float32").generate(torch.tensor([[1, 2, 3]]), max_new_tokens=18, stop_at_eot=False, speculate=True)
+    assert [after - before for before, after in itertools.pairwise(n_calls)] == [1, 1, 8]  # and the rest of the 18

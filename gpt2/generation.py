@@ -123,9 +123,9 @@ def decode(
     """Advance all rows, one token a step; yields those that got a token, until every row has a `finish_reason`.
 
     Between steps the reader may end a row by setting its `finish_reason`; the model must not be changed then, for the next
-    tokens may have been computed already. Only ids below `vocab_size` are chosen: models
-    are often padded to more rows than the tokenizer has ids. `logprobs` fills the rows' field of that name.
-    Beam search yields once, at the end. CheckpointError if the model computes NaN.
+    tokens may have been computed already. Only ids below `vocab_size` are chosen: models are often padded to more rows than
+    the tokenizer has ids. `logprobs` fills the rows' field of that name. Beam search yields once, at the end.
+    CheckpointError if the model computes NaN.
 
     With `config.speculate`, or a `draft_model` of the same vocabulary, tokens are guessed ahead while a single row is left,
     of a batch too; several rows share the reading of the weights as it is, and go on without. Neither changes an id.

@@ -147,7 +147,8 @@ class Speculation:
     `credit` is an account in units of a plain decode step. Every step pays in a small share; a step with drafts pays for
     what it takes longer than a plain one and earns the tokens that were taken. Drafts that promise no gain are tried while
     there is credit, so a text that cannot be guessed is slower by about that share, and one that can is soon found out.
-    Costs are figures, not measured times, so that one seed makes the same steps in every run.
+    Costs are figures, not measured times, so that one seed makes the same steps in every run. Greedy steps without drafts
+    come several at a time, as many as the clock allows, so there the next look for drafts may be a few tokens later.
     """
 
     def __init__(self, drafter: Drafter, costs: tuple[float, float]) -> None:
@@ -170,7 +171,7 @@ class Speculation:
         return self._drafter.propose(ids, n_drafts, generator)
 
     def stepped(self, n_steps: int) -> None:
-        """Let steps pay in, also such as no drafts were asked for."""
+        """Let steps pay in, also those for which nobody asked for drafts."""
         self._credit = min(self._credit + n_steps * _SHARE_FOR_TRIALS, _MOST_CREDIT)
 
     def verified(self, n_drafts: int, n_taken: int) -> None:

@@ -22,7 +22,7 @@ from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1
 from gpt2.packed_linear import fast_head, fast_linear, fast_norm_and_linear, product
 from gpt2.plan_parts import Blocks, Ends
 from gpt2.positions import positions_of, visible_slots
-from gpt2.quantization import Int8Embedding, Int8Linear
+from gpt2.quantization import Int8Embedding, Int8Linear, computes_each_alone
 from gpt2.scripted import Scripted
 
 # What the plan has a copy of. With anything else in the model, an adapter for example, it would skip that.
@@ -47,7 +47,7 @@ class DecodePlan:
     are now.
 
     With `only_last`, of a prompt it may give the hidden state of the last token alone, (B, 1, C), where that is faster.
-    `reads_row_by_row`: several tokens behind others are computed one at a time, layer by layer. Call it without gradients.
+    Call it without gradients.
     """
 
     def __init__(self, model: GPT2, *, only_last: bool = False) -> None:
@@ -77,9 +77,11 @@ class DecodePlan:
         table, row_scales = (wte.weight_int8, wte.scale[:, None]) if isinstance(wte, Int8Embedding) else (wte.weight, None)
         self._ends = Ends(table, row_scales, model.wpe.weight, model.ln_f.weight, model.ln_f.bias)
         self._head = fast_head(model.wte)
-        # Where bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
-        self.reads_row_by_row = bool(packed[0])
-        self._has_int8_head = row_scales is not None and self.reads_row_by_row
+        # Bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
+        self._is_int8 = bool(packed[0])
+        # Whether several tokens behind others have the bits that each would have alone. In float nobody needs it.
+        self.computes_each_alone = self._is_int8 and computes_each_alone()
+        self._has_int8_head = row_scales is not None and self._is_int8
 
     @cached_property
     def _matrix_blocks(self) -> int8_matrix.MatrixBlocks:
@@ -112,22 +114,14 @@ class DecodePlan:
         assert kv_cache is not None  # the model itself computes without one
         (B, T), past, caches = input_ids.shape, kv_cache.length, kv_cache.layers
         kv_cache.reserve(B, T, self._ends.wpe)
-        is_read_row_by_row = self.reads_row_by_row and past > 0 and T > 1 and B == 1
-        has_matrix_units = self.reads_row_by_row and not is_read_row_by_row and int8_matrix.pays(B * T, is_prompt=T > 1)
-        is_short = B * T < _ROWS_FOR_PYTHON
-        if not (is_read_row_by_row or has_matrix_units):
-            run_all = _run_model if is_short else run_model
-            return run_all(input_ids, attention_mask, past, caches, self._blocks, self._packed, self._ends)
-        x = embedded(input_ids, attention_mask, past, self._ends)
-        if has_matrix_units:
+        each_alone = self.computes_each_alone and past > 0 and T > 1
+        if not each_alone and self._is_int8 and int8_matrix.pays(B * T, is_prompt=T > 1):
+            x = embedded(input_ids, attention_mask, past, self._ends)
             mask = visible_slots(past, T, attention_mask, input_ids.device)
             x = self._matrix_blocks.run(x, past, mask, caches, only_last=self._only_last)
-        else:
-            # Without padding a row sees all that is there when it is read.
-            mask = None if attention_mask is None else visible_slots(past, T, attention_mask, input_ids.device)
-            run = _run_blocks_row_by_row if is_short else run_blocks_row_by_row
-            x = run(x, past, mask, caches, self._blocks, self._packed)
-        return final_norm(x, self._ends, self._blocks.eps)
+            return final_norm(x, self._ends, self._blocks.eps)
+        run_all = _run_model if B * T < _ROWS_FOR_PYTHON else run_model
+        return run_all(input_ids, attention_mask, past, caches, self._blocks, self._packed, self._ends, each_alone)
 
     def greedy_tokens(self, token: int, n: int, vocab_size: int | None, kv_cache: KVCache) -> list[tuple[int, float]]:
         """`n` tokens of one unpadded row behind `token`, each the most probable one and read for the next; their logits."""
@@ -142,14 +136,14 @@ class DecodePlan:
 
     @property
     def takes_drafts(self) -> bool:
-        """Whether what it gives for several tokens is what it gives for each: not if an int8 head rounds rows together."""
-        return self._head.kind != "int8"
+        """Whether what it gives for several tokens is what it gives for each: not where int8 rounds rows together."""
+        return self.computes_each_alone or not self._is_int8
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Of rows (N, C): (N, V)."""
         if self._has_int8_head and int8_matrix.pays(len(hidden_states), is_prompt=False):
             return self._matrix_head(hidden_states)
-        return self._head(hidden_states)
+        return self._head(hidden_states, each_alone=self.computes_each_alone)
 
 
 def greedy_tokens(
@@ -173,8 +167,8 @@ def greedy_tokens(
     tokens: list[Tensor] = []
     largest: list[Tensor] = []
     for i in range(n):
-        x = run_model(input_ids, None, past + i, caches, blocks, packed, ends)
-        logits = product(x[:, -1], kind, weight, None, other, head, 0)
+        x = run_model(input_ids, None, past + i, caches, blocks, packed, ends, False)
+        logits = product(x[:, -1], kind, weight, None, other, head, 0, False)
         value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)  # on a CPU the first of equals, as by argmax
         tokens.append(input_ids)
         largest.append(value)
@@ -189,11 +183,14 @@ def run_model(
     blocks: Blocks,
     packed: list[list[torch.classes.quantized.LinearPackedParamsBase]],  # type: ignore[name-defined]
     ends: Ends,
+    each_alone: bool,
 ) -> Tensor:
     """The hidden states (B, T, C) of `input_ids` (B, T) behind `past` cached tokens, in what TorchScript knows of Python."""
     x = embedded(input_ids, attention_mask, past, ends)
-    mask = visible_slots(past, input_ids.size(1), attention_mask, input_ids.device)
-    x = run_blocks(x, past, mask, caches, blocks, packed)
+    mask: Tensor | None = None
+    if not each_alone or attention_mask is not None:
+        mask = visible_slots(past, input_ids.size(1), attention_mask, input_ids.device)
+    x = run_blocks(x, past, mask, caches, blocks, packed, each_alone)
     return final_norm(x, ends, blocks.eps)
 
 
@@ -219,69 +216,61 @@ def run_blocks(
     caches: list[Tensor],
     blocks: Blocks,
     packed: list[list[torch.classes.quantized.LinearPackedParamsBase]],  # type: ignore[name-defined]
+    each_alone: bool,
 ) -> Tensor:
     """All blocks on the stream `x` (B, T, C) behind `past` cached tokens: (B, T, C), in what TorchScript knows of Python.
 
-    Every list has an entry a block; `packed` is what `product` takes.
+    Every list has an entry a block; `packed` is what `product` takes. With `each_alone` a token has the bits that it would
+    have in a step of its own.
     """
     norms, scales, kinds, weights, biases, others, activation, eps = blocks
     B, T, C = x.size(0), x.size(1), x.size(2)
-    is_causal = mask is None and T > 1
     x = x.view(B * T, C)  # a row a token
     for i, cache in enumerate(caches):
         kind, norm, weight, bias, other, pack = kinds[i], norms[i], weights[i], biases[i], others[i], packed[i]
         y = torch.layer_norm(x, [C], norm[0], norm[1], eps)
-        y = product(y, kind[0], weight[0], bias[0], other[0], pack, 0)
+        y = product(y, kind[0], weight[0], bias[0], other[0], pack, 0, each_alone)
         heads = y.view(B, T, 3, cache.size(2), cache.size(4)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         cache.narrow(3, past, T).copy_(heads[1:])
-        k, v = cache.narrow(3, 0, past + T).unbind()
-        y = F.scaled_dot_product_attention(heads[0], k, v, attn_mask=mask, is_causal=is_causal, scale=scales[i])
-        x += product(y.transpose(1, 2).reshape(B * T, C), kind[1], weight[1], bias[1], other[1], pack, 1)
+        if each_alone:
+            y = attention_of_each(heads[0], cache, past, mask, scales[i])
+        else:
+            y = attention(heads[0], cache, past, mask, scales[i])
+        y = y.transpose(1, 2).reshape(B * T, C)
+        x += product(y, kind[1], weight[1], bias[1], other[1], pack, 1, each_alone)
         y = torch.layer_norm(x, [C], norm[2], norm[3], eps)
-        y = product(y, kind[2], weight[2], bias[2], other[2], pack, 2)
-        y = F.relu(y) if activation == "relu" else F.gelu(y, approximate="none" if activation == "gelu" else "tanh")
-        x += product(y, kind[3], weight[3], bias[3], other[3], pack, 3)
+        y = product(y, kind[2], weight[2], bias[2], other[2], pack, 2, each_alone)
+        y = activated_each(y, activation) if each_alone else activated(y, activation)
+        x += product(y, kind[3], weight[3], bias[3], other[3], pack, 3, each_alone)
     return x.view(B, T, C)
 
 
-def run_blocks_row_by_row(
-    x: Tensor,
-    past: int,
-    mask: Tensor | None,
-    caches: list[Tensor],
-    blocks: Blocks,
-    packed: list[list[torch.classes.quantized.LinearPackedParamsBase]],  # type: ignore[name-defined]
-) -> Tensor:
-    """The bits that `run_blocks` gives for each token of `x` (1, T, C) in a step of its own, and weights are read once.
+def attention(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
+    """Of queries (B, H, T, D) behind `past` cached tokens: (B, H, T, D). `mask` is what `visible_slots` gives."""
+    k, v = cache.narrow(3, 0, past + q.size(2)).unbind()
+    is_causal = mask is None and q.size(2) > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
 
-    In int8, where rows are rounded together, nothing else gives a text the same tokens with and without guesses.
-    """
-    norms, scales, kinds, weights, biases, others, activation, eps = blocks
-    T, C = x.size(1), x.size(2)
-    rows = x.view(T, C).split(1)
-    for i, cache in enumerate(caches):
-        kind, norm, weight, bias, other, pack = kinds[i], norms[i], weights[i], biases[i], others[i], packed[i]
-        queries: list[Tensor] = []
-        for t, row in enumerate(rows):
-            y = torch.layer_norm(row, [C], norm[0], norm[1], eps)
-            y = product(y, kind[0], weight[0], bias[0], other[0], pack, 0)
-            heads = y.view(1, 1, 3, cache.size(2), cache.size(4)).permute(2, 0, 3, 1, 4)  # (3, 1, H, 1, D)
-            cache.narrow(3, past + t, 1).copy_(heads[1:])
-            queries.append(heads[0])
-        for t, row in enumerate(rows):
-            S = past + t + 1
-            k, v = cache.narrow(3, 0, S).unbind()
-            visible = None if mask is None else mask[:, :, t : t + 1, :S]
-            y = F.scaled_dot_product_attention(queries[t], k, v, attn_mask=visible, scale=scales[i])
-            row += product(y.transpose(1, 2).reshape(1, C), kind[1], weight[1], bias[1], other[1], pack, 1)
-        for row in rows:
-            y = torch.layer_norm(row, [C], norm[2], norm[3], eps)
-            y = product(y, kind[2], weight[2], bias[2], other[2], pack, 2)
-            y = F.relu(y) if activation == "relu" else F.gelu(y, approximate="none" if activation == "gelu" else "tanh")
-            row += product(y, kind[3], weight[3], bias[3], other[3], pack, 3)
-    return x
+
+def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
+    """The same, one query after the other. Without `mask`, each sees all that stands before it."""
+    k, v = cache.unbind()
+    ys: list[Tensor] = []
+    for t, query in enumerate(q.split(1, 2)):
+        S = past + t + 1
+        seen = None if mask is None else mask.narrow(2, t, 1).narrow(3, 0, S)
+        ys.append(F.scaled_dot_product_attention(query, k.narrow(2, 0, S), v.narrow(2, 0, S), attn_mask=seen, scale=scale))
+    return torch.cat(ys, 2)
+
+
+def activated(x: Tensor, activation: str) -> Tensor:
+    return F.relu(x) if activation == "relu" else F.gelu(x, approximate="none" if activation == "gelu" else "tanh")
+
+
+def activated_each(x: Tensor, activation: str) -> Tensor:
+    """The same, row by row (N, C), for torch computes what is left over behind whole registers to other last digits."""
+    return torch.cat([activated(row, activation) for row in x.split(1)])
 
 
 _run_model = Scripted(run_model)
 _greedy_tokens = Scripted(greedy_tokens)
-_run_blocks_row_by_row = Scripted(run_blocks_row_by_row)

@@ -98,9 +98,9 @@ class Decoder:
         return self._plan.takes_drafts if self._plan else not is_int8(self._model)
 
     @property
-    def reads_row_by_row(self) -> bool:
-        """Whether drafts are computed one at a time, layer by layer, which takes longer."""
-        return self._plan is not None and self._plan.reads_row_by_row
+    def computes_each_alone(self) -> bool:
+        """Whether drafts are computed so that each has the bits of a step of its own, which takes longer."""
+        return self._plan is not None and self._plan.computes_each_alone
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
@@ -134,7 +134,7 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def greedy_tokens(self, eot: int | None, at_most: int | None = None) -> list[int]:
+    def greedy_tokens(self, eot: int | None) -> list[int]:
         """The most probable next tokens of the only window, up to `eot`, as many as take a moment. Append them.
 
         An empty list where `next_logits` must be asked: for several windows, padding, a full cache, where the next step
@@ -143,7 +143,7 @@ class Decoder:
         cache, plan = self._cache, self._plan
         if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
             return []
-        n = min(self._n_at_once, cache.max_length - cache.length, at_most or _MAX_AT_ONCE)
+        n = min(self._n_at_once, cache.max_length - cache.length)
         if self._greedy_head:
             n = self._greedy_head.leave_alone(n)
         if n == 0:

@@ -22,10 +22,6 @@ from gpt2.speculation import DraftModel, PromptLookup, Speculation, check_vocabu
 from gpt_config.errors import GPT2Warning, InputError, InputTypeError
 from gpt_config.generation_config import GenerationConfig
 
-# Greedy steps that follow each other without a look for what could be guessed. With 4 of them, text that cannot be guessed
-# took 3% to 5% longer on gpt2-tiny; with 16, guesses came too late on 124M in int8.
-_STEPS_BETWEEN_GUESSES = 8
-
 FinishReason = Literal["eot", "stop", "length"]
 
 
@@ -155,12 +151,12 @@ def decode(
     speculation = None
     if (config.speculate or draft_model is not None) and decoder.takes_drafts:
         drafter = DraftModel(draft_model, model, choose) if draft_model else PromptLookup(model.config.n_positions)
-        speculation = Speculation(drafter, costs_of_verifying(model, row_by_row=decoder.reads_row_by_row))
+        speculation = Speculation(drafter, costs_of_verifying(model, each_alone=decoder.computes_each_alone))
     while batch:
         drafts: list[int] = []
         if speculation and len(batch) == 1:
             drafts = speculation.draft(decoder.windows[0].ids, decoder.room, generators[0])
-        greedy_tokens = [] if drafts else decoder.greedy_tokens(eot, _STEPS_BETWEEN_GUESSES if speculation else None)
+        greedy_tokens = [] if drafts else decoder.greedy_tokens(eot)
         for token in greedy_tokens:
             yield _append([token], [], batch, decoder.windows, eot, config.max_new_tokens)
             if batch[0].finish_reason:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from gpt2.device import has_matrix_units
 from gpt2.model import Conv1D, TokenEmbedding
-from gpt2.quantization import LIFT, Int8Embedding, Int8Linear, int8_product, int8_product_of_each, plain_int8_product
+from gpt2.quantization import (
+    LIFT,
+    Int8Embedding,
+    Int8Linear,
+    computes_each_alone,
+    int8_product,
+    int8_product_of_each,
+    plain_int8_product,
+)
 from gpt2.scripted import Scripted
 
 # From so many rows on, a CPU without matrix units for bfloat16 is faster in float32, the conversion of the weights included.
@@ -37,16 +45,19 @@ class FastLinear:
     other: Tensor
     packed: list[Any]  # one object for the kernel of int8, else none
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return scripted_product(x, self.kind, self.weight, self.bias, self.other, self.packed, 0)
+    def __call__(self, x: Tensor, *, each_alone: bool = False) -> Tensor:
+        return scripted_product(x, self.kind, self.weight, self.bias, self.other, self.packed, 0, each_alone)
 
 
 def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastLinear:
     """What `layer` computes. With `is_lifted`, if it is in int8, of rows that come times LIFT."""
     if isinstance(layer, Int8Linear):
-        packed, scale = layer.packed_weight(), layer.scale / LIFT if is_lifted else layer.scale
-        kind = "plain int8" if packed is None else "lifted int8" if is_lifted else "int8"
-        return FastLinear(kind, layer.weight_int8, layer.bias, scale, [] if packed is None else [packed])
+        packed = layer.packed_weight()
+        if packed is None:
+            scale = layer.scale / LIFT if is_lifted else layer.scale
+            return FastLinear("plain int8", layer.weight_int8, layer.bias, scale, [])
+        units_and_sums = layer.units_and_sums() if computes_each_alone() else layer.scale
+        return FastLinear("lifted int8" if is_lifted else "int8", layer.weight_int8, layer.bias, units_and_sums, [packed])
     if _can_pack(layer.weight):
         return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach())
     # A bias that is a row of a matrix is added to a single row a little faster, to the same bits.
@@ -56,10 +67,7 @@ def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastL
 def fast_head(head: TokenEmbedding | Int8Embedding) -> FastLinear:
     """What `head.logits` computes for rows (N, C)."""
     if isinstance(head, Int8Embedding):
-        sums = head.packed_sums()
-        if sums is None:
-            return fast_linear(head)
-        return FastLinear("int8 of each", head.weight_int8, None, sums, [head.packed_weight()])
+        return fast_linear(head)
     if _can_pack(head.weight):
         return _fast_bfloat16(head, head.weight, None)
     return FastLinear("float head", head.weight, None, head.weight, [])
@@ -88,6 +96,7 @@ def product(
     other: Tensor,
     packed: list[torch.classes.quantized.LinearPackedParamsBase],  # type: ignore[name-defined]
     at: int,
+    each_alone: bool,
     rows_for_float32: int = _ROWS_FOR_FLOAT32,  # a default, for TorchScript sees no other global
 ) -> Tensor:
     """A product of rows (N, n_in), in the part of Python that TorchScript knows. What the arguments are, by `kind`:
@@ -95,8 +104,8 @@ def product(
     - "float": `weight` (n_in, n_out), `bias` (1, n_out). "float head": `weight` (n_out, n_in), no bias.
     - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
     - "bfloat16 or float32": the same, and for many rows `other`, the weight (n_out, n_in) itself.
-    - "int8": `packed[at]`, which adds `bias` (n_out,). "lifted int8": the same, of rows that come times LIFT.
-    - "int8 of each": for several rows what it is for each alone, to six digits; the weight's sums in `other`, no bias.
+    - "int8": `packed[at]`, which adds `bias` (n_out,), and for `each_alone` the layer's `units_and_sums` in `other`: several
+      rows then get the bits that each would get alone. "lifted int8": the same, of rows that come times LIFT.
     - "plain int8", where there is no kernel: `weight` (n_out, n_in), `bias` (n_out,), the weight's scales in `other`.
     """
     if kind == "float":
@@ -105,9 +114,9 @@ def product(
     if kind == "float head":
         return F.linear(x, weight)
     if kind in ("int8", "lifted int8"):
+        if each_alone and x.size(0) > 1:
+            return int8_product_of_each(x, packed[at], bias, other, kind == "lifted int8")
         return int8_product(x, packed[at], bias, kind == "lifted int8")
-    if kind == "int8 of each":
-        return int8_product(x, packed[at], bias, False) if x.size(0) == 1 else int8_product_of_each(x, packed[at], other)
     if kind == "plain int8":
         return plain_int8_product(x, weight, other, bias)
     if kind == "bfloat16 or float32" and x.size(0) >= rows_for_float32:

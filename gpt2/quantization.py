@@ -9,6 +9,7 @@ Several rows have those steps in common, except where `int8_product_of_each` or 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -111,26 +112,34 @@ def int8_product(
 def int8_product_of_each(
     x: Tensor,
     packed: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
-    sums: Tensor,
+    bias: Tensor | None,
+    units_and_sums: Tensor,
+    is_lifted: bool,
     lift: float = LIFT,
     finest: float = _FINEST,
     tiny: float = _TINY,
 ) -> Tensor:
-    """Rows (N, n_in) by a packed weight without bias: to six digits what each row alone gives, but the weight is read once.
+    """The bits that `int8_product` gives for each of the rows alone, where `computes_each_alone`, and weights are read once.
 
-    `sums` (n_out,) are those of the weight's rows. Steps are chosen as `ChooseQuantizationParams` in torch's `QuantUtils.h`
-    chooses them, and inputs rounded as `QuantizeAvx2` of fbgemm rounds them. Whole steps are multiplied with the zero point
-    still in them; that comes off the products.
+    Steps are chosen as `ChooseQuantizationParams` in torch's `QuantUtils.h` chooses them, inputs rounded as fbgemm's
+    `QuantizeAvx2` rounds them, and products come to numbers as in its `ReQuantizeForFloat`. The kernel multiplies whole
+    steps with the zero point still in them, and its result is brought back to a whole number, exact below four million,
+    from which the zero point comes off.
     """
-    x = x * lift
-    low, high = x.amin(1, keepdim=True).clamp_(max=0).double(), x.amax(1, keepdim=True).clamp_(min=0)
-    step = (high - low) / 255
-    zero = (-low / step.clamp(min=tiny)).round_()
-    step = step.clamp_(min=finest).float()
-    # A fused multiply-add, as there: in double precision the product of two floats is exact.
-    steps = torch.addcmul(zero, x.double(), step.reciprocal().double()).float().round_()
-    y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(steps * lift, lift, 0, packed)
-    return y.sub_(zero.float() * sums).mul_(step / lift)
+    units, sums = units_and_sums.unbind()
+    low, high = x.amin(1, keepdim=True).clamp_max_(0).double(), x.amax(1, keepdim=True).clamp_min_(0)
+    step = (high - low).div_(255)
+    zero = (low / step.clamp_min(tiny)).round_().neg_().float()
+    step = step.float().clamp_min_(finest if is_lifted else finest / lift)
+    # The kernel rounds it. Of two numbers a row, torch would be slow.
+    steps = torch.addcmul(zero.expand_as(x).contiguous(), x, step.reciprocal())
+    y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(steps, 1.0, 0, packed)
+    if bias is not None:
+        y -= bias
+    y.div_(units).round_().addcmul_(zero, sums, value=-1)
+    if not is_lifted:
+        step *= lift
+    return y.mul_(step * units) if bias is None else torch.addcmul(bias, y, step * units)
 
 
 def plain_int8_product(x: Tensor, weight_int8: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -152,6 +161,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self._packed: tuple[object, torch.ScriptObject] | None = None  # with what it was made of
+        self._units_and_sums: Tensor | None = None  # of what is packed
 
     def forward(self, x: Tensor) -> Tensor:
         packed, rows = self.packed_weight(), x.reshape(-1, x.shape[-1])
@@ -172,13 +182,24 @@ class Int8Linear(nn.Module):
             if engine is None:
                 return None
             self._packed = (state, _pack(self.weight_int8, self.scale, self.bias, engine))
+            self._units_and_sums = None
         return self._packed[1]
+
+    def units_and_sums(self) -> Tensor:
+        """What `int8_product_of_each` wants of the packed weights, (2, n_out): their scales, and sums of their rows."""
+        packed = self.packed_weight()
+        if self._units_and_sums is None:
+            units = (self.scale.double() / LIFT).float()
+            ones = torch.ones(1, self.weight_int8.shape[1], dtype=torch.float32, device="cpu")
+            sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, 1.0, 0, packed)
+            if self.bias is not None:
+                sums -= self.bias
+            self._units_and_sums = torch.stack([units, sums[0].div_(units).round_()])
+        return self._units_and_sums
 
 
 class Int8Embedding(Int8Linear):
     """Token vectors (V, C) in int8, each with its scale; also the head, as in `TokenEmbedding`."""
-
-    _sums: tuple[torch.ScriptObject, Tensor] | None = None  # with what they were made of
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return F.embedding(input_ids, self.weight_int8) * F.embedding(input_ids, self.scale[:, None])
@@ -186,17 +207,6 @@ class Int8Embedding(Int8Linear):
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., C) to (..., V)."""
         return super().forward(hidden_states)
-
-    def packed_sums(self) -> Tensor | None:
-        """The sums (V,) that `int8_product_of_each` wants, or None where its operator is missing."""
-        packed = self.packed_weight()
-        if packed is None or not multiplies_given_steps():
-            return None
-        if self._sums is None or self._sums[0] is not packed:
-            ones = torch.full((1, self.weight_int8.shape[1]), LIFT, dtype=torch.float32, device="cpu")
-            sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, LIFT, 0, packed)
-            self._sums = packed, sums[0]
-        return self._sums[1]
 
 
 def packing_engine() -> str | None:
@@ -210,6 +220,24 @@ def multiplies_given_steps() -> bool:
     """Whether there is the operator for inputs in steps of the caller's choice. It takes only what fbgemm has packed."""
     has_operator = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
     return has_operator and packing_engine() in ("x86", "fbgemm")
+
+
+def computes_each_alone() -> bool:
+    """Whether `int8_product_of_each` is to be had, and keeps its promise here."""
+    return multiplies_given_steps() and _rounds_alike()
+
+
+@functools.cache
+def _rounds_alike() -> bool:
+    """It depends on where those who built torch let a multiplication and an addition be rounded as one."""
+    numbers = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (150, 90), dtype=torch.int8, generator=numbers, device="cpu")
+    scale, bias = torch.rand(2, 150, dtype=torch.float32, generator=numbers, device="cpu")
+    layer = Int8Linear(weight, scale + 0.1, bias)
+    x = torch.randn(9, 90, dtype=torch.float32, generator=numbers, device="cpu") * 100
+    packed, units_and_sums = layer.packed_weight(), layer.units_and_sums()
+    alone = torch.cat([int8_product(row, packed, bias, True) for row in x.split(1)])
+    return torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, True), alone)
 
 
 def _pack(weight_int8: Tensor, scale: Tensor, bias: Tensor | None, engine: str) -> torch.ScriptObject:

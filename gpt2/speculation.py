@@ -5,8 +5,8 @@ place, it chooses the token as it would without drafts, from logits that have on
 same random number. Where that is the draft, the next place's logits are those of the text and the loop goes on; where it
 is not, the chosen token stands and the rest of the drafts is forgotten. So a draft is a guess of the draw and never part
 of it: whatever is guessed, a seed gives the tokens that it gives without speculation, up to the rounding of a product
-of several rows, which is also that of a batch (in int8, where that would be coarse, each row is rounded as in a step of
-its own, and only the last digits of logits differ). Leviathan et al. 2023 ("Fast Inference from Transformers via
+of several rows, which is also that of a batch (in int8, where that would be coarse, each row has the bits of a step of its
+own). Leviathan et al. 2023 ("Fast Inference from Transformers via
 Speculative Decoding") accept a draft with a probability that keeps the distribution; to keep the draw itself is
 stronger, and equal to theirs for drafts without a distribution. Prompt lookup is Saxena's (2023, "Prompt Lookup
 Decoding").
@@ -38,7 +38,7 @@ _N_DRAFTS = (1, 2, 4, 8, 16)
 
 # In units of a plain decode step: what may be paid on average for drafts that are not taken; how far a promising draft may
 # overdraw the account; and how much of a gain is kept for later.
-_SHARE_FOR_TRIALS = 0.02
+_SHARE_FOR_TRIALS = 0.01
 _OVERDRAFT = 0.5
 _MOST_CREDIT = 3.0
 
@@ -165,8 +165,9 @@ class Speculation:
         self._evidence = self._drafter.evidence(ids)
         if not self._evidence or room < 1:
             return []
-        n_drafts = max((n for n in _N_DRAFTS if n <= room), key=self._gain)
-        if self._credit <= (-_OVERDRAFT if self._gain(n_drafts) > 0 else 0):
+        # Only as many as would pay if all were taken.
+        n_drafts = max((n for n in _N_DRAFTS if self._cost(n) < n <= room), key=self._gain, default=0)
+        if not n_drafts or self._credit <= (-_OVERDRAFT if self._gain(n_drafts) > 0 else 0):
             return []
         return self._drafter.propose(ids, n_drafts, generator)
 
@@ -206,20 +207,20 @@ def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | No
         )
 
 
-def costs_of_verifying(model: GPT2, *, row_by_row: bool) -> tuple[float, float]:
+def costs_of_verifying(model: GPT2, *, each_alone: bool) -> tuple[float, float]:
     """How much longer a step with drafts takes, in plain steps: with any, and for each of them.
 
     Measured with gpt2-tiny and 124M on a CPU, rounded up. It goes through Python, which several greedy steps in a row do
-    not, and which takes as long as to read 4 MB. `row_by_row`, as `decode_plan.run_blocks_row_by_row` reads them, a
-    draft takes a fifth of reading the weights and three quarters of calling the layers, each of which takes as long as to
-    read 2 MB.
+    not, and which takes as long as to read 4 MB. With `each_alone`, as `DecodePlan` computes them in int8, much depends on
+    calling the operations of a block, which take as long as to read 2 MB: twice as many, and a fifth more for each draft.
     """
     n_bytes = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
     calls = 2e6 * model.config.n_layer
     python = 4e6 / (calls + n_bytes)
-    if not row_by_row:
+    if not each_alone:
         return 0.4 + python, 0.11
-    return 0.2 + python, 0.2 + 0.55 * calls / (calls + n_bytes)
+    share = calls / (calls + n_bytes)
+    return 2 * share + python, 0.11 + 0.21 * share
 
 
 def _relative_cost(draft_model: GPT2, model: GPT2) -> float:

@@ -11,7 +11,7 @@ from gpt2 import GPT2, KVCache
 from gpt2.decode_plan import DecodePlan
 from gpt2.decoder import Decoder, Window
 from gpt2.model import Conv1D
-from gpt2.quantization import quantize_int8
+from gpt2.quantization import computes_each_alone, quantize_int8
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 from gpt_test.gpt2.test_model import configs, ids_for
@@ -44,7 +44,9 @@ def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config,
 @given(config=configs(), data=st.data())
 @settings(max_examples=25)
 def test_in_int8_several_tokens_are_read_as_one_by_one(config: GPT2Config, data: st.DataObject) -> None:
-    """The same bits, with padding before them or without, and then logits to six digits."""
+    """The same bits, with padding before them or without."""
+    if not computes_each_alone():
+        pytest.skip("torch rounds otherwise on this processor, and nothing is guessed for")
     model = quantize_int8(random_model(config))
     n = config.n_positions
     ids, past = ids_for(config, 1, n), data.draw(st.integers(1, n))
@@ -64,7 +66,7 @@ def test_in_int8_several_tokens_are_read_as_one_by_one(config: GPT2Config, data:
         assert torch.equal(*states)
         assert all(map(torch.equal, *caches))
         few = states[0][:17]  # as many as speculation reads at most
-        torch.testing.assert_close(plan.logits(few), torch.cat(list(map(plan.logits, few.split(1)))), rtol=1e-4, atol=1e-4)
+        assert torch.equal(plan.logits(few), torch.cat(list(map(plan.logits, few.split(1)))))
 
 
 def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:

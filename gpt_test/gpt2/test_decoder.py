@@ -176,6 +176,7 @@ def test_guesses_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_there_are_no_guesses_several_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
+    monkeypatch.setattr(decoder, "_MAX_AT_ONCE", 8)
     n_calls: list[int] = []
     monkeypatch.setattr(Speculation, "draft", lambda self, ids, room, generator: n_calls.append(len(ids)) or [])
     model_in("float32").generate(torch.tensor([[1, 2, 3]]), max_new_tokens=18, stop_at_eot=False, speculate=True)

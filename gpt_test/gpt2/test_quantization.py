@@ -13,8 +13,8 @@ from gpt2 import GPT2, KVCache, quantization
 from gpt2.evaluation import evaluate
 from gpt2.finetuning.lora import add_lora
 from gpt2.model_folder import locate_model
-from gpt2.packed_linear import fast_head, fast_norm_and_linear
-from gpt2.quantization import Int8Embedding, Int8Linear, is_int8, quantize_int8
+from gpt2.packed_linear import fast_norm_and_linear
+from gpt2.quantization import LIFT, Int8Linear, int8_product, int8_product_of_each, is_int8, quantize_int8
 from gpt2.training import Trainer, prepare
 from gpt_config import GPT2Config, TrainingConfig
 from gpt_config.errors import CheckpointError, GPT2Error, InputError
@@ -78,22 +78,43 @@ def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
     torch.testing.assert_close(together, alone, atol=0.05 * alone.abs().amax().item(), rtol=0)
 
 
-@given(rows=st.integers(2, 9), n_in=st.integers(1, 70), n_out=st.integers(2, 70), seed=st.integers(0, 99))
-@settings(max_examples=50)
-def test_rows_of_the_head_are_rounded_each_as_if_alone(rows: int, n_in: int, n_out: int, seed: int) -> None:
+@given(rows=st.integers(2, 9), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=60)
+def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: int, seed: int, data: st.DataObject) -> None:
     """Of any size and sign, and of zeros too. In common steps, some would be wrong by a hundredth."""
+    if not quantization.computes_each_alone():
+        pytest.skip("this torch has other operators")
     torch.manual_seed(seed)
-    head = Int8Embedding(torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8), torch.rand(n_out) + 0.1, None)
-    sums = head.packed_sums()
-    if sums is None:
-        pytest.skip("this torch has no such operator")
-    torch.testing.assert_close(sums, head.weight_int8.sum(1) * head.scale)
+    bias, is_lifted = torch.randn(n_out) if data.draw(st.booleans()) else None, data.draw(st.booleans())
+    layer = Int8Linear(torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8), torch.rand(n_out) + 0.01, bias)
+    units_and_sums = layer.units_and_sums()
+    torch.testing.assert_close(units_and_sums[0] * LIFT, layer.scale)
+    assert torch.equal(units_and_sums[1], layer.weight_int8.sum(1).float())
     x = torch.randn(rows, n_in) * 10 ** (3 * torch.randn(rows, 1)) * (torch.rand(rows, 1) < 0.9)
     x = torch.where(torch.rand(rows, 1) < 0.3, x.abs() * torch.randn(rows, 1).sign(), x)
-    alone = torch.cat([head.logits(row) for row in x.split(1)])
-    size = x.abs().amax(1, keepdim=True).clamp(min=1e-5)  # steps of smaller rows are as fine as steps can be
-    bound = 1e-5 * size * head.weight_int8.float().abs().sum(1) * head.scale
-    assert ((fast_head(head)(x) - alone).abs() <= bound).all()
+    packed = layer.packed_weight()
+    alone = torch.cat([int8_product(row, packed, bias, is_lifted) for row in x.split(1)])
+    assert torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, is_lifted), alone)
+
+
+def test_on_common_processors_they_have() -> None:
+    """Else every fault in the product of several rows would only mean that it is not used."""
+    if not quantization.multiplies_given_steps() or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this processor has no such instructions, or this torch no such operator")
+    assert quantization.computes_each_alone()
+
+
+@pytest.mark.parametrize("engine", ["onednn", "no operator", "other roundings"])
+def test_where_bits_would_be_others_it_is_said(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if engine == "onednn":
+        monkeypatch.setattr(quantization, "_ENGINES", ("onednn",))
+    elif engine == "no operator":
+        monkeypatch.setattr(quantization, "multiplies_given_steps", lambda: False)
+    else:
+        monkeypatch.setattr(torch, "addcmul", lambda x, y, z: x + y * z)
+    quantization._rounds_alike.cache_clear()
+    assert not quantization.computes_each_alone()
+    quantization._rounds_alike.cache_clear()
 
 
 @pytest.mark.parametrize("rows", [1, 5])

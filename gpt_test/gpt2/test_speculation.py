@@ -21,7 +21,7 @@ from gpt2 import GPT2, KVCache, complete, stream
 from gpt2 import speculation as speculation_module
 from gpt2.decoder import Decoder, Window
 from gpt2.generation import decode, start
-from gpt2.quantization import quantize_int8
+from gpt2.quantization import computes_each_alone, quantize_int8
 from gpt2.speculation import DraftModel, PromptLookup, Speculation, check_vocabularies
 from gpt_config import CheckpointError, ConfigError, GenerationConfig, GPT2Config, InputError
 from gpt_encoder import train_bpe
@@ -214,8 +214,21 @@ def test_guesses_that_are_always_wrong_change_nothing_and_cost_little(model: GPT
     verified = []
     monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
     assert_the_same(new_rows(model, [[1, 2]], speculate=True, **options), expected)
-    assert len(verified) > 5 and all(n_taken == 0 for _, n_taken in verified)
-    assert sum(0.4 + 0.11 * n for n, _ in verified) < 0.04 * 600
+    assert len(verified) > 3 and all(n_taken == 0 for _, n_taken in verified)
+    assert sum(0.4 + 0.11 * n for n, _ in verified) < 0.02 * 600
+
+
+def test_fewer_guesses_than_they_cost_are_never_made() -> None:
+    """Two steps for two tokens gain nothing, whoever guesses."""
+    lookup = PromptLookup(1000)
+    text = [1, 2, 3, 1, 2, 3]
+    assert [len(Speculation(lookup, (1.5, 0.25)).draft(text, room, random.Random())) for room in (1, 2, 3, 4)] == [
+        0,
+        0,
+        0,
+        4,
+    ]
+    assert len(Speculation(lookup, (0.5, 0.1)).draft(text, 1, random.Random())) == 1
 
 
 def spy(calls: list, method):
@@ -313,7 +326,7 @@ def test_damaged_draft_models_are_said(model: GPT2) -> None:
     damaged = copy.deepcopy(model)
     with torch.no_grad():
         damaged.ln_f.bias[0] = torch.nan
-    with pytest.raises(CheckpointError, match=r"^the draft model: the model computes NaN"):
+    with eager(), pytest.raises(CheckpointError, match=r"^the draft model: the model computes NaN"):
         new_rows(model, [[1, 2]], draft_model=damaged)
 
 
@@ -375,11 +388,13 @@ def test_generate_takes_both(model: GPT2, draft_model: GPT2) -> None:
 @pytest.mark.parametrize("prompt", ["a . dog . . a . dog . . a . dog", "no, no, no, no", "Tom and Sue. Tom and Sue. Tom"])
 def test_in_int8_it_changes_nothing_either(prompt: str) -> None:
     """Rows that are rounded together would, of the shipped model, change three texts of four."""
+    if not computes_each_alone():
+        pytest.skip("torch rounds otherwise on this processor, and nothing is guessed for")
     model = GPT2.from_pretrained("gpt2-tiny", dtype="int8")
     ids = [load_tokenizer("gpt2-tiny").encode(prompt)]
     with eager() as verified:
         rows, expected = (new_rows(model, ids, max_new_tokens=120, speculate=is_on) for is_on in (True, False))
-    assert rows[0] == expected[0]
+    assert rows == expected  # the log-probabilities, too
     assert any(n_taken > 0 for _, n_taken in verified) and any(n_taken < n_drafts for n_drafts, n_taken in verified)
 
 
@@ -389,13 +404,14 @@ def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, sma
     if engine == "onednn":
         monkeypatch.setattr("gpt2.quantization._ENGINES", ("onednn",))
     model = quantize_int8(random_model(small_model.config))
+    takes_drafts = engine == "x86" and computes_each_alone()
     if engine == "hook":
         model.h[0].register_forward_hook(lambda *_: None)
-    assert Decoder(model, [Window([1, 2, 3], 40)], 20).takes_drafts is (engine == "x86")
+    assert Decoder(model, [Window([1, 2, 3], 40)], 20).takes_drafts is takes_drafts
     verified = []
     monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
     model.generate(torch.tensor([[1, 2, 1, 2, 1, 2]]), max_new_tokens=30, speculate=True)
-    assert engine == "x86" or not verified
+    assert takes_drafts or not verified
 
 
 def test_beams_are_not_guessed_for(model: GPT2) -> None:

@@ -126,7 +126,7 @@ class GPT2Tokenizer(Tokenizer):
     def _tokens_beyond_ascii(self) -> list[bytes]:
         """The bytes of all tokens but those in ASCII; merges make no others."""
         ids = self._vocabulary.token_ids
-        tokens = [token for token in ids if not (token.isascii() or (token[0] == _BLANK and token[1:].isascii()))]
+        tokens = [token for token in ids if not token.isascii() and not token.lstrip(_BLANK).isascii()]
         return list(bytes_by_id({token: ids[token] for token in tokens}, {}).values())
 
     def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:

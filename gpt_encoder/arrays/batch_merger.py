@@ -46,9 +46,10 @@ class BatchMerger:
         left, right = np.fromiter(chain.from_iterable(ranks), np.int64, 2 * len(ranks)).reshape(-1, 2).T
         rank_of_pair = np.fromiter(ranks.values(), np.int64, len(ranks))
         merged, of_bytes = np.array(merged_ids, np.int64), np.array(byte_ids, np.int64)
-        if any(ids.max(initial=0) >= _MAX_IDS for ids in (left, right, merged, of_bytes)) or len(merged) >= _MAX_RANKS:
+        largest = max(int(ids.max(initial=0)) for ids in (left, right, merged, of_bytes))
+        if largest >= _MAX_IDS or len(merged) >= _MAX_RANKS:
             return None
-        made_at = np.full(_MAX_IDS, -1, np.int32)
+        made_at = np.full(largest + 1, -1, np.int32)
         made_at[merged] = np.arange(len(merged))
         if (rank_of_pair <= np.maximum(made_at[left], made_at[right])).any():
             return None

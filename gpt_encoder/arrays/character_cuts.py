@@ -38,8 +38,7 @@ class CharacterCuts:
             fronts, backs = _ending(front), _beginning(back)
             bits = np.uint32(8) << ((7 * _first_bytes(fronts) + back[0]) % _FREE_BITS).astype(np.uint32)
             self._in_front[fronts] |= bits
-            for bit in np.unique(bits):
-                self._behind[backs] |= bit
+            self._behind[backs] |= np.bitwise_or.reduce(bits)
 
     def starts(self, first_bytes: Bytes, points_beyond_ascii: Points) -> Flags:
         """For each character, whether it is known that no token joins it to the one in front. As in `piece_starts`."""

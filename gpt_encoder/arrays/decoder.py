@@ -11,8 +11,8 @@ import numpy.typing as npt
 # Bytes are copied eight at a time, as words, more than most tokens have: what is too much comes to lie where the next token
 # begins, and is written over by that.
 _WORD = 8
-# Words written at a time, so that the arrays fit the processor's cache.
-_BLOCK = 1 << 13
+# Ids worked on at a time, so that the arrays fit the processor's cache; of short tokens twice as many.
+_BLOCK = 1 << 14
 _MAX_IDS = 1 << 20
 
 # To write a word takes longer than to join two. So tokens of so few bytes on average are joined in fours, and of so few in
@@ -49,7 +49,7 @@ class ArrayDecoder:
         sample = self._bits[numbers[:: len(ids) // _SAMPLE + 1]]
         n_bytes = sample.sum() / (8 * max(1, len(sample)))
         n_joins = 2 if n_bytes < _BYTES_FOR_FOURS else 1 if n_bytes < _BYTES_FOR_TWOS else 0
-        size = _BLOCK << n_joins
+        size = _BLOCK << (n_joins > 0)
         blocks = (numbers[at : at + size].astype(np.int64) for at in range(0, len(ids), size))
         return b"".join([self._decode_block(block, n_joins) for block in blocks])
 

@@ -34,7 +34,7 @@ def test_any_ids(ids: list[int], block: int, n_joins: int) -> None:
 def test_short_tokens_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(ArrayDecoder, "_decode_block", lambda _, ids, n_joins: seen.append(n_joins) or b"")
-    for ids in ([0] * 9, [0, 3] * 9, [3] * 9, [6] * 9, [0] * 5000 + [6] * 5000, []):
+    for ids in ([0] * 9, [0, 3] * 9, [3] * 9, [6] * 9, [0] * 9000 + [6] * 9000, []):
         ArrayDecoder(TOKENS).decode(ids)
     assert seen == [2, 2, 1, 0, 0, 0]
 

@@ -22,7 +22,7 @@ from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1
 from gpt2.packed_linear import fast_head, fast_linear, fast_norm_and_linear, product
 from gpt2.plan_parts import Blocks, Ends
 from gpt2.positions import positions_of, visible_slots
-from gpt2.quantization import Int8Embedding, Int8Linear, computes_each_alone
+from gpt2.quantization import Int8Embedding, Int8Linear, rounds_each_alone
 from gpt2.scripted import Scripted
 
 # What the plan has a copy of. With anything else in the model, an adapter for example, it would skip that.
@@ -79,8 +79,8 @@ class DecodePlan:
         self._head = fast_head(model.wte)
         # Bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
         self._is_int8 = bool(packed[0])
-        # Whether several tokens behind others have the bits that each would have alone. In float nobody needs it.
-        self.computes_each_alone = self._is_int8 and computes_each_alone()
+        # Several tokens can have the bits that each would have alone; in float32 nobody needs it.
+        self.computes_each_alone = rounds_each_alone() if self._is_int8 else is_coarse(model.wpe.weight)
         self._has_int8_head = row_scales is not None and self._is_int8
 
     @cached_property
@@ -109,12 +109,17 @@ class DecodePlan:
         layers = [layer for block in blocks for layer in (*block.attn.children(), *block.mlp.children())]
         return len(set(map(type, layers))) == 1 and all(block.mlp.activation is ACTIVATIONS[name] for block in blocks)
 
-    def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
-        """As `GPT2.hidden_states`: (B, T, C). Ids and the mask's shape are not checked."""
+    def hidden_states(
+        self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None, each_alone: bool = False
+    ) -> Tensor:
+        """As `GPT2.hidden_states`: (B, T, C). Ids and the mask's shape are not checked.
+
+        With `each_alone`, if it `computes_each_alone`, a token has the bits that it would have in a step of its own.
+        """
         assert kv_cache is not None  # the model itself computes without one
         (B, T), past, caches = input_ids.shape, kv_cache.length, kv_cache.layers
         kv_cache.reserve(B, T, self._ends.wpe)
-        each_alone = self.computes_each_alone and past > 0 and T > 1
+        each_alone &= self.computes_each_alone and T > 1
         if not each_alone and self._is_int8 and int8_matrix.pays(B * T, is_prompt=T > 1):
             x = embedded(input_ids, attention_mask, past, self._ends)
             mask = visible_slots(past, T, attention_mask, input_ids.device)
@@ -136,14 +141,21 @@ class DecodePlan:
 
     @property
     def takes_drafts(self) -> bool:
-        """Whether what it gives for several tokens is what it gives for each: not where int8 rounds rows together."""
+        """Whether what it gives for several tokens is what it gives for each, to the digits that matter."""
         return self.computes_each_alone or not self._is_int8
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Of rows (N, C): (N, V)."""
-        if self._has_int8_head and int8_matrix.pays(len(hidden_states), is_prompt=False):
+    def logits(self, hidden_states: Tensor, *, each_alone: bool = False) -> Tensor:
+        """Of rows (N, C): (N, V). Bytes of the head are always multiplied by those of each row alone, if they can be."""
+        if not each_alone and self._has_int8_head and int8_matrix.pays(len(hidden_states), is_prompt=False):
             return self._matrix_head(hidden_states)
-        return self._head(hidden_states, each_alone=self.computes_each_alone)
+        return self._head(hidden_states, each_alone=self.computes_each_alone and (each_alone or self._is_int8))
+
+
+def is_coarse(weight: Tensor) -> bool:
+    """Whether a model with such weights computes in 16 bits: two tokens are then often the most probable up to the last
+    digits, and up to one text in four is another if those depend on what is computed beside it. On a GPU nobody has looked.
+    """
+    return weight.device.type == "cpu" and weight.dtype in (torch.float16, torch.bfloat16)
 
 
 def greedy_tokens(

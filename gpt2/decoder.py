@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gpt2.decode_plan import DecodePlan
+from gpt2.decode_plan import DecodePlan, is_coarse
 from gpt2.greedy_head import MIN_STEPS, GreedyHead
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
@@ -94,8 +94,10 @@ class Decoder:
 
     @property
     def takes_drafts(self) -> bool:
-        """Whether tokens are the same with drafts: not in int8 where rows are rounded together, as outside the plan."""
-        return self._plan.takes_drafts if self._plan else not is_int8(self._model)
+        """Whether tokens are the same with drafts: not in few bits where rows are rounded together, as outside the plan."""
+        if self._plan:
+            return self._plan.takes_drafts
+        return not (is_int8(self._model) or is_coarse(self._model.wpe.weight))
 
     @property
     def computes_each_alone(self) -> bool:
@@ -216,7 +218,11 @@ class Decoder:
         """The window's last token and the drafts in one forward pass, which reads the weights once for all of them."""
         input_ids = torch.tensor([[self.windows[0].ids[-1], *drafts]], device=self._device)
         mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
-        return self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0])
+        plan = self._plan
+        if plan is None or not plan.computes_each_alone:
+            return self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0])
+        hidden = plan.hidden_states(input_ids, attention_mask=mask, kv_cache=cache, each_alone=True)
+        return plan.logits(hidden[0], each_alone=True)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._greedy_head.logits(hidden) if self._greedy_head else None

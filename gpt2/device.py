@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from gpt_config.errors import DeviceError
@@ -51,6 +53,9 @@ def _available_devices() -> list[str]:
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU has AMX: it multiplies matrices of bfloat16 and of bytes faster than of float32."""
+    """Whether this CPU has AMX, and oneDNN is allowed to use it: matrices of bfloat16 and of bytes are then multiplied
+    faster than of float32."""
+    if not {"AMX", "ALL", "DEFAULT"} & set(os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper().split("_")):
+        return False
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: without it, the safe answer
     return bool(has_amx())

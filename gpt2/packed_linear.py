@@ -20,10 +20,10 @@ from gpt2.quantization import (
     LIFT,
     Int8Embedding,
     Int8Linear,
-    computes_each_alone,
     int8_product,
     int8_product_of_each,
     plain_int8_product,
+    rounds_each_alone,
 )
 from gpt2.scripted import Scripted
 
@@ -56,7 +56,7 @@ def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastL
         if packed is None:
             scale = layer.scale / LIFT if is_lifted else layer.scale
             return FastLinear("plain int8", layer.weight_int8, layer.bias, scale, [])
-        units_and_sums = layer.units_and_sums() if computes_each_alone() else layer.scale
+        units_and_sums = layer.units_and_sums() if rounds_each_alone() else layer.scale
         return FastLinear("lifted int8" if is_lifted else "int8", layer.weight_int8, layer.bias, units_and_sums, [packed])
     if _can_pack(layer.weight):
         return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach())
@@ -99,23 +99,42 @@ def product(
     each_alone: bool,
     rows_for_float32: int = _ROWS_FOR_FLOAT32,  # a default, for TorchScript sees no other global
 ) -> Tensor:
-    """A product of rows (N, n_in), in the part of Python that TorchScript knows. What the arguments are, by `kind`:
+    """A product of rows (N, n_in), in the part of Python that TorchScript knows. With `each_alone`, several rows get the
+    bits that each would get alone, in int8 where `rounds_each_alone`. What the other arguments are, by `kind`:
 
     - "float": `weight` (n_in, n_out), `bias` (1, n_out). "float head": `weight` (n_out, n_in), no bias.
     - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
     - "bfloat16 or float32": the same, and for many rows `other`, the weight (n_out, n_in) itself.
-    - "int8": `packed[at]`, which adds `bias` (n_out,), and for `each_alone` the layer's `units_and_sums` in `other`: several
-      rows then get the bits that each would get alone. "lifted int8": the same, of rows that come times LIFT.
+    - "int8": `packed[at]`, which adds `bias` (n_out,); the layer's `units_and_sums` in `other`, for `each_alone`.
+      "lifted int8": the same, of rows that come times LIFT.
     - "plain int8", where there is no kernel: `weight` (n_out, n_in), `bias` (n_out,), the weight's scales in `other`.
     """
+    if each_alone and x.size(0) > 1:
+        if kind in ("int8", "lifted int8"):
+            return int8_product_of_each(x, packed[at], bias, other, kind == "lifted int8")
+        if kind != "bfloat16" or x.size(1) % 64:
+            rows = [_product(row, kind, weight, bias, other, packed, at, rows_for_float32) for row in x.split(1)]
+            return torch.cat(rows)
+    # Matrix units sum up 64 inputs at a time, in the same order whatever the number of rows.
+    return _product(x, kind, weight, bias, other, packed, at, rows_for_float32)
+
+
+def _product(
+    x: Tensor,
+    kind: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor,
+    packed: list[torch.classes.quantized.LinearPackedParamsBase],  # type: ignore[name-defined]
+    at: int,
+    rows_for_float32: int,
+) -> Tensor:
     if kind == "float":
         assert bias is not None
         return torch.addmm(bias, x, weight)
     if kind == "float head":
         return F.linear(x, weight)
     if kind in ("int8", "lifted int8"):
-        if each_alone and x.size(0) > 1:
-            return int8_product_of_each(x, packed[at], bias, other, kind == "lifted int8")
         return int8_product(x, packed[at], bias, kind == "lifted int8")
     if kind == "plain int8":
         return plain_int8_product(x, weight, other, bias)
@@ -130,7 +149,9 @@ scripted_product = Scripted(product)
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN takes it. The operators are private to torch; where they are missing, nothing is packed."""
+    """Whether oneDNN takes it, which without AVX-512 or newer instructions it does not. The operators are private to torch;
+    where they are missing, nothing is packed."""
+    takes_bfloat16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     return (
         weight.dtype == torch.bfloat16
         and weight.device.type == "cpu"
@@ -138,6 +159,7 @@ def _can_pack(weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and takes_bfloat16()
     )
 
 

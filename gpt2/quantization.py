@@ -119,7 +119,7 @@ def int8_product_of_each(
     finest: float = _FINEST,
     tiny: float = _TINY,
 ) -> Tensor:
-    """The bits that `int8_product` gives for each of the rows alone, where `computes_each_alone`, and weights are read once.
+    """The bits that `int8_product` gives for each of the rows alone, where `rounds_each_alone`, and weights are read once.
 
     Steps are chosen as `ChooseQuantizationParams` in torch's `QuantUtils.h` chooses them, inputs rounded as fbgemm's
     `QuantizeAvx2` rounds them, and products come to numbers as in its `ReQuantizeForFloat`. The kernel multiplies whole
@@ -222,7 +222,7 @@ def multiplies_given_steps() -> bool:
     return has_operator and packing_engine() in ("x86", "fbgemm")
 
 
-def computes_each_alone() -> bool:
+def rounds_each_alone() -> bool:
     """Whether `int8_product_of_each` is to be had, and keeps its promise here."""
     return multiplies_given_steps() and _rounds_alike()
 

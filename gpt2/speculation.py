@@ -5,8 +5,8 @@ place, it chooses the token as it would without drafts, from logits that have on
 same random number. Where that is the draft, the next place's logits are those of the text and the loop goes on; where it
 is not, the chosen token stands and the rest of the drafts is forgotten. So a draft is a guess of the draw and never part
 of it: whatever is guessed, a seed gives the tokens that it gives without speculation, up to the rounding of a product
-of several rows, which is also that of a batch (in int8, where that would be coarse, each row has the bits of a step of its
-own). Leviathan et al. 2023 ("Fast Inference from Transformers via
+of several rows, which is also that of a batch (in 16 bits and in int8, where that would be coarse, each row has the bits of
+a step of its own, on a CPU). Leviathan et al. 2023 ("Fast Inference from Transformers via
 Speculative Decoding") accept a draft with a probability that keeps the distribution; to keep the draw itself is
 stronger, and equal to theirs for drafts without a distribution. Prompt lookup is Saxena's (2023, "Prompt Lookup
 Decoding").
@@ -21,11 +21,14 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from gpt2.checkpoints.model_tokenizer import tokenizer_of
 from gpt2.decoder import Decoder, Window
+from gpt2.device import has_matrix_units
 from gpt2.model import GPT2
+from gpt2.quantization import is_int8
 from gpt_config.errors import CheckpointError, InputError
 from gpt_encoder.interface import Tokenizer
 
@@ -211,16 +214,19 @@ def costs_of_verifying(model: GPT2, *, each_alone: bool) -> tuple[float, float]:
     """How much longer a step with drafts takes, in plain steps: with any, and for each of them.
 
     Measured with gpt2-tiny and 124M on a CPU, rounded up. It goes through Python, which several greedy steps in a row do
-    not, and which takes as long as to read 4 MB. With `each_alone`, as `DecodePlan` computes them in int8, much depends on
-    calling the operations of a block, which take as long as to read 2 MB: twice as many, and a fifth more for each draft.
+    not, and which takes as long as to read 4 MB. To call the operations of a block takes as long as to read 2 MB. With
+    `each_alone`, as `DecodePlan` computes them in int8 and 16 bits, the former calls twice as many, and a fifth more for
+    each draft; the latter, and bfloat16 without matrix units, half of them for each draft, and reads the weights again from
+    the processor's cache.
     """
     n_bytes = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
     calls = 2e6 * model.config.n_layer
-    python = 4e6 / (calls + n_bytes)
-    if not each_alone:
-        return 0.4 + python, 0.11
-    share = calls / (calls + n_bytes)
-    return 2 * share + python, 0.11 + 0.21 * share
+    python, share = 4e6 / (calls + n_bytes), calls / (calls + n_bytes)
+    if each_alone and is_int8(model):
+        return 2 * share + python, 0.11 + 0.21 * share
+    if each_alone and not (model.dtype == torch.bfloat16 and has_matrix_units()):
+        return 0.1 + python, 0.46 + 0.57 * share
+    return 0.4 + python, 0.11
 
 
 def _relative_cost(draft_model: GPT2, model: GPT2) -> float:

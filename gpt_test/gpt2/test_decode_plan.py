@@ -11,7 +11,7 @@ from gpt2 import GPT2, KVCache
 from gpt2.decode_plan import DecodePlan
 from gpt2.decoder import Decoder, Window
 from gpt2.model import Conv1D
-from gpt2.quantization import computes_each_alone, quantize_int8
+from gpt2.quantization import quantize_int8
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 from gpt_test.gpt2.test_model import configs, ids_for
@@ -41,13 +41,15 @@ def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config,
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])
 @given(config=configs(), data=st.data())
 @settings(max_examples=25)
-def test_in_int8_several_tokens_are_read_as_one_by_one(config: GPT2Config, data: st.DataObject) -> None:
+def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: GPT2Config, data: st.DataObject) -> None:
     """The same bits, with padding before them or without."""
-    if not computes_each_alone():
+    model = random_model(config)
+    model = quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
+    if not DecodePlan(model).computes_each_alone:
         pytest.skip("torch rounds otherwise on this processor, and nothing is guessed for")
-    model = quantize_int8(random_model(config))
     n = config.n_positions
     ids, past = ids_for(config, 1, n), data.draw(st.integers(1, n))
     is_padded = past > 1 and data.draw(st.booleans())
@@ -55,18 +57,19 @@ def test_in_int8_several_tokens_are_read_as_one_by_one(config: GPT2Config, data:
     plan, states, caches = DecodePlan(model), [], []
     with torch.inference_mode():
         for ends in (range(past, n + 1), (past, n)):
-            cache, done, hidden = KVCache(config, batch_size=1), 0, []
+            cache, done, hidden = KVCache(config, batch_size=1, dtype=model.dtype), 0, []
             for until in ends:
                 if until > done:
                     seen = None if mask is None else mask[:, :until]
-                    hidden.append(plan.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=cache))
+                    some = plan.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=cache, each_alone=done > 0)
+                    hidden.append(some)
                 done = until
             states.append(torch.cat(hidden, 1)[0])
             caches.append(cache.layers)
         assert torch.equal(*states)
         assert all(map(torch.equal, *caches))
         few = states[0][:17]  # as many as speculation reads at most
-        assert torch.equal(plan.logits(few), torch.cat(list(map(plan.logits, few.split(1)))))
+        assert torch.equal(plan.logits(few, each_alone=True), torch.cat(list(map(plan.logits, few.split(1)))))
 
 
 def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:

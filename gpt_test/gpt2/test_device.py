@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2.device import resolve_device, resolve_dtype
+from gpt2.device import has_matrix_units, resolve_device, resolve_dtype
 from gpt_config import DeviceError
 
 
@@ -25,3 +25,12 @@ def test_unknown_devices(name: object) -> None:
 def test_unknown_dtypes(name: object) -> None:
     with pytest.raises(DeviceError, match="use one of float32"):
         resolve_dtype(name)
+
+
+def test_matrix_units_that_onednn_must_not_use_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    for limit, has_them in (("AVX2", False), ("avx512_core_bf16", False), ("AVX512_CORE_AMX", True), ("DEFAULT", True)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert has_matrix_units() is has_them
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert has_matrix_units()

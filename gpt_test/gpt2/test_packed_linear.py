@@ -7,8 +7,9 @@ import torch
 
 from gpt2 import GPT2, KVCache, packed_linear
 from gpt2.decode_plan import DecodePlan
-from gpt2.model import Conv1D
-from gpt2.packed_linear import fast_linear, state_of
+from gpt2.device import has_matrix_units
+from gpt2.model import Conv1D, TokenEmbedding
+from gpt2.packed_linear import fast_head, fast_linear, state_of
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 
@@ -29,6 +30,28 @@ def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool, monkeypatch: p
     y = fast_linear(layer)(x)
     assert y.dtype == torch.bfloat16
     assert ((y - exact).abs() <= exact.abs() * 2**-8 + 0.02).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_in", [24, 30, 64, 192, 320])
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx: bool, monkeypatch) -> None:
+    """Matrix units need whole steps of 64 inputs for it, and all other kernels one row at a time."""
+    has_amx &= has_matrix_units()
+    monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: has_amx)
+    x = torch.randn(17, n_in).to(dtype)
+    for layer in (bfloat16_layer(n_in, 3 * n_in).to(dtype), TokenEmbedding(101, n_in).to(dtype)):
+        linear = fast_linear(layer) if isinstance(layer, Conv1D) else fast_head(layer)
+        alone = torch.cat([linear(row) for row in x.split(1)])
+        for rows in (2, 3, 8, 17):
+            assert torch.equal(linear(x[:rows], each_alone=True), alone[:rows])
+
+
+def test_a_processor_that_cannot_pack_bfloat16_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those without AVX-512 do, where the operators are there, too, and raise."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    linear = fast_linear(bfloat16_layer())
+    assert linear.kind == "float" and linear(torch.ones(1, 24).bfloat16()).shape == (1, 40)
 
 
 def test_packed_weights_are_kept_until_they_change() -> None:

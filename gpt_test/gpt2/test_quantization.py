@@ -82,7 +82,7 @@ def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
 @settings(max_examples=60)
 def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: int, seed: int, data: st.DataObject) -> None:
     """Of any size and sign, and of zeros too. In common steps, some would be wrong by a hundredth."""
-    if not quantization.computes_each_alone():
+    if not quantization.rounds_each_alone():
         pytest.skip("this torch has other operators")
     torch.manual_seed(seed)
     bias, is_lifted = torch.randn(n_out) if data.draw(st.booleans()) else None, data.draw(st.booleans())
@@ -101,7 +101,7 @@ def test_on_common_processors_they_have() -> None:
     """Else every fault in the product of several rows would only mean that it is not used."""
     if not quantization.multiplies_given_steps() or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no such instructions, or this torch no such operator")
-    assert quantization.computes_each_alone()
+    assert quantization.rounds_each_alone()
 
 
 @pytest.mark.parametrize("engine", ["onednn", "no operator", "other roundings"])
@@ -113,7 +113,7 @@ def test_where_bits_would_be_others_it_is_said(engine: str, monkeypatch: pytest.
     else:
         monkeypatch.setattr(torch, "addcmul", lambda x, y, z: x + y * z)
     quantization._rounds_alike.cache_clear()
-    assert not quantization.computes_each_alone()
+    assert not quantization.rounds_each_alone()
     quantization._rounds_alike.cache_clear()
 
 

@@ -9,6 +9,7 @@ training, where the model itself is called. In float32 its results are the model
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import cast
 
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from gpt2 import int8_matrix
 from gpt2.kv_cache import KVCache
 from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
-from gpt2.packed_linear import fast_head, fast_linear, fast_norm_and_linear, product
+from gpt2.packed_linear import FastLinear, fast_head, fast_linear, fast_norm_and_linear, has_same_rows, product
 from gpt2.plan_parts import Blocks, Ends
 from gpt2.positions import positions_of, visible_slots
-from gpt2.quantization import Int8Embedding, Int8Linear, rounds_each_alone
+from gpt2.quantization import Int8Embedding, Int8Linear
 from gpt2.scripted import Scripted
 
 # What the plan has a copy of. With anything else in the model, an adapter for example, it would skip that.
@@ -80,7 +81,11 @@ class DecodePlan:
         # Bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
         self._is_int8 = bool(packed[0])
         # Several tokens can have the bits that each would have alone; in float32 nobody needs it.
-        self.computes_each_alone = rounds_each_alone() if self._is_int8 else is_coarse(model.wpe.weight)
+        self.computes_each_alone = is_coarse(model.wpe.weight)
+        if self._is_int8:
+            int8_layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+            self.computes_each_alone = all(layer.rounds_each_alone() for layer in int8_layers)
+        self._first_layers = layers[0]
         self._has_int8_head = row_scales is not None and self._is_int8
 
     @cached_property
@@ -90,6 +95,14 @@ class DecodePlan:
     @cached_property
     def _matrix_head(self) -> int8_matrix.MatrixLinear:
         return int8_matrix.MatrixLinear(self._model.wte)
+
+    @cached_property
+    def _alone(self) -> tuple[Blocks, FastLinear]:
+        """Blocks and head for `each_alone`: with a kind that is multiplied row by row where it must be."""
+        if self._head.kind != "bfloat16" or all(map(has_same_rows, [*self._first_layers, self._head])):
+            return self._blocks, self._head
+        kinds = [["bfloat16 or float32"] * len(self._first_layers) for _ in self._blocks.kinds]
+        return self._blocks._replace(kinds=_run_model.list_of(kinds)), replace(self._head, kind="bfloat16 or float32")
 
     @staticmethod
     def fits(model: GPT2) -> bool:
@@ -126,7 +139,8 @@ class DecodePlan:
             x = self._matrix_blocks.run(x, past, mask, caches, only_last=self._only_last)
             return final_norm(x, self._ends, self._blocks.eps)
         run_all = _run_model if B * T < _ROWS_FOR_PYTHON else run_model
-        return run_all(input_ids, attention_mask, past, caches, self._blocks, self._packed, self._ends, each_alone)
+        blocks = self._alone[0] if each_alone else self._blocks
+        return run_all(input_ids, attention_mask, past, caches, blocks, self._packed, self._ends, each_alone)
 
     def greedy_tokens(self, token: int, n: int, vocab_size: int | None, kv_cache: KVCache) -> list[tuple[int, float]]:
         """`n` tokens of one unpadded row behind `token`, each the most probable one and read for the next; their logits."""
@@ -145,10 +159,12 @@ class DecodePlan:
         return self.computes_each_alone or not self._is_int8
 
     def logits(self, hidden_states: Tensor, *, each_alone: bool = False) -> Tensor:
-        """Of rows (N, C): (N, V). Bytes of the head are always multiplied by those of each row alone, if they can be."""
-        if not each_alone and self._has_int8_head and int8_matrix.pays(len(hidden_states), is_prompt=False):
+        """Of rows (N, C): (N, V). In int8, a few rows are always computed each alone, if they can be."""
+        if each_alone and self.computes_each_alone:
+            return self._alone[1](hidden_states, each_alone=True)
+        if self._has_int8_head and int8_matrix.pays(len(hidden_states), is_prompt=False):
             return self._matrix_head(hidden_states)
-        return self._head(hidden_states, each_alone=self.computes_each_alone and (each_alone or self._is_int8))
+        return self._head(hidden_states, each_alone=self._is_int8 and self.computes_each_alone)
 
 
 def is_coarse(weight: Tensor) -> bool:

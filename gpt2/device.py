@@ -55,7 +55,8 @@ def _available_devices() -> list[str]:
 def has_matrix_units() -> bool:
     """Whether this CPU has AMX, and oneDNN is allowed to use it: matrices of bfloat16 and of bytes are then multiplied
     faster than of float32."""
-    if not {"AMX", "ALL", "DEFAULT"} & set(os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper().split("_")):
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"  # the new name and the old
+    if not {"AMX", "ALL", "DEFAULT"} & set(limit.upper().split("_")):
         return False
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: without it, the safe answer
     return bool(has_amx())

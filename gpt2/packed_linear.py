@@ -7,7 +7,7 @@ a product of many rows waits for the arithmetic, so its precision does.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from gpt2.quantization import (
     int8_product,
     int8_product_of_each,
     plain_int8_product,
-    rounds_each_alone,
 )
 from gpt2.scripted import Scripted
 
@@ -33,7 +32,8 @@ _ROWS_FOR_FLOAT32 = 256
 
 @dataclass  # not frozen, whose __init__ torch.compile does not follow
 class FastLinear:
-    """What a layer computes for rows (N, n_in), without the calls of a module: the arguments of `product`, which see.
+    """What a layer computes for rows (N, n_in), without the calls of a module: the arguments of `product`, which see; also
+    for `each_alone`.
 
     In float32, float64 and float16 it computes the same bits as the layer. For bfloat16 on a CPU the weights are packed, and
     sums may be rounded elsewhere.
@@ -56,7 +56,7 @@ def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastL
         if packed is None:
             scale = layer.scale / LIFT if is_lifted else layer.scale
             return FastLinear("plain int8", layer.weight_int8, layer.bias, scale, [])
-        units_and_sums = layer.units_and_sums() if rounds_each_alone() else layer.scale
+        units_and_sums = layer.units_and_sums() if layer.rounds_each_alone() else layer.scale
         return FastLinear("lifted int8" if is_lifted else "int8", layer.weight_int8, layer.bias, units_and_sums, [packed])
     if _can_pack(layer.weight):
         return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach())
@@ -100,7 +100,8 @@ def product(
     rows_for_float32: int = _ROWS_FOR_FLOAT32,  # a default, for TorchScript sees no other global
 ) -> Tensor:
     """A product of rows (N, n_in), in the part of Python that TorchScript knows. With `each_alone`, several rows get the
-    bits that each would get alone, in int8 where `rounds_each_alone`. What the other arguments are, by `kind`:
+    bits that each would get alone, in int8 if the layer `rounds_each_alone`, and for "bfloat16" if it `has_same_rows`. What
+    the other arguments are, by `kind`:
 
     - "float": `weight` (n_in, n_out), `bias` (1, n_out). "float head": `weight` (n_out, n_in), no bias.
     - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
@@ -112,10 +113,9 @@ def product(
     if each_alone and x.size(0) > 1:
         if kind in ("int8", "lifted int8"):
             return int8_product_of_each(x, packed[at], bias, other, kind == "lifted int8")
-        if kind != "bfloat16" or x.size(1) % 64:
+        if kind != "bfloat16":
             rows = [_product(row, kind, weight, bias, other, packed, at, rows_for_float32) for row in x.split(1)]
             return torch.cat(rows)
-    # Matrix units sum up 64 inputs at a time, in the same order whatever the number of rows.
     return _product(x, kind, weight, bias, other, packed, at, rows_for_float32)
 
 
@@ -146,6 +146,27 @@ def _product(
 
 
 scripted_product = Scripted(product)
+
+# By kind, shape and threads, for by these oneDNN chooses the order in which it adds up.
+_same_rows: dict[tuple[str, torch.Size, int], bool] = {}
+
+
+def has_same_rows(layer: FastLinear) -> bool:
+    """Whether what oneDNN packed gives several rows the bits that each would get alone, as matrix units often do.
+
+    Asked by one row, several times: a bias takes the result away and leaves its errors, which another order makes others.
+    """
+    key = layer.kind, layer.other.shape, torch.get_num_threads()
+    if key not in _same_rows:
+        n_in = layer.other.shape[1]
+        with torch.inference_mode():
+            row = torch.randn(1, n_in, generator=torch.Generator().manual_seed(0)).to(layer.other.dtype)
+            example = replace(layer, bias=None)
+            example.bias = -example(row)[0]
+            alone = example(row)
+            together = [example(row.expand(rows, n_in).contiguous()) for rows in (2, 3, 5, 9, 17)]  # as with drafts
+        _same_rows[key] = n_in % 64 == 0 and all(bool((rows == alone).all()) for rows in together)
+    return _same_rows[key]
 
 
 def _can_pack(weight: Tensor) -> bool:

@@ -27,6 +27,10 @@ _TINY = torch.finfo(torch.float32).tiny
 LIFT = 1024.0
 _FINEST = 6.1e-5
 
+# In units of the last place that a weight of a row can have: with sums and biases up to this, what is lost in a product in
+# float32, less the bias, over the unit, is less than half a unit. 3 * 2^-24 of the sum, and 2^-24 of the bias.
+_LARGEST_SUM = _LARGEST_BIAS = 2e6
+
 # Of so many rows, what is computed on the way to bytes stays in the processor's cache.
 ROWS_IN_CACHE = 1024
 
@@ -118,13 +122,14 @@ def int8_product_of_each(
     lift: float = LIFT,
     finest: float = _FINEST,
     tiny: float = _TINY,
+    largest_sum: float = _LARGEST_SUM,
 ) -> Tensor:
     """The bits that `int8_product` gives for each of the rows alone, where `rounds_each_alone`, and weights are read once.
 
     Steps are chosen as `ChooseQuantizationParams` in torch's `QuantUtils.h` chooses them, inputs rounded as fbgemm's
     `QuantizeAvx2` rounds them, and products come to numbers as in its `ReQuantizeForFloat`. The kernel multiplies whole
-    steps with the zero point still in them, and its result is brought back to a whole number, exact below four million,
-    from which the zero point comes off.
+    steps with the zero point still in them, and its result is brought back to a whole number, from which the zero point
+    comes off. Where that number is too large to be sure of, rows are multiplied one by one.
     """
     units, sums = units_and_sums.unbind()
     low, high = x.amin(1, keepdim=True).clamp_max_(0).double(), x.amax(1, keepdim=True).clamp_min_(0)
@@ -136,7 +141,11 @@ def int8_product_of_each(
     y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(steps, 1.0, 0, packed)
     if bias is not None:
         y -= bias
-    y.div_(units).round_().addcmul_(zero, sums, value=-1)
+    y.div_(units).round_()
+    least, greatest = y.aminmax()
+    if not (least.item() > -largest_sum and greatest.item() < largest_sum):
+        return torch.cat([int8_product(row, packed, bias, is_lifted) for row in x.split(1)])
+    y.addcmul_(zero, sums, value=-1)
     if not is_lifted:
         step *= lift
     return y.mul_(step * units) if bias is None else torch.addcmul(bias, y, step * units)
@@ -184,6 +193,12 @@ class Int8Linear(nn.Module):
             self._packed = (state, _pack(self.weight_int8, self.scale, self.bias, engine))
             self._units_and_sums = None
         return self._packed[1]
+
+    def rounds_each_alone(self) -> bool:
+        """Whether `int8_product_of_each` keeps its promise for this layer: not with a bias beside which weights vanish."""
+        return rounds_each_alone() and (
+            self.bias is None or bool((self.bias.abs() * LIFT <= _LARGEST_BIAS * self.scale).all())
+        )
 
     def units_and_sums(self) -> Tensor:
         """What `int8_product_of_each` wants of the packed weights, (2, n_out): their scales, and sums of their rows."""

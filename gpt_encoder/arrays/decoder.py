@@ -70,22 +70,23 @@ class ArrayDecoder:
         # Where a word does not hold all, its second part has one of its own.
         longer = np.flatnonzero(bits > 8 * _WORD)
         longer_at = targets[longer]
-        for words, bits in reversed(parts):
-            second_at = longer_at + (bits[2 * longer] >> 3)
-            writes.append((second_at, words[2 * longer + 1]))
+        for part_words, part_bits in reversed(parts):
+            second_at = longer_at + (part_bits[2 * longer] >> 3)
+            writes.append((second_at, part_words[2 * longer + 1]))
             halves, halves_at = np.stack([2 * longer, 2 * longer + 1], 1), np.stack([longer_at, second_at], 1)
-            is_longer = bits[halves] > 8 * _WORD
+            is_longer = part_bits[halves] > 8 * _WORD
             longer, longer_at = halves[is_longer], halves_at[is_longer]
 
         data = bytearray(int(ends[-1]) + _WORD)
         at_byte = _places(data)
         # What is behind comes first: what is too much of it is then written over, too.
-        lengths, begins = bits[longer] >> 3, self._begins[ids[longer]]
-        for behind in range(_WORD, int(lengths.max(initial=0)), _WORD):
-            more = lengths > behind
+        long_ids = ids[longer]
+        n_bytes, begins = self._bits[long_ids] >> 3, self._begins[long_ids]
+        for behind in range(_WORD, int(n_bytes.max(initial=0)), _WORD):
+            more = n_bytes > behind
             at_byte[longer_at[more] + behind] = self._bytes[begins[more] + behind]
-        for targets, words in reversed(writes):
-            at_byte[targets] = words.astype("<i8", copy=False).view(at_byte.dtype)  # NumPy puts them down in this order
+        for places, written in reversed(writes):
+            at_byte[places] = written.astype("<i8", copy=False).view(at_byte.dtype)  # NumPy puts them down in this order
         return memoryview(data)[:-_WORD]
 
 

@@ -29,8 +29,11 @@ def test_unknown_dtypes(name: object) -> None:
 
 def test_matrix_units_that_onednn_must_not_use_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     for limit, has_them in (("AVX2", False), ("avx512_core_bf16", False), ("AVX512_CORE_AMX", True), ("DEFAULT", True)):
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-        assert has_matrix_units() is has_them
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+        for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, limit)
+                assert has_matrix_units() is has_them
     assert has_matrix_units()

@@ -9,7 +9,7 @@ from gpt2 import GPT2, KVCache, packed_linear
 from gpt2.decode_plan import DecodePlan
 from gpt2.device import has_matrix_units
 from gpt2.model import Conv1D, TokenEmbedding
-from gpt2.packed_linear import fast_head, fast_linear, state_of
+from gpt2.packed_linear import fast_head, fast_linear, has_same_rows, state_of
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 
@@ -33,18 +33,49 @@ def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool, monkeypatch: p
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("n_in", [24, 30, 64, 192, 320])
+@pytest.mark.parametrize("n_in", [24, 30, 64, 192, 5120])
 @pytest.mark.parametrize("has_amx", [False, True])
-def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx: bool, monkeypatch) -> None:
-    """Matrix units need whole steps of 64 inputs for it, and all other kernels one row at a time."""
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx: bool, n_threads: int, monkeypatch) -> None:
+    """By matrix units those that are said to have them, by all other kernels one row at a time. Sums cancel out, so that
+    what is left is what the order of adding makes of them."""
     has_amx &= has_matrix_units()
     monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: has_amx)
-    x = torch.randn(17, n_in).to(dtype)
-    for layer in (bfloat16_layer(n_in, 3 * n_in).to(dtype), TokenEmbedding(101, n_in).to(dtype)):
-        linear = fast_linear(layer) if isinstance(layer, Conv1D) else fast_head(layer)
-        alone = torch.cat([linear(row) for row in x.split(1)])
-        for rows in (2, 3, 8, 17):
-            assert torch.equal(linear(x[:rows], each_alone=True), alone[:rows])
+    half, pairs = torch.randn(17, n_in // 2), torch.randperm(n_in // 2)
+    x = torch.cat([half, half[:, pairs]], 1).to(dtype)
+    n_threads_before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        for layer in (bfloat16_layer(n_in, 1280).to(dtype), TokenEmbedding(101, n_in).to(dtype)):
+            with torch.no_grad():
+                inputs = layer.weight if isinstance(layer, Conv1D) else layer.weight.t()
+                inputs[n_in // 2 :] = -inputs[: n_in // 2][pairs]
+            linear = fast_linear(layer) if isinstance(layer, Conv1D) else fast_head(layer)
+            if linear.kind == "bfloat16" and not has_same_rows(linear):
+                linear.kind = "bfloat16 or float32"
+            alone = torch.cat([linear(row) for row in x.split(1)])
+            for rows in (2, 3, 5, 9, 17):
+                assert torch.equal(linear(x[:rows], each_alone=True), alone[:rows])
+    finally:
+        torch.set_num_threads(n_threads_before)
+
+
+def test_products_that_differ_by_rows_are_multiplied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(GPT2Config(vocab_size=50, n_positions=20, n_embd=64, n_layer=2, n_head=2), dtype=torch.bfloat16)
+    if fast_head(model.wte).kind != "bfloat16":
+        pytest.skip("this processor has no matrix units")
+    assert DecodePlan(model)._alone[1].kind == "bfloat16"
+    monkeypatch.setattr("gpt2.decode_plan.has_same_rows", lambda layer: False)
+    plan, ids, states = DecodePlan(model), torch.arange(12)[None], []
+    assert plan._alone[1].kind == "bfloat16 or float32"
+    with torch.inference_mode():
+        for ends in (range(1, 13), (1, 12)):
+            cache, done = KVCache(model.config, dtype=torch.bfloat16), 0
+            for end in ends:
+                hidden = plan.hidden_states(ids[:, done:end], attention_mask=None, kv_cache=cache, each_alone=True)
+                done = end
+            states.append(plan.logits(hidden[0], each_alone=True)[-1])
+    assert torch.equal(*states)
 
 
 def test_a_processor_that_cannot_pack_bfloat16_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:

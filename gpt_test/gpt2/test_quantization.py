@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache, quantization
+from gpt2.decode_plan import DecodePlan
 from gpt2.evaluation import evaluate
 from gpt2.finetuning.lora import add_lora
 from gpt2.model_folder import locate_model
@@ -95,6 +96,26 @@ def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: 
     packed = layer.packed_weight()
     alone = torch.cat([int8_product(row, packed, bias, is_lifted) for row in x.split(1)])
     assert torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, is_lifted), alone)
+
+
+@pytest.mark.parametrize("n_in", [90, 3072])
+def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) -> None:
+    if not quantization.rounds_each_alone():
+        pytest.skip("this torch has other operators")
+    layer = Int8Linear(torch.randint(60, 128, (40, n_in), dtype=torch.int8), torch.rand(40) + 0.01, torch.randn(40))
+    x, packed = torch.rand(5, n_in), layer.packed_weight()
+    alone = torch.cat([int8_product(row, packed, layer.bias, False) for row in x.split(1)])
+    assert torch.equal(int8_product_of_each(x, packed, layer.bias, layer.units_and_sums(), False), alone)
+
+
+def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> None:
+    if not quantization.rounds_each_alone():
+        pytest.skip("this torch has other operators")
+    model = int8_copy(small_model)
+    assert DecodePlan(model).takes_drafts
+    layer = model.h[1].mlp.c_fc
+    layer.bias[3] = 1e4 * layer.scale[3]
+    assert not layer.rounds_each_alone() and not DecodePlan(model).takes_drafts
 
 
 def test_on_common_processors_they_have() -> None:

@@ -84,7 +84,7 @@ class DecodePlan:
         self.computes_each_alone = is_coarse(model.wpe.weight)
         if self._is_int8:
             int8_layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
-            self.computes_each_alone = all(layer.rounds_each_alone() for layer in int8_layers)
+            self.computes_each_alone = all(layer.units_and_sums() is not None for layer in int8_layers)
         self._first_layers = layers[0]
         self._has_int8_head = row_scales is not None and self._is_int8
 

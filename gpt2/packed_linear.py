@@ -56,8 +56,9 @@ def fast_linear(layer: Conv1D | Int8Linear, *, is_lifted: bool = False) -> FastL
         if packed is None:
             scale = layer.scale / LIFT if is_lifted else layer.scale
             return FastLinear("plain int8", layer.weight_int8, layer.bias, scale, [])
-        units_and_sums = layer.units_and_sums() if layer.rounds_each_alone() else layer.scale
-        return FastLinear("lifted int8" if is_lifted else "int8", layer.weight_int8, layer.bias, units_and_sums, [packed])
+        units_and_sums = layer.units_and_sums()
+        other = layer.scale if units_and_sums is None else units_and_sums
+        return FastLinear("lifted int8" if is_lifted else "int8", layer.weight_int8, layer.bias, other, [packed])
     if _can_pack(layer.weight):
         return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach())
     # A bias that is a row of a matrix is added to a single row a little faster, to the same bits.
@@ -100,7 +101,7 @@ def product(
     rows_for_float32: int = _ROWS_FOR_FLOAT32,  # a default, for TorchScript sees no other global
 ) -> Tensor:
     """A product of rows (N, n_in), in the part of Python that TorchScript knows. With `each_alone`, several rows get the
-    bits that each would get alone, in int8 if the layer `rounds_each_alone`, and for "bfloat16" if it `has_same_rows`. What
+    bits that each would get alone, in int8 if the layer has `units_and_sums`, and for "bfloat16" if it `has_same_rows`. What
     the other arguments are, by `kind`:
 
     - "float": `weight` (n_in, n_out), `bias` (1, n_out). "float head": `weight` (n_out, n_in), no bias.

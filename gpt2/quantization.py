@@ -170,7 +170,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self._packed: tuple[object, torch.ScriptObject] | None = None  # with what it was made of
-        self._units_and_sums: Tensor | None = None  # of what is packed
+        self._units_and_sums: tuple[torch.ScriptObject | None, Tensor | None] | None = None  # with what is packed
 
     def forward(self, x: Tensor) -> Tensor:
         packed, rows = self.packed_weight(), x.reshape(-1, x.shape[-1])
@@ -191,26 +191,28 @@ class Int8Linear(nn.Module):
             if engine is None:
                 return None
             self._packed = (state, _pack(self.weight_int8, self.scale, self.bias, engine))
-            self._units_and_sums = None
         return self._packed[1]
 
-    def rounds_each_alone(self) -> bool:
-        """Whether `int8_product_of_each` keeps its promise for this layer: not with a bias beside which weights vanish."""
-        return rounds_each_alone() and (
-            self.bias is None or bool((self.bias.abs() * LIFT <= _LARGEST_BIAS * self.scale).all())
-        )
+    def units_and_sums(self) -> Tensor | None:
+        """What `int8_product_of_each` wants of the packed weights, (2, n_out): their scales, and sums of their rows.
 
-    def units_and_sums(self) -> Tensor:
-        """What `int8_product_of_each` wants of the packed weights, (2, n_out): their scales, and sums of their rows."""
+        None where it would not keep its promise: with other kernels, and with a bias beside which weights vanish.
+        """
         packed = self.packed_weight()
-        if self._units_and_sums is None:
-            units = (self.scale.double() / LIFT).float()
-            ones = torch.ones(1, self.weight_int8.shape[1], dtype=torch.float32, device="cpu")
-            sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, 1.0, 0, packed)
-            if self.bias is not None:
-                sums -= self.bias
-            self._units_and_sums = torch.stack([units, sums[0].div_(units).round_()])
-        return self._units_and_sums
+        if self._units_and_sums is None or self._units_and_sums[0] is not packed:
+            can_have = packed is not None and rounds_each_alone()
+            self._units_and_sums = packed, self._find_units_and_sums(packed) if can_have else None
+        return self._units_and_sums[1]
+
+    def _find_units_and_sums(self, packed: torch.ScriptObject | None) -> Tensor | None:
+        units = (self.scale.double() / LIFT).float()
+        if self.bias is not None and bool((self.bias.abs() > _LARGEST_BIAS * units).any()):
+            return None
+        ones = torch.ones(1, self.weight_int8.shape[1], dtype=torch.float32, device="cpu")
+        sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, 1.0, 0, packed)
+        if self.bias is not None:
+            sums -= self.bias
+        return torch.stack([units, sums[0].div_(units).round_()])
 
 
 class Int8Embedding(Int8Linear):
@@ -250,7 +252,9 @@ def _rounds_alike() -> bool:
     scale, bias = torch.rand(2, 150, dtype=torch.float32, generator=numbers, device="cpu")
     layer = Int8Linear(weight, scale + 0.1, bias)
     x = torch.randn(9, 90, dtype=torch.float32, generator=numbers, device="cpu") * 100
-    packed, units_and_sums = layer.packed_weight(), layer.units_and_sums()
+    packed = layer.packed_weight()
+    units_and_sums = layer._find_units_and_sums(packed)
+    assert units_and_sums is not None  # with a bias as small as this
     alone = torch.cat([int8_product(row, packed, bias, True) for row in x.split(1)])
     return torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, True), alone)
 

@@ -115,7 +115,7 @@ def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> N
     assert DecodePlan(model).takes_drafts
     layer = model.h[1].mlp.c_fc
     layer.bias[3] = 1e4 * layer.scale[3]
-    assert not layer.rounds_each_alone() and not DecodePlan(model).takes_drafts
+    assert layer.units_and_sums() is None and not DecodePlan(model).takes_drafts
 
 
 def test_on_common_processors_they_have() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache
 from gpt2.decode_plan import DecodePlan
 from gpt2.decoder import Decoder, Window
 from gpt2.model import Conv1D
-from gpt2.quantization import quantize_int8
+from gpt2.quantization import Int8Linear, quantize_int8, rounds_each_alone
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 from gpt_test.gpt2.test_model import configs, ids_for
@@ -46,10 +46,13 @@ def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config,
 @settings(max_examples=25)
 def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: GPT2Config, data: st.DataObject) -> None:
     """The same bits, with padding before them or without."""
+    if dtype == "int8" and not rounds_each_alone():
+        pytest.skip("this processor has no such instructions, or this torch no such operator")
     model = random_model(config)
     model = quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
-    if not DecodePlan(model).computes_each_alone:
-        pytest.skip("torch rounds otherwise on this processor, and nothing is guessed for")
+    if dtype == "int8":  # beside the bias of a row of one input, for example, its weight may vanish
+        assume(all(layer.units_and_sums() is not None for layer in model.modules() if isinstance(layer, Int8Linear)))
+    assert DecodePlan(model).computes_each_alone
     n = config.n_positions
     ids, past = ids_for(config, 1, n), data.draw(st.integers(1, n))
     is_padded = past > 1 and data.draw(st.booleans())

@@ -22,7 +22,7 @@ from gpt_test.conftest import random_model
 pytestmark = [
     pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no such operator"),
     # Older processors add products of bytes up in 16 bits, which steps up to 127 do not fit into.
-    pytest.mark.skipif(not getattr(torch.cpu, "_is_vnni_supported", lambda: False)(), reason="needs a CPU with VNNI"),
+    pytest.mark.skipif(not getattr(torch.cpu, "_is_vnni_supported", lambda: False)(), reason="this processor has no VNNI"),
 ]
 
 

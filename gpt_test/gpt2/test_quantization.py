@@ -84,7 +84,7 @@ def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
 def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: int, seed: int, data: st.DataObject) -> None:
     """Of any size and sign, and of zeros too. In common steps, some would be wrong by a hundredth."""
     if not quantization.rounds_each_alone():
-        pytest.skip("this torch has other operators")
+        pytest.skip("this processor has no such instructions, or this torch no such operator")
     torch.manual_seed(seed)
     bias, is_lifted = torch.randn(n_out) if data.draw(st.booleans()) else None, data.draw(st.booleans())
     layer = Int8Linear(torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8), torch.rand(n_out) + 0.01, bias)
@@ -101,7 +101,7 @@ def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: 
 @pytest.mark.parametrize("n_in", [90, 3072])
 def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) -> None:
     if not quantization.rounds_each_alone():
-        pytest.skip("this torch has other operators")
+        pytest.skip("this processor has no such instructions, or this torch no such operator")
     layer = Int8Linear(torch.randint(60, 128, (40, n_in), dtype=torch.int8), torch.rand(40) + 0.01, torch.randn(40))
     x, packed = torch.rand(5, n_in), layer.packed_weight()
     alone = torch.cat([int8_product(row, packed, layer.bias, False) for row in x.split(1)])
@@ -110,7 +110,7 @@ def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) ->
 
 def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> None:
     if not quantization.rounds_each_alone():
-        pytest.skip("this torch has other operators")
+        pytest.skip("this processor has no such instructions, or this torch no such operator")
     model = int8_copy(small_model)
     assert DecodePlan(model).takes_drafts
     layer = model.h[1].mlp.c_fc

@@ -16,27 +16,29 @@ TOKENS = {3 * place: bytes([65 + place]) * length for place, length in enumerate
 @given(
     ids=st.lists(st.sampled_from(list(TOKENS)), max_size=60) | st.lists(st.sampled_from([0, 3, 9, 12, 30]), max_size=99),
     block=st.integers(1, 70),
-    n_joins=st.integers(0, 2),
+    n_joins=st.sampled_from([0, 2, 3]),
 )
 @example([0], 1, 0)
 @example([27, 0, 27, 30, 27, 3, 6], 3, 0)
 @example([27, 27, 27, 0, 30, 12, 12, 6, 3], 3, 2)
+@example([0, 0, 9, 0, 0, 0, 0, 0, 27, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9], 12, 3)
 def test_any_ids(ids: list[int], block: int, n_joins: int) -> None:
-    """One at a time, in twos and in fours, whatever they are best for."""
+    """One at a time, in fours and in eights, whatever they are best for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "_BLOCK", block)
+        patch.setattr(decoder, "_BYTES_FOR_EIGHTS", 999 if n_joins == 3 else 0)
         patch.setattr(decoder, "_BYTES_FOR_FOURS", 999 if n_joins == 2 else 0)
-        patch.setattr(decoder, "_BYTES_FOR_TWOS", 999 if n_joins == 1 else 0)
         assert ArrayDecoder(TOKENS).decode(ids) == b"".join(map(TOKENS.__getitem__, ids))
 
 
 @pytest.mark.filterwarnings("error")
 def test_short_tokens_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(ArrayDecoder, "_decode_block", lambda _, ids, n_joins: seen.append(n_joins) or b"")
+    monkeypatch.setattr(ArrayDecoder, "_joined", lambda _, ids, n_joins: seen.append(n_joins) or b"")
+    monkeypatch.setattr(ArrayDecoder, "_one_by_one", lambda _, ids: seen.append(0) or b"")
     for ids in ([0] * 9, [0, 3] * 9, [3] * 9, [6] * 9, [0] * 9000 + [6] * 9000, []):
         ArrayDecoder(TOKENS).decode(ids)
-    assert seen == [2, 2, 1, 0, 0, 0]
+    assert seen == [3, 3, 2, 0, 0, 0]
 
 
 @pytest.mark.parametrize("wrong", [-1, 1, 2, 31, 2**31, 2**32, 2**63, 2**64 - 1, 2**64, -(2**40), 0.5, None, "0", [0]])

@@ -5,6 +5,7 @@ It gives the ids that the plain modules give, and is held against them; nothing 
 
 from __future__ import annotations
 
+from array import array
 from typing import TypeAlias
 
 import numpy as np
@@ -16,3 +17,10 @@ Ids: TypeAlias = npt.NDArray[np.int32]
 Numbers: TypeAlias = npt.NDArray[np.int64]
 Points: TypeAlias = npt.NDArray[np.uint32]
 Words: TypeAlias = npt.NDArray[np.uint64]
+
+
+def from_list(ints: list[int]) -> npt.NDArray[np.uint32]:
+    """`ints` in an array, sooner than NumPy does it. OverflowError or TypeError for what is no 32-bit unsigned int."""
+    numbers = array("I")
+    numbers.fromlist(ints)  # `array("I", ints)` would count a reference to each and take half as long again
+    return np.frombuffer(numbers, np.uint32)

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from gpt_encoder.arrays import Bytes, Ids, Numbers
+from gpt_encoder.arrays import Bytes, Ids, Numbers, from_list
 from gpt_encoder.byte_pair import Pair
 
 # So many pieces are merged together, of lengths as like as can be, for a short one among long ones is mostly padding.
@@ -32,8 +32,11 @@ class BatchMerger:
         order = np.argsort(_key(left, right))
         self._keys = np.append(_key(left, right)[order], np.iinfo(np.int64).max)
         self._ranks = np.append(ranks[order], _MAX_RANKS).astype(np.int32)
-        pairs_of_bytes = np.repeat(self._byte_ids, 256), np.tile(self._byte_ids, 256)
-        self._rank_of_bytes = self._rank(*pairs_of_bytes).reshape(256, 256)
+        byte_of_id = np.full(self.n_ids, -1, np.int32)
+        byte_of_id[byte_ids] = np.arange(256)
+        of_bytes = (byte_of_id[left] >= 0) & (byte_of_id[right] >= 0)
+        self._rank_of_bytes = np.full((256, 256), _MAX_RANKS, np.int32)
+        self._rank_of_bytes[byte_of_id[left[of_bytes]], byte_of_id[right[of_bytes]]] = ranks[of_bytes]
 
     @classmethod
     def of(cls, ranks: Mapping[Pair, int], merged_ids: Sequence[int], byte_ids: Sequence[int]) -> BatchMerger | None:
@@ -43,9 +46,13 @@ class BatchMerger:
         where no pair ranks before a merge that makes one of its ids, for then no new pair comes before the others of the
         rank that made it. So it is in every vocabulary that was ever learned. None also for ids that no table could have.
         """
-        left, right = np.fromiter(chain.from_iterable(ranks), np.int64, 2 * len(ranks)).reshape(-1, 2).T
-        rank_of_pair = np.fromiter(ranks.values(), np.int64, len(ranks))
-        merged, of_bytes = np.array(merged_ids, np.int64), np.array(byte_ids, np.int64)
+        try:
+            pairs = from_list(list(chain.from_iterable(ranks))).astype(np.int64)
+            numbers = (from_list(list(ints)).astype(np.int64) for ints in (ranks.values(), merged_ids, byte_ids))
+            rank_of_pair, merged, of_bytes = numbers
+        except OverflowError:
+            return None
+        left, right = pairs.reshape(-1, 2).T
         largest = max(int(ids.max(initial=0)) for ids in (left, right, merged, of_bytes))
         if largest >= _MAX_IDS or len(merged) >= _MAX_RANKS:
             return None

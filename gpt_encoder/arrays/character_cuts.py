@@ -34,9 +34,10 @@ class CharacterCuts:
         for table in (self._in_front, self._behind):
             table[:0x80] |= _ASCII
             table[_BEYOND] = np.uint32(0xFFFFFFFF)
+        first_bytes = _first_bytes(np.arange(_BEYOND, dtype=np.uint32))
         for front, back in {pair for token in tokens if not token.isascii() for pair in _neighbours(token)}:
             fronts, backs = _ending(front), _beginning(back)
-            bits = np.uint32(8) << ((7 * _first_bytes(fronts) + back[0]) % _FREE_BITS).astype(np.uint32)
+            bits = np.uint32(8) << ((7 * first_bytes[fronts] + back[0]) % _FREE_BITS)
             self._in_front[fronts] |= bits
             self._behind[backs] |= np.bitwise_or.reduce(bits)
 
@@ -88,6 +89,6 @@ def _beginning(head: bytes) -> Numbers:
     return np.arange(bits << free, (bits + 1) << free)
 
 
-def _first_bytes(points: Numbers) -> Numbers:
+def _first_bytes(points: Points) -> Points:
     """The first byte of each code point's UTF-8, in the basic plane."""
     return np.where(points < 0x80, points, np.where(points < 0x800, 0xC0 | points >> 6, 0xE0 | points >> 12))

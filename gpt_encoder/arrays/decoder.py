@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+
+from gpt_encoder.arrays import from_list
 
 # Bytes are copied eight at a time, as words, more than most tokens have: what is too much comes to lie where the next token
 # begins, and is written over by that.
@@ -40,12 +41,10 @@ class ArrayDecoder:
 
     def decode(self, ids: list[int]) -> bytes | None:
         """The bytes of `ids`; None if one of them is no int, is not in the vocabulary, or is very large."""
-        in_array = array("I")
         try:
-            in_array.fromlist(ids)  # `array("I", ids)` would count a reference to each and take half as long again
+            numbers = from_list(ids)
         except (OverflowError, TypeError):
             return None
-        numbers = np.frombuffer(in_array, np.uint32)
         if numbers.max(initial=0) >= self._n_ids or (self._has_gaps and self._is_missing[numbers].any()):
             return None
         sample = self._bits[numbers[:: len(ids) // _SAMPLE + 1]]

@@ -25,7 +25,7 @@ class HashTable:
         self.n_keys = 0
         self.keys = np.zeros((n_words, max_keys + 1), np.uint64)
         self.keys[:, 0] = np.iinfo(np.uint64).max
-        slot_bits = (2 * max_keys).bit_length()  # at most half of the slots are taken
+        slot_bits = (2 * max_keys - 1).bit_length()  # at most half of the slots are taken
         self._shift = np.uint64(64 - slot_bits)
         self._number_in_slot = np.zeros(1 << slot_bits, np.int32)
 

@@ -47,6 +47,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_any_text_in_windows_of_any_length(openai_tokenizer: GPT2Tokenizer, learned, text: str, window: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "_WINDOW", window)
+        patch.setattr(encoder, "_WINDOW_BEYOND_ASCII", 1 + window // 2)
+        patch.setattr(encoder, "_SAMPLE", 3)
         for tokenizer in (openai_tokenizer, learned):
             assert tokenizer._array_encoder.encode(text) == plain_ids(tokenizer, text)
 
@@ -158,9 +160,10 @@ def test_very_long_pieces_are_not_kept(openai_tokenizer: GPT2Tokenizer, monkeypa
     assert len(array_encoder._pool._ids) <= 20
 
 
-def test_windows_stay_small(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("script", ["ASCII", "another"])
+def test_windows_stay_small(script: str, openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a piece longer than a window needs a longer one; those behind it are as before."""
-    monkeypatch.setattr(encoder, "_WINDOW", 100)
+    monkeypatch.setattr(encoder, "_WINDOW" if script == "ASCII" else "_WINDOW_BEYOND_ASCII", 100)
     windows: list[int] = []
     cutter = openai_tokenizer._array_encoder._cutter
     cut = cutter.cut_window
@@ -168,6 +171,8 @@ def test_windows_stay_small(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest
         cutter, "cut_window", lambda window, is_last: windows.append(len(window)) or cut(window, is_last=is_last)
     )
     text = " word" * 100 + "=" * 300 + " word" * 100
+    if script == "another":
+        text = text.translate({ord("w"): "щ", ord("o"): "п", ord("r"): "т", ord("d"): "д", ord("="): "、"})
     assert openai_tokenizer._array_encoder.encode(text) == plain_ids(openai_tokenizer, text)
     assert windows.count(100) > 10 and set(windows[:-1]) == {100, 200, 400} and windows.count(400) == 1
 

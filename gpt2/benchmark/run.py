@@ -35,10 +35,18 @@ class Bench:
         return 0.0 if self.settings.threads == 1 else 0.25
 
 
-def run_benchmark(settings: Settings, name: str | None, preset: str, texts: Texts, say: Say) -> Results:
+def run_benchmark(
+    settings: Settings,
+    name: str | None,
+    preset: str,
+    texts: Texts,
+    say: Say,
+    show_unfinished: Callable[[Results], object] = lambda results: None,
+) -> Results:
     """Measure what `settings` ask for on the model `name`, or on random weights in the shape of `preset`.
 
     ConfigError or InputError if they do not fit the model. What goes wrong with an engine is noted and the rest goes on.
+    Where Ctrl-C or SIGTERM ends the process, `show_unfinished` is called before, if anything was measured.
     """
     import torch
 
@@ -49,8 +57,14 @@ def run_benchmark(settings: Settings, name: str | None, preset: str, texts: Text
     )
     results.settings["texts"] = texts.described()
     settings = dataclasses.replace(settings, peers=_installed_peers(settings.peers, results))
+
+    def last_words() -> None:
+        if results.rows:
+            results.leave_out("what follows", "all", "", LeftOutError("stopped by a signal"))
+            show_unfinished(results)
+
     try:
-        with temporary_folder() as work:
+        with temporary_folder(last_words) as work:
             _run_sections(Bench(settings, _subject(settings, name, preset, work, say), texts, results, say))
     finally:
         torch.set_num_threads(threads)

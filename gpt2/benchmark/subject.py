@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,8 +77,11 @@ def is_preset(size: str) -> bool:
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards, and also when Ctrl-C or SIGTERM ends the process: it may hold gigabytes."""
+def temporary_folder(last_words: Callable[[], object] = lambda: None) -> Iterator[Path]:
+    """A folder that is gone afterwards, and also when Ctrl-C or SIGTERM ends the process: it may hold gigabytes.
+
+    `last_words` is called before such an end.
+    """
     try:
         folder = Path(tempfile.mkdtemp(prefix="gpt2-benchmark-"))
     except OSError as error:
@@ -87,6 +90,7 @@ def temporary_folder() -> Iterator[Path]:
     def end(number: int, frame: FrameType | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         signal.signal(number, signal.SIG_DFL)
+        last_words()
         os.kill(os.getpid(), number)  # as if it had not been caught: no exception could get lost in a library
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.model_folder import locate_model
 from gpt_config.errors import ConfigError
 from gpt_config.model_config import PRESETS
+
+if TYPE_CHECKING:
+    from gpt2.benchmark.results import Results
 
 _DEFAULTS = Settings()
 
@@ -70,12 +73,16 @@ def benchmark(**options: Any) -> None:
     picture = Path(options["plot_file"]) if options["plot_file"] is not None else None
     if picture is not None:
         check_plot(picture)
+
+    def show(results: Results) -> None:
+        for line in table(results):
+            click.echo(line)
+        click.echo(json.dumps(results.to_dict()))
+
     results = run_benchmark(
-        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True)
+        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True), show
     )  # fmt: skip
-    for line in table(results):
-        click.echo(line)
-    click.echo(json.dumps(results.to_dict()))
+    show(results)
     if picture is not None:  # last: if it cannot be written, an hour's figures are not lost
         plot(results, picture)
 

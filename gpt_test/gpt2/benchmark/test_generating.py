@@ -212,6 +212,39 @@ def test_a_signal_leaves_no_temporary_folder(number: signal.Signals, tmp_path: P
     assert str(tmp_path) in result.stdout and not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
+def test_a_signal_does_not_lose_what_was_measured(small_folder: Path, tmp_path: Path) -> None:
+    """Here it comes with the second section; a first one ends silently."""
+    (tmp_path / "story.txt").write_text("the cat sat " * 20)
+    code = (
+        "import os, sys\nimport gpt2.benchmark.training\nfrom gpt2.cli import main\n"
+        "gpt2.benchmark.training.training = lambda bench: os.kill(os.getpid(), 2)\n"
+        "main(sys.argv[1:])\n"
+    )
+    options = [
+        "--from_pretrained",
+        small_folder,
+        "--text",
+        tmp_path / "story.txt",
+        "--peers",
+        "none",
+        "--rounds",
+        1,
+        "--train_context",
+        8,
+    ]
+    for sections, measured in (("tokenizer,training", {"tokenizer"}), ("training", None)):
+        command = [sys.executable, "-c", code, "benchmark", *map(str, options), "--sections", sections]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == -signal.SIGINT and "Traceback" not in result.stderr
+        if measured is None:
+            assert not result.stdout
+            continue
+        values = json.loads(result.stdout.splitlines()[-1])
+        assert {row["section"] for row in values["rows"]} == measured
+        assert [item["reason"] for item in values["left_out"]] == ["stopped by a signal"]
+
+
 def test_an_error_leaves_no_temporary_folder(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     settings = Settings(sections=("decode",), peers=(), prompt_tokens=40)

@@ -45,7 +45,12 @@ def load_model(
         return load_fastest(name_or_folder, device=device)
     if dtype == "int8":
         model = load_model(name_or_folder, dtype="float32")
-        return (model if is_int8(model) else quantize_int8(model)).to(resolve_device(device))
+        if not is_int8(model):
+            quantize_int8(model)
+            for tensor in (*model.parameters(), *model.buffers()):  # what is left of the file, which would keep all of it
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.clone()
+        return model.to(resolve_device(device))
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     folder = locate_model(name_or_folder)
     if is_adapter_folder(folder):

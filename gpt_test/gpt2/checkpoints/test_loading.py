@@ -284,14 +284,24 @@ def test_a_file_is_not_a_folder(folder: Path) -> None:
 def test_weights_are_views_of_the_file(folder: Path) -> None:
     """So loading copies nothing: the parameters lie in a mapping of model.safetensors."""
     model = GPT2.from_pretrained(folder)
+    address = model.wte.weight.data_ptr()
+    assert any(low <= address < high for low, high in mappings_of(folder / "model.safetensors"))
+
+
+def test_in_int8_nothing_of_the_file_is_kept(folder: Path) -> None:
+    """A bias that is a view of it would keep four times the memory that the weights take."""
+    model = GPT2.from_pretrained(folder, dtype="int8")
+    assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=2).shape == (1, 4)
+    assert not mappings_of(folder / "model.safetensors")
+
+
+def mappings_of(path: Path) -> list[tuple[int, int]]:
+    """Where this process has the file mapped."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("no /proc on this system to look at mappings")
-    ranges = [
-        line.split()[0].split("-") for line in maps.read_text().splitlines() if str(folder / "model.safetensors") in line
-    ]
-    address = model.wte.weight.data_ptr()
-    assert any(int(low, 16) <= address < int(high, 16) for low, high in ranges)
+    ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(path) in line]
+    return [(int(low, 16), int(high, 16)) for low, high in ranges]
 
 
 @pytest.mark.slow

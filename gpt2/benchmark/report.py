@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _NUMBERS = {"prefill": "prompt", "batch": "rows", "scaling": "context"}
 _COLORS = {OURS: "tab:blue", "memory": "tab:gray", "transformers": "tab:orange", "ctranslate2": "tab:green"}
 _OTHER_COLOR = "tab:purple"
+_STYLES = ("-", "--", ":", "-.")
 PLOT_FORMATS = ("png", "svg", "pdf")
 
 
@@ -150,9 +152,12 @@ def _draw_bars(axes: Axes, rows: list[Row]) -> None:
 
 
 def _draw_lines(axes: Axes, rows: list[Row]) -> None:
-    for name in dict.fromkeys(f"{row.setting}: {_name(row)}" for row in rows):
-        points = [(row.number, row.value.median) for row in rows if row.value and f"{row.setting}: {_name(row)}" == name]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, linewidth=1)
+    sizes, names = list(dict.fromkeys(row.setting for row in rows)), list(dict.fromkeys(map(_name, rows)))
+    for size, name in product(sizes, names):
+        points = [(row.number, row.value.median) for row in rows if row.value and (row.setting, _name(row)) == (size, name)]
+        if points:
+            color, style = f"C{sizes.index(size) % 10}", _STYLES[names.index(name) % len(_STYLES)]
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=style, marker=".", label=f"{size}: {name}")
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel(rows[0].unit)
     axes.set_yscale("log")

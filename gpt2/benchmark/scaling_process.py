@@ -20,8 +20,9 @@ from gpt2.benchmark.results import LeftOutError
 from gpt2.benchmark.subject import Subject, is_preset, make_subject
 from gpt_config.errors import GPT2Error
 
-# Tokens that are made at a context, so that one is timed: their cost differs by less than the noise.
-_TOKENS = 8
+# Tokens that are made at a context, so that one is timed: their cost differs by less than the noise, of which that of the
+# prompt's time is shared among them.
+_TOKENS = 24
 
 
 def make(*, size: str, work: str, seed: int) -> dict[str, Any]:

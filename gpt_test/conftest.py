@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from gpt2 import GPT2
+from gpt2 import GPT2, quantization
 from gpt_config import GPT2Config
 from gpt_encoder import GPT2Tokenizer, train_bpe
 
@@ -95,6 +95,14 @@ def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.f
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(centre + 0.15 * noise)
     return model.eval()
+
+
+def skip_unless_rows_are_rounded_alone() -> None:
+    """Of products in int8."""
+    if not quantization.multiplies_given_steps():
+        pytest.skip("this torch has no such operator")
+    if not quantization.rounds_each_alone():
+        pytest.skip("this processor rounds otherwise")
 
 
 def transformers_twin(model: GPT2):

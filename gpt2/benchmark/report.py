@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2.benchmark.measure import Spread
-from gpt2.benchmark.results import Results, Row
+from gpt2.benchmark.results import Entrant, Results, Row
 from gpt2.benchmark.settings import OURS, SECTIONS
 from gpt_config.atomic_write import atomic_write
 from gpt_config.errors import InputError
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 _NUMBERS = {"prefill": "prompt", "batch": "rows", "scaling": "context"}
 _COLORS = {OURS: "tab:blue", "memory": "tab:gray", "transformers": "tab:orange", "ctranslate2": "tab:green"}
 _OTHER_COLOR = "tab:purple"
-_STYLES = ("-", "--", ":", "-.")
+# Of lines, sizes have colours, engines have marks, and dtypes have strokes.
+_MARKERS, _STYLES = (".", "x", "+", "^", "s"), ("-", "--", ":", "-.")
 PLOT_FORMATS = ("png", "svg", "pdf")
 
 
@@ -152,12 +152,21 @@ def _draw_bars(axes: Axes, rows: list[Row]) -> None:
 
 
 def _draw_lines(axes: Axes, rows: list[Row]) -> None:
-    sizes, names = list(dict.fromkeys(row.setting for row in rows)), list(dict.fromkeys(map(_name, rows)))
-    for size, name in product(sizes, names):
-        points = [(row.number, row.value.median) for row in rows if row.value and (row.setting, _name(row)) == (size, name)]
-        if points:
-            color, style = f"C{sizes.index(size) % 10}", _STYLES[names.index(name) % len(_STYLES)]
-            axes.plot(*zip(*points, strict=True), color=color, linestyle=style, marker=".", label=f"{size}: {name}")
+    lines: dict[tuple[str, Entrant], list[tuple[int | None, float]]] = {}
+    for row in rows:
+        if row.value is not None:
+            lines.setdefault((row.setting, row.entrant), []).append((row.number, row.value.median))
+    sizes, engines, dtypes = (
+        list(dict.fromkeys(names))
+        for names in zip(*((size, entrant.engine, entrant.dtype) for size, entrant in lines), strict=True)
+    )
+    for (size, entrant), points in lines.items():
+        looks: dict[str, Any] = {
+            "color": f"C{sizes.index(size) % 10}",
+            "marker": _MARKERS[engines.index(entrant.engine) % len(_MARKERS)],
+            "linestyle": _STYLES[dtypes.index(entrant.dtype) % len(_STYLES)],
+        }
+        axes.plot(*zip(*points, strict=True), label=f"{size}: {entrant.engine} {entrant.dtype}".strip(), **looks)
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel(rows[0].unit)
     axes.set_yscale("log")

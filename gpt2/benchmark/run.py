@@ -60,7 +60,7 @@ def run_benchmark(
 
     def last_words() -> None:
         if results.rows:
-            results.leave_out("what follows", "all", "", LeftOutError("stopped by a signal"))
+            results.leave_out("the rest", "all", "", LeftOutError("stopped by a signal, amid what was being measured"))
             show_unfinished(results)
 
     try:

@@ -80,7 +80,7 @@ def is_preset(size: str) -> bool:
 def temporary_folder(last_words: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """A folder that is gone afterwards, and also when Ctrl-C or SIGTERM ends the process: it may hold gigabytes.
 
-    `last_words` is called before such an end.
+    `last_words` is called before such an end, which nothing that it raises prevents.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="gpt2-benchmark-"))
@@ -89,9 +89,12 @@ def temporary_folder(last_words: Callable[[], object] = lambda: None) -> Iterato
 
     def end(number: int, frame: FrameType | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        signal.signal(number, signal.SIG_DFL)
-        last_words()
-        os.kill(os.getpid(), number)  # as if it had not been caught: no exception could get lost in a library
+        for each in before:  # the next one ends it at once
+            signal.signal(each, signal.SIG_DFL)
+        try:
+            last_words()
+        finally:
+            os.kill(os.getpid(), number)  # as if it had not been caught: no exception could get lost in a library
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

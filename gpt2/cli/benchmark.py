@@ -74,13 +74,21 @@ def benchmark(**options: Any) -> None:
     if picture is not None:
         check_plot(picture)
 
-    def show(results: Results) -> None:
+    def show(results: Results, *, err: bool = False) -> None:
         for line in table(results):
-            click.echo(line)
-        click.echo(json.dumps(results.to_dict()))
+            click.echo(line, err=err)
+        click.echo(json.dumps(results.to_dict()), err=err)
+
+    def show_unfinished(results: Results) -> None:
+        try:
+            show(results)
+        except OSError:  # whoever read it was ended by the same Ctrl-C, as in `gpt2 benchmark | tee log`
+            show(results, err=True)
+        if picture is not None:
+            plot(results, picture)
 
     results = run_benchmark(
-        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True), show
+        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True), show_unfinished
     )  # fmt: skip
     show(results)
     if picture is not None:  # last: if it cannot be written, an hour's figures are not lost

@@ -26,7 +26,9 @@ class BatchMerger:
     """The merges of one vocabulary, for pieces of at most 31 bytes. All ids are below `n_ids`."""
 
     def __init__(self, left: Numbers, right: Numbers, ranks: Numbers, merged_ids: Numbers, byte_ids: Numbers) -> None:
-        """Pairs of ids `left` and `right` with their `ranks`, all (N,); the ids that ranks make; those of the 256 bytes."""
+        """Pairs of ids `left` and `right` with their `ranks`, all (N,); the ids that ranks make; those of the 256 bytes, of
+        which no two are alike.
+        """
         self.n_ids = 1 + max(int(ids.max(initial=0)) for ids in (left, right, merged_ids, byte_ids))
         self._merged_ids, self._byte_ids = merged_ids.astype(np.int32), byte_ids.astype(np.int32)
         order = np.argsort(_key(left, right))
@@ -44,17 +46,18 @@ class BatchMerger:
 
         None where they do not fit: pairs are merged one at a time here, and the rule merges all of one rank. It is the same
         where no pair ranks before a merge that makes one of its ids, for then no new pair comes before the others of the
-        rank that made it. So it is in every vocabulary that was ever learned. None also for ids that no table could have.
+        rank that made it. So it is in every vocabulary that was ever learned. None also for ids that no table could have,
+        and for bytes that share one.
         """
         try:
             pairs = from_list(list(chain.from_iterable(ranks))).astype(np.int64)
             numbers = (from_list(list(ints)).astype(np.int64) for ints in (ranks.values(), merged_ids, byte_ids))
             rank_of_pair, merged, of_bytes = numbers
-        except OverflowError:
+        except (OverflowError, TypeError):
             return None
         left, right = pairs.reshape(-1, 2).T
         largest = max(int(ids.max(initial=0)) for ids in (left, right, merged, of_bytes))
-        if largest >= _MAX_IDS or len(merged) >= _MAX_RANKS:
+        if largest >= _MAX_IDS or len(merged) >= _MAX_RANKS or len(set(byte_ids)) < len(byte_ids):
             return None
         made_at = np.full(largest + 1, -1, np.int32)
         made_at[merged] = np.arange(len(merged))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from gpt_encoder.arrays import from_list
 
-# Bytes are copied eight at a time, as words, more than most tokens have: what is too much comes to lie where the next token
-# begins, and is written over by that.
+# Bytes are copied eight at a time, as words, or two words at once: more than most tokens have. What is too much comes to
+# lie where the next token begins, and is written over by that.
 _WORD = 8
 # Ids worked on at a time, so that the arrays fit the processor's cache; of short tokens twice as many.
 _BLOCK = 1 << 14
@@ -79,7 +79,7 @@ class ArrayDecoder:
         at_byte[targets] = words.astype("<u8", copy=False).view(at_byte.dtype)  # NumPy puts them down in this order
 
     def _joined(self, ids: npt.NDArray[np.uint32], n_joins: int) -> memoryview:
-        """The same, in groups: their words are joined in twos `n_joins` times, the last time to two words side by side."""
+        """The bytes of `ids`, in groups: words are joined in twos `n_joins` times, at last to two words side by side."""
         n = 1 << n_joins
         if len(ids) % n:
             ids = np.append(ids, np.full(-len(ids) % n, self._n_ids, np.uint32))

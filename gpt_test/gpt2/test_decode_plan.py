@@ -11,9 +11,9 @@ from gpt2 import GPT2, KVCache
 from gpt2.decode_plan import DecodePlan
 from gpt2.decoder import Decoder, Window
 from gpt2.model import Conv1D
-from gpt2.quantization import Int8Linear, quantize_int8, rounds_each_alone
+from gpt2.quantization import Int8Linear, quantize_int8
 from gpt_config import GPT2Config
-from gpt_test.conftest import random_model
+from gpt_test.conftest import random_model, skip_unless_rows_are_rounded_alone
 from gpt_test.gpt2.test_model import configs, ids_for
 
 
@@ -46,8 +46,8 @@ def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config,
 @settings(max_examples=25)
 def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: GPT2Config, data: st.DataObject) -> None:
     """The same bits, with padding before them or without."""
-    if dtype == "int8" and not rounds_each_alone():
-        pytest.skip("this processor has no such instructions, or this torch no such operator")
+    if dtype == "int8":
+        skip_unless_rows_are_rounded_alone()
     model = random_model(config)
     model = quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
     if dtype == "int8":  # beside the bias of a row of one input, for example, its weight may vanish

@@ -21,7 +21,7 @@ from gpt_config import GPT2Config, TrainingConfig
 from gpt_config.errors import CheckpointError, GPT2Error, InputError
 from gpt_config.lora_config import LoRAConfig
 from gpt_encoder.tokenizer import load_tokenizer
-from gpt_test.conftest import TRAINING_TEXT, random_model
+from gpt_test.conftest import TRAINING_TEXT, random_model, skip_unless_rows_are_rounded_alone
 
 
 @pytest.fixture
@@ -83,8 +83,7 @@ def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
 @settings(max_examples=60)
 def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: int, seed: int, data: st.DataObject) -> None:
     """Of any size and sign, and of zeros too. In common steps, some would be wrong by a hundredth."""
-    if not quantization.rounds_each_alone():
-        pytest.skip("this processor has no such instructions, or this torch no such operator")
+    skip_unless_rows_are_rounded_alone()
     torch.manual_seed(seed)
     bias, is_lifted = torch.randn(n_out) if data.draw(st.booleans()) else None, data.draw(st.booleans())
     layer = Int8Linear(torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8), torch.rand(n_out) + 0.01, bias)
@@ -100,8 +99,7 @@ def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: 
 
 @pytest.mark.parametrize("n_in", [90, 3072])
 def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) -> None:
-    if not quantization.rounds_each_alone():
-        pytest.skip("this processor has no such instructions, or this torch no such operator")
+    skip_unless_rows_are_rounded_alone()
     layer = Int8Linear(torch.randint(60, 128, (40, n_in), dtype=torch.int8), torch.rand(40) + 0.01, torch.randn(40))
     x, packed = torch.rand(5, n_in), layer.packed_weight()
     alone = torch.cat([int8_product(row, packed, layer.bias, False) for row in x.split(1)])
@@ -109,8 +107,7 @@ def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) ->
 
 
 def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> None:
-    if not quantization.rounds_each_alone():
-        pytest.skip("this processor has no such instructions, or this torch no such operator")
+    skip_unless_rows_are_rounded_alone()
     model = int8_copy(small_model)
     assert DecodePlan(model).takes_drafts
     layer = model.h[1].mlp.c_fc
@@ -120,8 +117,10 @@ def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> N
 
 def test_on_common_processors_they_have() -> None:
     """Else every fault in the product of several rows would only mean that it is not used."""
-    if not quantization.multiplies_given_steps() or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("this processor has no such instructions, or this torch no such operator")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this processor has no such instructions")
+    if not quantization.multiplies_given_steps():
+        pytest.skip("this torch has no such operator")
     assert quantization.rounds_each_alone()
 
 

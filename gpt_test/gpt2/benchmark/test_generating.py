@@ -201,14 +201,17 @@ def test_the_subject_of_a_name_is_that_model(small_folder: Path, tmp_path: Path)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_no_temporary_folder(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last_words", ["", "lambda: 1 / 0", "lambda: os.kill(os.getpid(), 2)"])
+def test_a_signal_leaves_no_temporary_folder(number: signal.Signals, last_words: str, tmp_path: Path) -> None:
+    """Whatever goes wrong in the last words, another signal included."""
     code = (
         "import os\nfrom gpt2.benchmark.subject import temporary_folder\n"
-        f"with temporary_folder() as folder:\n    print(folder, flush=True)\n    os.kill(os.getpid(), {int(number)})\n"
+        f"with temporary_folder({last_words}) as folder:\n"
+        f"    print(folder, flush=True)\n    os.kill(os.getpid(), {int(number)})\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == -number and result.stderr == ""
+    assert result.returncode == (-signal.SIGINT if "kill" in last_words else -number) and result.stderr == ""
     assert str(tmp_path) in result.stdout and not list(tmp_path.iterdir())
 
 
@@ -233,16 +236,25 @@ def test_a_signal_does_not_lose_what_was_measured(small_folder: Path, tmp_path: 
         "--train_context",
         8,
     ]
-    for sections, measured in (("tokenizer,training", {"tokenizer"}), ("training", None)):
-        command = [sys.executable, "-c", code, "benchmark", *map(str, options), "--sections", sections]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "benchmark", *map(str, options), "--sections"]
+    result = subprocess.run([*command, "training"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGINT and not result.stdout and "Traceback" not in result.stderr
+    for is_open in (True, False):  # by then `tee` may be gone
+        if is_open:
+            result = subprocess.run([*command, "tokenizer,training"], cwd=ROOT, capture_output=True, text=True)
+            last = result.stdout.splitlines()[-1]
+        else:
+            reader, writer = os.pipe()
+            os.close(reader)
+            with os.fdopen(writer) as closed:
+                result = subprocess.run(
+                    [*command, "tokenizer,training"], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True
+                )
+            last = result.stderr.splitlines()[-1]
         assert result.returncode == -signal.SIGINT and "Traceback" not in result.stderr
-        if measured is None:
-            assert not result.stdout
-            continue
-        values = json.loads(result.stdout.splitlines()[-1])
-        assert {row["section"] for row in values["rows"]} == measured
-        assert [item["reason"] for item in values["left_out"]] == ["stopped by a signal"]
+        values = json.loads(last)
+        assert {row["section"] for row in values["rows"]} == {"tokenizer"}
+        assert [item["reason"] for item in values["left_out"]] == ["stopped by a signal, amid what was being measured"]
 
 
 def test_an_error_leaves_no_temporary_folder(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,11 +44,16 @@ def test_such_an_order_is_told_by_the_right_id_too() -> None:
     assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, 2, *range(1000, 1253)]) is None
 
 
-def test_ids_that_no_table_could_have_are_told() -> None:
-    far = 1 << 20
-    for ranks, merged_ids, last in (({(0, 1): 0}, [far], 2), ({(0, far): 0}, [5], 2), ({(0, 1): 0}, [5], far)):
+@pytest.mark.parametrize("odd", [1 << 20, 1 << 33, -1, 0.5])
+def test_ids_that_no_table_could_have_are_told(odd: int) -> None:
+    for ranks, merged_ids, last in (({(0, 1): 0}, [odd], 2), ({(0, odd): 0}, [5], 2), ({(0, 1): 0}, [5], odd)):
         assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, *range(1000, 1253), last]) is None
-        assert BatchMerger.of({(0, 1): 0}, [far - 1], byte_ids=[0, 1, *range(1000, 1254)]).n_ids == far
+
+
+def test_the_largest_id_and_bytes_of_one_id() -> None:
+    far = 1 << 20
+    assert BatchMerger.of({(0, 1): 0}, [far - 1], byte_ids=[0, 1, *range(1000, 1254)]).n_ids == far
+    assert BatchMerger.of({(0, 1): 0}, [5], byte_ids=[0, 1, 1, *range(1000, 1253)]) is None
 
 
 @given(

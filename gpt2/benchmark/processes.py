@@ -77,13 +77,14 @@ class Apart:
 
 def _serve(connection: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the benchmark, and its end of the pipe this process
-    try:
-        made, error_line = make(*arguments), None
-    except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
-        made, error_line = None, _in_a_line(error)
     with contextlib.suppress(EOFError, ConnectionError):  # the other end is closed
-        connection.send((None, error_line))
-        while error_line is None:
+        try:
+            made = make(*arguments)
+        except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
+            connection.send((None, _in_a_line(error)))
+            return
+        connection.send((None, None))
+        while True:
             method, arguments = connection.recv()
             try:
                 answer: tuple[Any, str | None] = getattr(made, method)(*arguments), None

@@ -140,7 +140,7 @@ def _panels(rows: list[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _draw_bars(axes: Axes, rows: list[Row]) -> None:
-    labels = [f"{row.setting}{'' if row.number is None else f' {row.number}'}: {_name(row)}" for row in rows]
+    labels = [f"{row.setting}{'' if row.number is None else f' {row.number}'}: {_name(row.entrant)}" for row in rows]
     values = [row.value or Spread(0, 0, 0) for row in rows]
     errors = [[v.median - v.low for v in values], [v.high - v.median for v in values]]
     colors = [_COLORS.get(row.entrant.engine, _OTHER_COLOR) for row in rows]
@@ -156,17 +156,16 @@ def _draw_lines(axes: Axes, rows: list[Row]) -> None:
     for row in rows:
         if row.value is not None:
             lines.setdefault((row.setting, row.entrant), []).append((row.number, row.value.median))
-    sizes, engines, dtypes = (
-        list(dict.fromkeys(names))
-        for names in zip(*((size, entrant.engine, entrant.dtype) for size, entrant in lines), strict=True)
-    )
+    sizes = list(dict.fromkeys(size for size, _ in lines))
+    engines = list(dict.fromkeys(entrant.engine for _, entrant in lines))
+    dtypes = list(dict.fromkeys(entrant.dtype for _, entrant in lines))
     for (size, entrant), points in lines.items():
         looks: dict[str, Any] = {
             "color": f"C{sizes.index(size) % 10}",
             "marker": _MARKERS[engines.index(entrant.engine) % len(_MARKERS)],
             "linestyle": _STYLES[dtypes.index(entrant.dtype) % len(_STYLES)],
         }
-        axes.plot(*zip(*points, strict=True), label=f"{size}: {entrant.engine} {entrant.dtype}".strip(), **looks)
+        axes.plot(*zip(*points, strict=True), label=f"{size}: {_name(entrant)}", **looks)
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel(rows[0].unit)
     axes.set_yscale("log")
@@ -174,5 +173,5 @@ def _draw_lines(axes: Axes, rows: list[Row]) -> None:
     axes.legend(fontsize=7)
 
 
-def _name(row: Row) -> str:
-    return f"{row.entrant.engine} {row.entrant.dtype}".strip()
+def _name(entrant: Entrant) -> str:
+    return f"{entrant.engine} {entrant.dtype}".strip()

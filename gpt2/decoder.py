@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gpt2.decode_graph import GraphedSteps
 from gpt2.decode_plan import DecodePlan, is_coarse
 from gpt2.greedy_head import MIN_STEPS, GreedyHead
 from gpt2.kv_cache import KVCache
@@ -82,6 +83,7 @@ class Decoder:
         self._network = self._plan or model
         has_greedy_head = only_largest and self._plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
         self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
+        self._graphed = GraphedSteps(model, vocab_size) if self._plan and GraphedSteps.fits(model) else None
         self._n_at_once = 1
         self._device = model.device
         self._cache: KVCache | None = None
@@ -129,6 +131,7 @@ class Decoder:
         if not all(map(math.isfinite, logits.amax(-1).tolist())):
             if drafts:  # one that is not taken must do no harm, so see what there is without them
                 self.reject(1 + len(drafts))
+                self._forget_graph()  # for NaN may be in slots that it masks
                 return self.next_logits()
             raise CheckpointError(
                 "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
@@ -145,14 +148,18 @@ class Decoder:
         cache, plan = self._cache, self._plan
         if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
             return []
-        n = min(self._n_at_once, cache.max_length - cache.length)
+        n, graphed = min(self._n_at_once, cache.max_length - cache.length), self._graphed
+        if graphed:
+            n = min(n, graphed.room(cache))
         if self._greedy_head:
             n = self._greedy_head.leave_alone(n)
         if n == 0:
             return []
-        length, start = cache.length, time.perf_counter()
+        length, start, last = cache.length, time.perf_counter(), self.windows[0].ids[-1]
         try:
-            steps = plan.greedy_tokens(self.windows[0].ids[-1], n, self._vocab_size, cache)
+            steps = (
+                graphed.greedy_tokens(last, n, cache) if graphed else plan.greedy_tokens(last, n, self._vocab_size, cache)
+            )
         except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
             cache.truncate(length)
             self._only_largest = False
@@ -182,6 +189,11 @@ class Decoder:
             self._cache.select(rows)
         if self._mask is not None:
             self._mask = self._mask.index_select(0, rows)
+        self._forget_graph()
+
+    def _forget_graph(self) -> None:
+        if self._graphed:
+            self._graphed.forget()
 
     def _prefill(self) -> Tensor:
         """Compute all views from nothing, padded on the left; equal views are computed once."""
@@ -197,6 +209,7 @@ class Decoder:
             mask[row, : longest - len(view)] = 0
         self._mask = None if bool(mask.all()) else mask.to(self._device)
         self._cache = self._new_cache(len(distinct), n_slots)
+        self._forget_graph()
         hidden = self._network.hidden_states(
             input_ids.to(self._device),
             attention_mask=None if self._mask is None else self._mask[:, :longest],
@@ -210,9 +223,15 @@ class Decoder:
         return logits.index_select(0, rows)
 
     def _decode_one_token(self, cache: KVCache) -> Tensor:
+        tokens = [window.ids[-1] for window in self.windows]
+        if self._graphed and self._graphed.room(cache):
+            return self._graphed.logits(tokens, cache)
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
-        input_ids = torch.tensor([[window.ids[-1]] for window in self.windows], device=self._device)
-        return self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
+        input_ids = torch.tensor(tokens, device=self._device)[:, None]
+        logits = self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
+        if self._graphed:
+            self._graphed.watch(tokens, logits, cache, mask, self._tokens_left)
+        return logits
 
     def _verify(self, drafts: Sequence[int], cache: KVCache) -> Tensor:
         """The window's last token and the drafts in one forward pass, which reads the weights once for all of them."""

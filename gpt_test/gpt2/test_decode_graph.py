@@ -1,0 +1,252 @@
+"""Steps that are replayed, as on a GPU, against those that are computed one by one. There is no GPU here: `Recorded` stands
+for a CUDA graph, and does to tensors what that does to kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gpt2 import GPT2, decode_graph
+from gpt2.decode_graph import GraphedSteps
+from gpt2.decoder import Decoder, Window
+from gpt2.generation import Continuation, decode, start
+from gpt_config import CheckpointError, GenerationConfig, GPT2Config, GPT2Warning
+from gpt_test.conftest import random_model
+
+CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
+
+# What a graph cannot hold: the processor would look at a number, or send one that it alone has.
+_LOOKS = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "index", "equal", "lift_fresh", "to", "_to_copy"}
+
+
+class Recorded(TorchDispatchMode):
+    """The operations of a step in their order. To replay them is to compute each once more, from the same tensors into the
+    same tensors, whatever Python would do by then."""
+
+    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+        super().__init__()
+        self.n_replays = 0
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+        step()
+        with self:
+            step()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func._schema.name.removeprefix("aten::") not in _LOOKS, func
+        out = func(*args, **(kwargs or {}))
+        self._calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def __call__(self) -> None:
+        self.n_replays += 1
+        for func, args, kwargs, out in self._calls:
+            aliases = [value.alias_info for value in func._schema.returns]
+            if any(alias is not None and not alias.is_write for alias in aliases):
+                continue  # a view: it stays where it is
+            again = func(*args, **kwargs)
+            if all(alias is None for alias in aliases):
+                for there, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                    if isinstance(there, Tensor):
+                        there.copy_(new)
+
+
+@contextlib.contextmanager
+def graphs(slots_at_once: int = 7, record: Callable[..., Any] = Recorded) -> Iterator[list[Recorded]]:
+    """On this device, as soon as can be; those that were recorded. A warning fails."""
+    made: list[Recorded] = []
+
+    def captured(step: Callable[[], None], device: torch.device) -> Recorded:
+        made.append(record(step, device))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("error", "no CUDA graph", GPT2Warning)
+        patch.setattr(GraphedSteps, "fits", staticmethod(lambda model: True))
+        patch.setattr(decode_graph, "captured", captured)
+        for name, value in (("_STEPS_BEFORE", 1), ("_STEPS_LEFT", 1), ("_SLOTS_AT_ONCE", slots_at_once)):
+            patch.setattr(decode_graph, name, value)
+        yield made
+
+
+def continued(
+    model: GPT2, prompts: list[list[int]], config: GenerationConfig, *, vocab_size: int | None = None, logprobs: bool = False
+) -> list[Continuation]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a prompt has")
+        rows = start(model, prompts, config)
+    for _ in decode(model, rows, config, vocab_size=vocab_size, logprobs=logprobs):
+        pass
+    return rows
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=30), min_size=1, max_size=5),
+    n=st.integers(1, 60),
+    do_sample=st.booleans(),
+    logprobs=st.booleans(),
+    vocab_size=st.integers(2, 60),
+    slots_at_once=st.integers(1, 30),
+    data=st.data(),
+)
+@settings(max_examples=25)
+def test_texts_are_the_same(
+    dtype: str,
+    prompts: list[list[int]],
+    n: int,
+    do_sample: bool,
+    logprobs: bool,
+    vocab_size: int,
+    slots_at_once: int,
+    data: st.DataObject,
+) -> None:
+    """Padded, past the context, with rows that end and leave the batch, in part of the vocabulary, guessing ahead or not."""
+    eot = data.draw(st.integers(0, vocab_size - 1))
+    model = random_model(replace(CONFIG, eos_token_id=eot)).to(getattr(torch, dtype))
+    config = GenerationConfig(max_new_tokens=n, do_sample=do_sample, seed=n, speculate=data.draw(st.booleans()))
+    expected = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs)
+    with graphs(slots_at_once):
+        found = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs)
+    assert [(row.ids, row.finish_reason) for row in found] == [(row.ids, row.finish_reason) for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert row.logprobs == pytest.approx(other.logprobs, abs=1e-10 if dtype == "float64" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "n", "slots_at_once", "n_graphs"),
+    [
+        ([3], 19, 7, 3),  # after 4 tokens, 8 and 15
+        ([3, 4, 5], 19, 7, 4),  # 6, 8, 15 and 22
+        ([3], 30, 7, 6),  # 4, 8, 15 and 22; then half of the view is read anew, 12 tokens, and after 13 and 15
+        ([3], 30, 23, 2),  # 4, and anew 13; after 24, where the cache is full, there are no steps to come
+    ],
+)
+def test_steps_are_replayed(lengths: list[int], n: int, slots_at_once: int, n_graphs: int) -> None:
+    """Else the test above would hold single steps against themselves."""
+    config = GenerationConfig(max_new_tokens=n, stop_at_eot=False)
+    with graphs(slots_at_once) as made:
+        continued(random_model(CONFIG), [list(range(1, 1 + length)) for length in lengths], config)
+    assert len(made) == n_graphs
+    # What is computed without a graph is repeated by the one that it checks; only prompts are not, and the last of 24.
+    assert sum(graph.n_replays for graph in made) == {19: 18, 30: 28}[n] - (slots_at_once == 23)
+
+
+def test_few_steps_need_no_graph() -> None:
+    with graphs() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_graph, "_STEPS_LEFT", 5)
+        for n, n_graphs in ((5, 0), (6, 1)):
+            continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=n, stop_at_eot=False))
+            assert len(made) == n_graphs
+
+
+def test_several_greedy_tokens_stay_in_the_vocabulary() -> None:
+    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=18, stop_at_eot=False)
+    [whole] = continued(model, [[1, 2, 3]], config)
+    [part] = continued(model, [[1, 2, 3]], config, vocab_size=20)
+    assert max(whole.ids) >= 20  # or the part would say nothing
+    with graphs():
+        assert continued(model, [[1, 2, 3]], config, vocab_size=20)[0].ids == part.ids
+
+
+def test_beams_have_none() -> None:
+    """Their rows are others after each step, and so is the cache."""
+    config = GenerationConfig(max_new_tokens=15, num_beams=3, stop_at_eot=False)
+    model = random_model(CONFIG)
+    [expected] = continued(model, [[1, 2, 3]], config)
+    with graphs() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_graph, "_STEPS_BEFORE", 2)
+        [found] = continued(model, [[1, 2, 3]], config)
+    assert found.ids == expected.ids and not made
+
+
+def test_what_was_in_memory_does_no_harm() -> None:
+    """A masked slot has no weight, but no weight times NaN is NaN; memory that was not written to may hold that."""
+    model = random_model(CONFIG)
+    expected = Decoder(model, [Window([1, 2, 3], 24)], 20)
+    with graphs() as made, torch.inference_mode():
+        decoder = Decoder(model, [Window([1, 2, 3], 24)], 20)
+        for step in range(8):
+            token = int(expected.next_logits().argmax())
+            assert int(decoder.next_logits().argmax()) == token
+            for each in (decoder, expected):
+                each.windows[0].ids.append(token)
+            assert decoder._cache is not None
+            if step == 0:
+                for layer in decoder._cache.layers:
+                    layer[:, :, :, 3:] = float("nan")
+    assert made
+
+
+def test_guesses_go_beyond_a_graph() -> None:
+    """What they read it has no slots for; what they leave behind, NaN even, it does not see."""
+    model = random_model(CONFIG)
+    with torch.no_grad():
+        model.wpe.weight[10] = float("nan")
+
+    def logits(*, drafts: bool) -> Iterator[Tensor]:
+        decoder = Decoder(model, [Window([1, 2, 3], 24)], 20, only_largest=True)
+        for token in (5, 6):
+            yield decoder.next_logits().clone()
+            decoder.windows[0].ids.append(token)
+        if drafts:
+            decoder.next_logits([7, 8, 9])  # the last at position 7, the first that is not the graph's
+            assert decoder.greedy_tokens(None) == []
+            decoder.reject(3)
+        else:
+            decoder.next_logits()
+        decoder.windows[0].ids.append(7)
+        yield decoder.next_logits([8, 9, 10, 11, 12] if drafts else ())[:1].clone()  # that at position 10 is NaN
+        for token in (8, 9, 10):
+            decoder.windows[0].ids.append(token)
+            yield decoder.next_logits().clone()
+
+    expected = list(logits(drafts=False))
+    with graphs(slots_at_once=7) as made:
+        for found, right in zip(logits(drafts=True), expected, strict=True):
+            assert torch.allclose(found, right, atol=1e-5)
+    assert len(made) > 1
+
+
+def _refuses(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    raise RuntimeError("operation not permitted\nwhen the stream is capturing")
+
+
+def _repeats_itself(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    step()
+    return lambda: None
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"), [(_refuses, "RuntimeError: operation not permitted"), (_repeats_itself, "its logits are off by ")]
+)
+def test_without_a_graph_tokens_come_as_before(record: Callable[..., Any], reason: str) -> None:
+    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=15, stop_at_eot=False)
+    [expected] = continued(model, [[1, 2, 3]], config)
+    with (
+        graphs(record=record) as made,
+        pytest.warns(GPT2Warning, match=f"no CUDA graph could be recorded .{reason}") as told,
+    ):
+        [found] = continued(model, [[1, 2, 3]], config)
+    assert found.ids == expected.ids and len(told) == 1 and len(made) <= 1
+
+
+@pytest.mark.parametrize("position", [3, 9])
+def test_nan_is_told(position: int) -> None:
+    """In the step that a graph would be checked with, and in one that is replayed."""
+    model = random_model(CONFIG)
+    with torch.no_grad():
+        model.wpe.weight[position] = float("nan")
+    with graphs() as made, pytest.raises(CheckpointError, match="NaN"):
+        continued(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=15, stop_at_eot=False))
+    assert len(made) == (position == 9) * 2  # the other one after 7 tokens

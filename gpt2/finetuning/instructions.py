@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.finetuning.records import BadRecord, Fields, text_of
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
 from gpt2.finetuning.template import InstructionTemplate
 from gpt2.model import GPT2
+from gpt2.training.loss import sum_of_losses
 from gpt2.training.objective import Batch, Objective, perplexity
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.generation_config import GenerationConfig
@@ -141,7 +141,7 @@ class ResponseLoss(nn.Module):
     def forward(self, input_ids: Tensor, targets: Tensor, share: Tensor) -> Tensor:
         hidden = self.model.hidden_states(input_ids)  # (B, T, C)
         learned = targets >= 0
-        loss = F.linear_cross_entropy(hidden[learned], self.model.wte.weight, targets[learned], reduction="sum")
+        loss = sum_of_losses(hidden[learned], self.model.wte.weight, targets[learned])
         return loss * share[0] / len(targets)
 
 

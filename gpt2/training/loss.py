@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import LinearCrossEntropyOptions
-from torch.utils.checkpoint import checkpoint
 
 from gpt2.model import GPT2
 
-# Rows of logits that are held at once. Parts of this size measured no slower than all at once, for 4,096 and 50,257 tokens.
-_ROWS = 1024
+# Rows of logits that are held at once, and for small vocabularies how many logits.
+_ROWS, _LOGITS = 1024, 2**22
 
 
 class LanguageModelLoss(nn.Module):
@@ -26,28 +26,59 @@ class LanguageModelLoss(nn.Module):
 
     def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         hidden = self.model.hidden_states(input_ids)  # (B, T, C)
-        head = self.model.wte.weight
-        rows, ids = hidden.flatten(0, 1), targets.flatten()
-        # Head and loss in one, by parts: the logits of a batch may need more memory than the whole model. Those of a
-        # few characters do not, and are sooner done at once.
-        if head.shape[0] <= head.shape[1]:
-            return F.linear_cross_entropy(rows, head, ids)
-        if rows.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            return _loss_by_parts(rows, head, ids)
-        return F.linear_cross_entropy(rows, head, ids, options=LinearCrossEntropyOptions(batch_chunk_size=_ROWS))
+        return sum_of_losses(hidden.flatten(0, 1), self.model.wte.weight, targets.flatten()) / targets.numel()
 
 
-def _loss_by_parts(rows: Tensor, head: Tensor, ids: Tensor) -> Tensor:
-    """The same under autocast on a CPU, where torch's own parts would be multiplied in float32: with matrix units that takes
-    three times as long. Where there are several parts, their logits are computed once more for the gradients."""
-    parts = list(zip(rows.split(_ROWS), ids.split(_ROWS), strict=True))
-    if len(parts) == 1:
-        return F.cross_entropy(F.linear(rows, head), ids)
-    sums = [checkpoint(_sum_of_losses, part, head, part_ids, use_reentrant=False) for part, part_ids in parts]
-    return torch.stack(sums).sum() / len(ids)
+def sum_of_losses(rows: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the cross-entropies, in nats, of `targets` (N,) int64 by the logits of `rows` (N, C) and `head` (V, C).
+
+    Products are in autocast's dtype where that is on; probabilities, sums and gradients are in float32 or `rows`' dtype.
+    """
+    device, dtype = rows.device.type, rows.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (rows, head)]
+    total: Tensor = _SumOfLosses.apply(rows, head, targets, dtype, *wanted)
+    return total
 
 
-def _sum_of_losses(rows: Tensor, head: Tensor, ids: Tensor) -> Tensor:
-    # Cast here, for autocast casts weights once for all parts, and the parts' gradients would be added up in that dtype.
-    dtype = torch.get_autocast_dtype("cpu")
-    return F.cross_entropy(F.linear(rows.to(dtype), head.to(dtype)), ids, reduction="sum")
+class _SumOfLosses(torch.autograd.Function):
+    """Head and loss in one, by parts: the logits of a whole batch may need more memory than the model.
+
+    The gradients are made along with the loss, while the logits of a part are there; to keep them for later, or to compute
+    them once more, is what takes a third of the time on a CPU with matrix units otherwise.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype, of_rows: bool, of_head: bool
+    ) -> Tensor:
+        exact = torch.promote_types(dtype, torch.float32)
+        n_rows = max(_ROWS, _LOGITS // len(head))
+        weight = head.to(dtype)
+        total = torch.zeros((), dtype=exact, device=rows.device)
+        d_rows, d_head = torch.empty_like(rows) if of_rows else None, None
+        for start in range(0, len(rows), n_rows):
+            part = rows[start : start + n_rows].to(dtype)
+            right = targets[start : start + n_rows, None]
+            log_probs = F.log_softmax(F.linear(part, weight), -1, dtype=exact)
+            log_probs_right = log_probs.gather(1, right)
+            total -= log_probs_right.sum()
+            if not (of_rows or of_head):
+                continue
+            # Of the loss by the logits: the probabilities, less 1 for the right one. Not yet times what comes from above, in
+            # which float16 would underflow.
+            d_logits = log_probs.exp_().scatter_(1, right, log_probs_right.exp_() - 1).to(dtype)
+            if d_rows is not None:
+                d_rows[start : start + n_rows] = d_logits @ weight
+            if of_head:
+                d_part = d_logits.t() @ part
+                d_head = d_part.to(exact) if d_head is None else d_head.add_(d_part)
+        ctx.save_for_backward(d_rows, d_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # In place, for they are needed once: a second time, autograd sees that they have changed.
+        d_rows, d_head = (None if tensor is None else tensor.mul_(d_total) for tensor in ctx.saved_tensors)
+        return d_rows, d_head, None, None, None, None

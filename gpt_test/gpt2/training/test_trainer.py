@@ -24,7 +24,6 @@ from gpt2 import GPT2
 from gpt2.checkpoints import load_tokenizer_for
 from gpt2.training import Trainer, TrainingData, prepare
 from gpt2.training.distributed import Processes
-from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.optimizer import learning_rate, make_optimizer
 from gpt2.training.progress import read_metrics
 from gpt2.training.trainer import _n_parts
@@ -61,42 +60,6 @@ def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer, chan
         assert found_norm == pytest.approx(norm.item(), rel=1e-4)
     for (name, one), other in zip(model.named_parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-5, msg=name)
-
-
-@pytest.mark.parametrize("vocab_size", [5, 900])
-def test_the_loss_is_cross_entropy_at_any_size_of_vocabulary(vocab_size: int) -> None:
-    torch.manual_seed(0)
-    model = GPT2(GPT2Config(vocab_size=vocab_size, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double().eval()
-    x, y = torch.randint(0, vocab_size, (2, 3, 8))
-    loss = LanguageModelLoss(model)(x, y)
-    loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-    expected.backward()
-    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(gradients[name], p.grad, rtol=0, atol=1e-12, msg=name)
-
-
-@pytest.mark.parametrize("rows_of_part", [1024, 7])
-def test_under_autocast_the_loss_is_multiplied_in_bfloat16(rows_of_part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one part the bits of cross-entropy, of several within bfloat16's rounding, and no head is multiplied in float32."""
-    monkeypatch.setattr("gpt2.training.loss._ROWS", rows_of_part)
-    torch.manual_seed(0)
-    model = GPT2(GPT2Config(vocab_size=900, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()
-    x, y = torch.randint(0, 900, (2, 3, 8))
-    found = []
-    for loss in (LanguageModelLoss(model), lambda x, y: F.cross_entropy(model(x).flatten(0, 1), y.flatten())):
-        model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
-            value = loss(x, y)
-        value.backward()
-        found.append([value.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
-        heads = [e for e in profile.events() if e.name in ("aten::linear", "aten::matmul") and [900, 16] in e.input_shapes]
-        assert heads and not [e for e in profile.events() if "linear_cross_entropy" in e.name]
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.01 * theirs.abs().amax().item())
 
 
 def test_the_learning_rate_climbs_and_falls() -> None:

@@ -1,0 +1,127 @@
+"""The loss and its gradients, which are written by hand, against those of cross-entropy written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gpt2 import GPT2
+from gpt2.training import loss
+from gpt2.training.loss import LanguageModelLoss, sum_of_losses
+from gpt_config import GPT2Config
+
+
+def inputs(n_rows: int, width: int, vocab_size: int, *, of_rows: bool = True, of_head: bool = True) -> tuple[Tensor, ...]:
+    numbers = torch.Generator().manual_seed(n_rows + width + vocab_size)
+    rows, head = (torch.randn(n, width, generator=numbers, dtype=torch.float64) for n in (n_rows, vocab_size))
+    targets = torch.randint(vocab_size, (n_rows,), generator=numbers)
+    return rows.requires_grad_(of_rows), head.requires_grad_(of_head), targets
+
+
+def plain(rows: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(rows, head), targets, reduction="sum")
+
+
+@given(
+    n_rows=st.integers(0, 20),
+    width=st.integers(1, 5),
+    vocab_size=st.integers(1, 9),
+    at_once=st.integers(1, 25),
+    of_rows=st.booleans(),
+    of_head=st.booleans(),
+    factor=st.floats(-2, 2),
+)
+@settings(max_examples=60)
+def test_it_is_cross_entropy(
+    n_rows: int, width: int, vocab_size: int, at_once: int, of_rows: bool, of_head: bool, factor: float
+) -> None:
+    """In any number of parts, whichever of the two learns."""
+    rows, head, targets = inputs(n_rows, width, vocab_size, of_rows=of_rows, of_head=of_head)
+    learning = [tensor for tensor in (rows, head) if tensor.requires_grad]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "_ROWS", at_once)
+        patch.setattr(loss, "_LOGITS", 0)
+        found = sum_of_losses(rows, head, targets)
+    expected = plain(rows, head, targets)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.requires_grad == bool(learning)
+    if n_rows and learning:
+        pairs = zip(*(torch.autograd.grad(value * factor, learning) for value in (found, expected)), strict=True)
+        for ours, right in pairs:
+            torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-11)
+
+
+def test_gradients_are_made_where_they_are_wanted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, head, targets = inputs(6, 3, 5)
+    expected = plain(rows, head, targets).item()
+    with torch.no_grad():
+        assert not sum_of_losses(rows, head, targets).requires_grad
+        monkeypatch.setattr(Tensor, "scatter_", None)  # what begins them
+        assert sum_of_losses(rows, head, targets).item() == pytest.approx(expected)
+    with pytest.raises(TypeError):
+        sum_of_losses(rows, head, targets)
+
+
+def test_a_second_way_back_is_refused() -> None:
+    """The gradients are used up by the first."""
+    value = sum_of_losses(*inputs(6, 3, 5))
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_small_probabilities_survive_float16() -> None:
+    """Of a mean over many rows each gradient is small; half precision, which ends at 6e-8, sees it before it is divided."""
+    rows, head, targets = inputs(64, 4, 3)
+    with torch.autocast("cpu", torch.float16):
+        value = sum_of_losses(rows.float(), head.float(), targets) * 1e-9
+    plain_gradient = torch.autograd.grad(plain(rows, head, targets) * 1e-9, head)[0]
+    torch.testing.assert_close(torch.autograd.grad(value, head)[0], plain_gradient, rtol=0.02, atol=1e-11)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 900])
+def test_a_models_loss_at_any_size_of_vocabulary(vocab_size: int) -> None:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=vocab_size, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double().eval()
+    x, y = torch.randint(0, vocab_size, (2, 3, 8))
+    value = LanguageModelLoss(model)(x, y)
+    value.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    expected.backward()
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("rows_of_part", [1024, 7])
+def test_under_autocast_it_is_multiplied_in_bfloat16(rows_of_part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within that one's rounding of cross-entropy, and no head is multiplied in float32, which takes three times as long."""
+    monkeypatch.setattr(loss, "_ROWS", rows_of_part)
+    monkeypatch.setattr(loss, "_LOGITS", 0)
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=900, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()
+    x, y = torch.randint(0, 900, (2, 3, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    right = torch.autograd.grad(expected, list(model.parameters()))
+    of_head: list[torch.dtype] = []
+    linear = F.linear
+
+    def watched(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        of_head.extend([weight.dtype] * (weight.shape == (900, 16)))
+        return linear(x, weight, *bias)
+
+    monkeypatch.setattr(loss.F, "linear", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = LanguageModelLoss(model)(x, y)
+    assert of_head == [torch.bfloat16] * (1 if rows_of_part == 1024 else 4)
+    for found, theirs in zip(
+        (value, *torch.autograd.grad(value, list(model.parameters()))), (expected, *right), strict=True
+    ):
+        torch.testing.assert_close(found, theirs, rtol=0.05, atol=0.01 * theirs.abs().amax().item())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2.benchmark.engines import Prompts, open_engine
+from gpt2.benchmark.engines import Place, Prompts, open_engine
 from gpt2.benchmark.processes import Apart
 from gpt2.benchmark.subject import Subject
 
@@ -12,9 +12,9 @@ from gpt2.benchmark.subject import Subject
 class EngineApart(Apart):
     """The engine of that name, as `engines.open_engine` opens it. LeftOutError if it cannot take part, or breaks."""
 
-    def __init__(self, name: str, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+    def __init__(self, name: str, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         self.name, self.dtype = name, dtype
-        super().__init__(open_engine, name, path, subject, dtype, threads)
+        super().__init__(open_engine, name, path, subject, dtype, place)
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
         """As `Engine.generate`."""

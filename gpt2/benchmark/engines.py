@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,14 @@ Prompts = Sequence[Sequence[int]]
 
 # A peer's module and class; it is imported when the peer takes part.
 _PEERS = {"transformers": "TransformersEngine", "ctranslate2": "CTranslate2Engine", "llama-cpp-python": "LlamaEngine"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an engine computes."""
+
+    threads: int
+    device: str = "cpu"
 
 
 class Engine(Protocol):
@@ -37,7 +46,7 @@ class Engine(Protocol):
 class OpenableEngine(Engine, Protocol):
     """One that is opened in two steps, each of which raises LeftOutError for a dtype that the engine does not have."""
 
-    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+    def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         """Read what `prepare` has made."""
 
     @staticmethod
@@ -56,15 +65,15 @@ class OurEngine:
         """The folder as it is."""
         return subject.folder
 
-    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+    def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         import torch
 
         from gpt2.model import GPT2
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(place.threads)
         self.dtype = dtype
         try:
-            self._model = GPT2.from_pretrained(path, dtype=dtype)
+            self._model = GPT2.from_pretrained(path, device=place.device, dtype=dtype)
         except DeviceError as error:
             raise LeftOutError(f"not available: {error}") from None
 
@@ -93,12 +102,12 @@ def prepare_engine(name: str, subject: Subject, dtype: str) -> Path:
     return _engine_class(name).prepare(subject, dtype)
 
 
-def open_engine(name: str, path: Path, subject: Subject, dtype: str, threads: int) -> Engine:
+def open_engine(name: str, path: Path, subject: Subject, dtype: str, place: Place) -> Engine:
     """The engine of that name, on what it has prepared. LeftOutError if it cannot take part, or has no room."""
-    needed, free = n_parameters(subject.config) * DTYPES[dtype], free_memory()
+    needed, free = n_parameters(subject.config) * DTYPES[dtype], free_memory(place.device)
     if free is not None and needed > free:
         raise LeftOutError(f"no room: its weights take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
-    return _engine_class(name)(path, subject, dtype, threads)
+    return _engine_class(name)(path, subject, dtype, place)
 
 
 def _engine_class(name: str) -> type[OpenableEngine]:

@@ -51,7 +51,7 @@ def _all_engines(bench: Bench) -> Iterator[list[Engine]]:
                 bench.say(f"loading {name} {dtype}")
                 try:
                     path = prepare_engine(name, bench.subject, dtype)
-                    engines.append(EngineApart(name, path, bench.subject, dtype, bench.settings.threads))
+                    engines.append(EngineApart(name, path, bench.subject, dtype, bench.place))
                 except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
                     bench.results.leave_out(section, name, dtype, error)
         yield engines
@@ -66,7 +66,7 @@ def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
     prompts = prompt_rows(bench.subject, bench.texts.prompts, [settings.prompt_tokens])
     called = f"prompt {settings.prompt_tokens}, {n} new"
     engines, entrants = _checked(bench, "decode", called, None, engines, oracle, prompts, n)
-    stream = WeightStream(bench.subject.config)
+    stream = WeightStream(bench.subject.config, bench.device)
     runs = [partial(engine.generate, prompts, length) for engine in engines for length in (n, 1)]
     bench.say(f"decode: {settings.rounds} rounds")
     contenders = [*map(Contender, runs), Contender(stream.read)]

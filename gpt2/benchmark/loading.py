@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 _SETTING = "start a process, load, first token"
 
 # The shortest programs that do it. Ours is its own command, which reads options and tokenizes besides; so does that of
-# transformers, and the other two are given ids. Arguments: where the model is, dtype, threads, prompt, as ids, as strings.
+# transformers, and the other two are given ids. Arguments: where the model is, dtype, threads, prompt, as ids, as strings,
+# device.
 _PROGRAMS = {
     "transformers": """
 import json, sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 logging.set_verbosity_error()
-path, dtype, threads, prompt, ids, strings = sys.argv[1:]
+path, dtype, threads, prompt, ids, strings, device = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-given = tokenizer(prompt, return_tensors="pt")
+model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).to(device)
+given = tokenizer(prompt, return_tensors="pt").to(device)
 made = model.generate(**given, max_new_tokens=1, do_sample=False, pad_token_id=0)[0, given["input_ids"].shape[1]:]
 tokenizer.decode(made)
 print(json.dumps({"ids": made.tolist()}))
@@ -38,7 +39,7 @@ print(json.dumps({"ids": made.tolist()}))
     "ctranslate2": """
 import json, sys
 import ctranslate2
-path, dtype, threads, prompt, ids, strings = sys.argv[1:]
+path, dtype, threads, prompt, ids, strings, device = sys.argv[1:]
 generator = ctranslate2.Generator(path, compute_type=dtype, inter_threads=1, intra_threads=int(threads))
 made = generator.generate_batch([json.loads(strings)], max_length=1, include_prompt_in_result=False, end_token=[])
 print(json.dumps({"ids": made[0].sequences_ids[0]}))
@@ -46,7 +47,7 @@ print(json.dumps({"ids": made[0].sequences_ids[0]}))
     "llama-cpp-python": """
 import json, sys
 from llama_cpp import Llama
-path, dtype, threads, prompt, ids, strings = sys.argv[1:]
+path, dtype, threads, prompt, ids, strings, device = sys.argv[1:]
 llama = Llama(path, n_threads=int(threads), n_threads_batch=int(threads), verbose=False)
 print(json.dumps({"ids": [int(next(llama.generate(json.loads(ids), temp=0.0)))]}))
 """,
@@ -87,15 +88,17 @@ def _judge(name: str, dtype: str, found: list[int], expected: list[int]) -> Entr
 
 def _start(bench: Bench, name: str, dtype: str) -> Callable[[], str]:
     path = prepare_engine(name, bench.subject, dtype)
-    threads = bench.settings.threads
+    threads, device = bench.settings.threads, bench.settings.device
     [ids] = prompt_rows(bench.subject, bench.texts.prompts, [bench.settings.prompt_tokens])
     prompt = bench.subject.tokenizer.decode(ids)
     if name == OURS:
-        options = ["--from_pretrained", str(path), "--dtype", dtype, "--device", "cpu", "--max_tokens", "1", "--json"]
+        options = ["--from_pretrained", str(path), "--dtype", dtype, "--device", device, "--max_tokens", "1", "--json"]
         return partial(run_python, ["-m", "gpt2", "generate", *options, "--", prompt], threads)
     strings = json.dumps(_names(bench, name, ids))
     return partial(
-        run_python, ["-c", _PROGRAMS[name], str(path), dtype, str(threads), prompt, json.dumps(ids), strings], threads
+        run_python,
+        ["-c", _PROGRAMS[name], str(path), dtype, str(threads), prompt, json.dumps(ids), strings, device],
+        threads,
     )
 
 

@@ -8,20 +8,24 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt_config.model_config import GPT2Config
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "transformers", "ctranslate2", "llama-cpp-python", "gguf", "tiktoken", "tokenizers", "numpy")
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """What a reader must know to compare figures: processor, cores, threads, versions, date."""
+def environment(threads: int, device: torch.device) -> dict[str, Any]:
+    """What a reader must know to compare figures: processor, cores, threads, accelerator, versions, date."""
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": available_cores(),
         "threads": threads,
+        "device": _device_name(device),
         "memory_gb": round(memory / 1e9, 1) if (memory := _meminfo("MemTotal")) is not None else None,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -42,13 +46,22 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system says so."""
-    return _meminfo("MemAvailable")
+def free_memory(device: str = "cpu") -> int | None:
+    """Bytes of the device's memory that can be had, without swapping, where the system says so."""
+    if device == "cpu":
+        return _meminfo("MemAvailable")
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
-def peak_memory() -> int:
-    """The most bytes of memory that this process has had, mapped files that it has read among them."""
+def peak_memory(device: str = "cpu") -> int:
+    """The most bytes of the device's memory that this process has had: of a CPU's, mapped files that it has read among them,
+    of a GPU's, what tensors took."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -77,18 +90,22 @@ class WeightStream:
 
     N_READS = 16
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, device: torch.device) -> None:
         import torch
 
-        self._vector = torch.ones(1024)
-        self._matrix = torch.ones(max(1, read_per_token(config) // 1024), 1024)
+        self._device = device
+        self._vector = torch.ones(1024, device=device)
+        self._matrix = torch.ones(max(1, read_per_token(config) // 1024), 1024, device=device)
         self.n_bytes = 4 * self._matrix.numel()
 
     def read(self) -> None:
         """Read it all N_READS times: the first after a pause is slower than the others. A product with a vector does next
         to nothing else, and is shared among the threads."""
+        from gpt2.training.hardware import synchronize
+
         for _ in range(self.N_READS):
             self._matrix @ self._vector
+        synchronize(self._device)
 
 
 def _meminfo(name: str) -> int | None:
@@ -99,6 +116,14 @@ def _meminfo(name: str) -> int | None:
     except OSError:
         pass
     return None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _cpu_model() -> str:

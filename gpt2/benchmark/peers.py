@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt2.benchmark.engines import Prompts
+from gpt2.benchmark.engines import Place, Prompts
 from gpt2.benchmark.results import LeftOutError
 from gpt2.benchmark.subject import Subject
 
@@ -20,15 +20,15 @@ class TransformersEngine:
     def prepare(subject: Subject, dtype: str) -> Path:
         """The folder as it is."""
         if dtype == "int8":
-            raise LeftOutError("has no int8 on a CPU")
+            raise LeftOutError("has no int8 of its own")
         return subject.folder
 
-    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+    def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(place.threads)
         self.dtype = dtype
-        self._model = load_transformers(path, getattr(torch, dtype))
+        self._model = load_transformers(path, getattr(torch, dtype)).to(place.device)
         config = self._model.generation_config
         config.pad_token_id, config.eos_token_id, config.bos_token_id = 0, None, None  # nothing ends a text
         config.do_sample = False
@@ -41,7 +41,8 @@ class TransformersEngine:
         input_ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         with torch.inference_mode():
-            ids = self._model.generate(input_ids, attention_mask=mask, max_new_tokens=n_new)
+            device = self._model.device
+            ids = self._model.generate(input_ids.to(device), attention_mask=mask.to(device), max_new_tokens=n_new)
         return ids[:, longest:].tolist()
 
     def close(self) -> None:
@@ -80,12 +81,12 @@ class CTranslate2Engine:
             TransformersConverter(str(subject.folder)).convert(str(folder), quantization=dtype)
         return folder
 
-    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+    def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         import ctranslate2
 
         self.dtype = dtype
         self._generator = ctranslate2.Generator(
-            str(path), device="cpu", compute_type=dtype, inter_threads=1, intra_threads=threads
+            str(path), device="cpu", compute_type=dtype, inter_threads=1, intra_threads=place.threads
         )
         self._tokens = token_strings(subject)
 
@@ -124,14 +125,15 @@ class LlamaEngine:
             write_gguf(subject, path, dtype)
         return path
 
-    def __init__(self, path: Path, subject: Subject, dtype: str, threads: int) -> None:
+    def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         import llama_cpp
 
         # In float32 the cache too; else it is float16, llama.cpp's own choice.
         cache = llama_cpp.GGML_TYPE_F32 if dtype == "float32" else llama_cpp.GGML_TYPE_F16
         self.dtype = dtype
         self._llama = llama_cpp.Llama(
-            str(path), n_ctx=subject.config.n_positions, n_threads=threads, n_threads_batch=threads,
+            str(path), n_ctx=subject.config.n_positions, n_threads=place.threads,
+            n_threads_batch=place.threads,
             type_k=cache, type_v=cache, verbose=False,
         )  # fmt: skip
 

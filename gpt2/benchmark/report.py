@@ -28,8 +28,9 @@ PLOT_FORMATS = ("png", "svg", "pdf")
 def table(results: Results) -> list[str]:
     """The lines of the table: for each section its rows, then what was left out, then what the columns mean."""
     there = results.environment
+    device = "" if there["device"] == "cpu" else f"{there['device']}, "
     lines = [
-        f"{there['cpu']}, {there['cores']} cores, {there['threads']} threads, {there['date']}",
+        f"{device}{there['cpu']}, {there['cores']} cores, {there['threads']} threads, {there['date']}",
         ", ".join(f"{name} {version}" for name, version in there["versions"].items()),
         f"texts: {results.settings['texts']}",
     ]
@@ -46,6 +47,7 @@ def table(results: Results) -> list[str]:
         f"median (least to greatest) of {results.settings['rounds']} rounds, in which all took turns;",
         f"ours against: how many times as fast {OURS} of the same dtype was, the median of the rounds' ratios;",
         "of limit: the share of what reading all weights once a token allows; a greedy token needs not quite all of them;",
+        "in training, the share of what the operations of a large matrix product allow;",
         "same: its results are those of our float32 model, which was checked first",
     ]
 

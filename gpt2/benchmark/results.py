@@ -35,7 +35,7 @@ class Row:
     unit: str
     value: Spread | None
     times_as_fast: Spread | None = None  # ours of the same dtype, against this
-    share_of_limit: float | None = None  # of what reading all weights from memory allows
+    share_of_limit: float | None = None  # of what reading all weights from memory allows; in training, multiplying
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON has it."""

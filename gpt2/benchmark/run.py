@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from gpt2.benchmark.engines import Place
 from gpt2.benchmark.machine import environment, installed_version
 from gpt2.benchmark.results import LeftOutError, Results
 from gpt2.benchmark.settings import SECTIONS, Settings
@@ -13,8 +15,13 @@ from gpt2.benchmark.subject import Subject, make_subject, temporary_folder
 from gpt2.benchmark.texts import Texts
 from gpt_config.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+
 # What a peer needs besides itself to be given a model.
 _NEEDED_TOO = {"llama-cpp-python": ("gguf",)}
+
+_ON_A_CPU = ("ctranslate2", "llama-cpp-python")  # is where these are measured; it depends on how they were built what else
 
 Say = Callable[[str], None]
 
@@ -28,6 +35,18 @@ class Bench:
     texts: Texts
     results: Results
     say: Say
+
+    @property
+    def place(self) -> Place:
+        """Where engines compute."""
+        return Place(self.settings.threads, self.settings.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The same, as torch has it."""
+        import torch
+
+        return torch.device(self.settings.device)
 
     @property
     def pause(self) -> float:
@@ -50,13 +69,19 @@ def run_benchmark(
     """
     import torch
 
+    from gpt2.device import resolve_device
+
+    device = resolve_device(settings.device)
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device={settings.device!r} cannot be timed: use cpu or cuda")
+    settings = dataclasses.replace(settings, device=str(device))
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     results = Results(
-        environment(settings.threads), dataclasses.asdict(settings) | {"model": name or f"random weights, {preset}"}
+        environment(settings.threads, device), dataclasses.asdict(settings) | {"model": name or f"random weights, {preset}"}
     )
     results.settings["texts"] = texts.described()
-    settings = dataclasses.replace(settings, peers=_installed_peers(settings.peers, results))
+    settings = dataclasses.replace(settings, peers=_able_peers(settings, results))
 
     def last_words() -> None:
         if results.rows:
@@ -71,15 +96,20 @@ def run_benchmark(
     return results
 
 
-def _installed_peers(wanted: tuple[str, ...], results: Results) -> tuple[str, ...]:
-    """Those of the `wanted` peers that can be imported; the others are noted."""
-    for peer in wanted:
+def _able_peers(settings: Settings, results: Results) -> tuple[str, ...]:
+    """Those of the peers that can be imported, and compute where they are to; the others are noted."""
+    able = []
+    for peer in settings.peers:
         missing = [package for package in (peer, *_NEEDED_TOO.get(peer, ())) if installed_version(package) is None]
         results.peers[peer] = f"{' and '.join(missing)} not installed" if missing else installed_version(peer) or ""
         if missing:
             error = LeftOutError(f"{results.peers[peer]} (pip install 'gpt2-from-scratch[benchmark]')")
             results.leave_out("", peer, "", error)
-    return tuple(peer for peer in wanted if not results.peers[peer].endswith("not installed"))
+        elif peer in _ON_A_CPU and settings.device != "cpu":
+            results.leave_out("", peer, "", LeftOutError("is measured on a CPU alone"))
+        else:
+            able.append(peer)
+    return tuple(able)
 
 
 def _subject(settings: Settings, name: str | None, preset: str, work: Path, say: Say) -> Subject:

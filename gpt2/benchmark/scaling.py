@@ -56,7 +56,7 @@ def _measure_size(bench: Bench, size: str, work: Path) -> None:
             try:
                 path = _in_a_process(bench, "prepare", **engine)["path"]
                 found = _in_a_process(
-                    bench, "measure", **engine, path=path, threads=bench.settings.threads,
+                    bench, "measure", **engine, path=path, threads=bench.settings.threads, device=bench.settings.device,
                     rounds=bench.settings.rounds, contexts=bench.settings.contexts,
                 )  # fmt: skip
             except LeftOutError as error:

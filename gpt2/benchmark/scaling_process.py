@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2.benchmark.engines import open_engine, prepare_engine
+from gpt2.benchmark.engines import Place, open_engine, prepare_engine
 from gpt2.benchmark.machine import peak_memory
 from gpt2.benchmark.measure import Contender, spread, take_turns
 from gpt2.benchmark.results import LeftOutError
@@ -37,12 +37,12 @@ def prepare(*, work: str, name: str, dtype: str) -> dict[str, Any]:
 
 
 def measure(
-    *, work: str, name: str, dtype: str, path: str, threads: int, rounds: int, contexts: list[int]
+    *, work: str, name: str, dtype: str, path: str, threads: int, device: str, rounds: int, contexts: list[int]
 ) -> dict[str, Any]:
     """Milliseconds a token at each context, and the most memory after loading and after all."""
     subject = _subject(work)
-    engine = open_engine(name, Path(path), subject, dtype, threads)
-    peak_load = peak_memory()
+    engine = open_engine(name, Path(path), subject, dtype, Place(threads, device))
+    peak_load = peak_memory(device)
     fitting = [context for context in contexts if context <= subject.config.n_positions]
     milliseconds = []
     for context in fitting:
@@ -53,7 +53,7 @@ def measure(
         each = [max(0.0, seconds - statistics.median(first)) * 1000 / (n_new - 1) for seconds in whole]
         found = spread(each)
         milliseconds.append((context, (found.median, found.low, found.high)))
-    return {"milliseconds": milliseconds, "peak_load": peak_load, "peak_use": peak_memory()}
+    return {"milliseconds": milliseconds, "peak_load": peak_load, "peak_use": peak_memory(device)}
 
 
 def _subject(work: str) -> Subject:

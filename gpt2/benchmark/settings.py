@@ -29,6 +29,7 @@ class Settings:
     peers: tuple[str, ...] = PEERS
     dtypes: tuple[str, ...] = tuple(DTYPES)
     threads: int = 1
+    device: str = "cpu"  # or cuda, cuda:1: where models compute
     rounds: int = 5  # timed turns of each, after one to warm up
     seed: int = 0  # of random weights
     prompt_tokens: int = 32
@@ -38,6 +39,7 @@ class Settings:
     train_rows: int = 4
     train_context: int = 256
     dropout: float = 0.0  # in training
+    compile: bool = False  # in training, by torch.compile
     sizes: tuple[str, ...] = ("124M", "355M", "774M", "1558M")  # of scaling: presets, or names of models
     contexts: tuple[int, ...] = (64, 128, 256, 512, 1024)  # of scaling
 

@@ -1,10 +1,12 @@
-"""Section training: a step of our training loop beside that of the loop people write around transformers' GPT-2."""
+"""Section training: a step of our training loop beside that of the loop people write around transformers' GPT-2, and the
+share of the device's operations that it makes use of."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from gpt2.benchmark.machine import free_memory, n_parameters
+from gpt2.benchmark.machine import free_memory, n_parameters, read_per_token
 from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.results import Entrant, LeftOutError, Row, timed_rows
 from gpt2.benchmark.settings import OURS, Settings
-from gpt2.benchmark.subject import Subject, prompt_rows
+from gpt2.benchmark.subject import prompt_rows
 from gpt2.checkpoints import load_model
 from gpt2.model import GPT2
 from gpt2.training import Trainer
-from gpt2.training.hardware import keep_freed_memory
+from gpt2.training.hardware import keep_freed_memory, measured_peak, synchronize
+from gpt2.training.loop import training_operations
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.objective import Objective
 from gpt_config.training_config import TrainingConfig
@@ -48,18 +51,35 @@ def training(bench: Bench) -> None:
     settings = bench.settings
     tokens = settings.train_rows * settings.train_context
     setting = f"{settings.train_rows} rows of {settings.train_context}, dropout {settings.dropout:g}"
-    # As our loop does; in one process it holds for both, and what it saves is no advantage of ours here.
-    keep_freed_memory()
+    setting += ", compiled" * settings.compile
+    if bench.device.type == "cpu":
+        # As our loop does; in one process it holds for both, and what it saves is no advantage of ours here.
+        keep_freed_memory()
     for dtype in settings.dtypes:
         if dtype not in _PRECISIONS:
             continue
         learners = _learners(bench, dtype)
         sound = _checked(bench, setting, learners, dtype)
         bench.say(f"training {dtype}: {settings.rounds} rounds")
-        contenders = [Contender(learner.step) for _, learner in sound]
+        contenders = [Contender(partial(_timed_step, learner, bench.device)) for _, learner in sound]
         times = take_turns(contenders, settings.rounds)
         entrants = [entrant for entrant, _ in sound]
-        bench.results.rows += timed_rows("training", setting, None, entrants, times, tokens, "tokens/s")
+        limit = _tokens_at_peak(bench, dtype)
+        for row in timed_rows("training", setting, None, entrants, times, tokens, "tokens/s"):
+            share = row.value.median / limit if row.value is not None else None
+            bench.results.rows.append(replace(row, share_of_limit=share))
+
+
+def _timed_step(learner: Learner, device: torch.device) -> None:
+    learner.step()
+    synchronize(device)
+
+
+def _tokens_at_peak(bench: Bench, dtype: str) -> float:
+    """Tokens a second if all operations were as fast as those of a large matrix product."""
+    config = bench.subject.config
+    operations = training_operations(read_per_token(config), config, _config(bench.settings, dtype))
+    return measured_peak(bench.device, getattr(torch, dtype)) / operations
 
 
 def _learners(bench: Bench, dtype: str) -> dict[str, Learner]:
@@ -72,16 +92,16 @@ def _learners(bench: Bench, dtype: str) -> dict[str, Learner]:
             continue
         bench.say(f"training: loading {name} {dtype}")
         try:
-            _check_room(bench.subject)
-            learners[name] = make(bench.subject, ids, dtype, settings)
+            _check_room(bench)
+            learners[name] = make(bench, ids, dtype)
         except Exception as error:  # whatever goes wrong with an engine, the rest is measured
             bench.results.leave_out("training", name, dtype, error)
     return learners
 
 
-def _check_room(subject: Subject) -> None:
+def _check_room(bench: Bench) -> None:
     # Weights, gradients and two moments, in float32. What the activations take depends on the batch.
-    needed, free = 16 * n_parameters(subject.config), free_memory()
+    needed, free = 16 * n_parameters(bench.subject.config), free_memory(bench.settings.device)
     if free is not None and needed > free:
         raise LeftOutError(f"no room: it takes more than {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
 
@@ -137,23 +157,25 @@ class _OneBatch(Objective):
 def _config(settings: Settings, dtype: str) -> TrainingConfig:
     return TrainingConfig(
         batch_size=settings.train_rows, context=settings.train_context, warmup_steps=0, max_steps=10**6,
-        learning_rate=_RATE, min_learning_rate=_RATE, precision=dtype,
+        learning_rate=_RATE, min_learning_rate=_RATE, precision=dtype, compile=settings.compile,
     )  # fmt: skip
 
 
-def _ours(subject: Subject, ids: NDArray[Any], dtype: str, settings: Settings) -> Learner:
+def _ours(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
+    settings, subject = bench.settings, bench.subject
     p = settings.dropout
     model = GPT2(replace(subject.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p))
     model.load_state_dict(load_model(subject.folder).state_dict())
-    trainer = Trainer(model, _OneBatch(ids), _config(settings, dtype), subject.work / "run", is_quiet=True)
+    trainer = Trainer(model.to(bench.device), _OneBatch(ids), _config(settings, dtype), subject.work / "run", is_quiet=True)
     return Learner(trainer.train_step, trainer.validation_loss)
 
 
-def _transformers(subject: Subject, ids: NDArray[Any], dtype: str, settings: Settings) -> Learner:
+def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
     """transformers' model, torch's AdamW with the same numbers, and the gradient shortened: what one writes by hand."""
     from gpt2.benchmark.peers import load_transformers
 
-    model = load_transformers(subject.folder, torch.float32).train()
+    settings, device = bench.settings, bench.device
+    model = load_transformers(bench.subject.folder, torch.float32).to(device).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = settings.dropout
@@ -161,14 +183,15 @@ def _transformers(subject: Subject, ids: NDArray[Any], dtype: str, settings: Set
     decays = [[p for p in model.parameters() if (p.dim() >= 2) == is_matrix] for is_matrix in (True, False)]
     groups = [{"params": decays[0], "weight_decay": config.weight_decay}, {"params": decays[1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(config.beta1, config.beta2))
+    compute = torch.compile(model) if settings.compile else model
     # transformers moves the labels on by one itself, and so learns from one token less than it is given.
-    rows = torch.from_numpy(ids)
+    rows = torch.from_numpy(ids).to(device)
 
     def loss() -> torch.Tensor:
-        return model(input_ids=rows, labels=rows, use_cache=False).loss
+        return compute(input_ids=rows, labels=rows, use_cache=False).loss
 
     def autocast() -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if dtype == "float32" else torch.autocast("cpu", torch.bfloat16)
+        return contextlib.nullcontext() if dtype == "float32" else torch.autocast(device.type, torch.bfloat16)
 
     def step() -> None:
         with autocast():

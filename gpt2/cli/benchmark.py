@@ -39,6 +39,7 @@ def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: st
 @_listed("peers", 'With whom; "none" is this package alone.', PEERS, "--peer")
 @_listed("dtypes", "Precisions of the weights.", tuple(DTYPES), "--dtype")
 @click.option("--threads", type=int, help="Of every engine.  [default: the cores there are]")
+@click.option("--device", default=_DEFAULTS.device, show_default=True, help="Where models compute: cpu, cuda, cuda:1.")
 @click.option("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Timed turns of each.")
 @click.option("--prompt_tokens", type=int, default=_DEFAULTS.prompt_tokens, show_default=True, help="Of decode and batch.")
 @click.option("--new_tokens", type=int, default=_DEFAULTS.new_tokens, show_default=True, help="Of decode and batch.")
@@ -47,6 +48,7 @@ def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: st
 @click.option("--train_rows", type=int, default=_DEFAULTS.train_rows, show_default=True, help="Rows of a training step.")
 @click.option("--train_context", type=int, default=_DEFAULTS.train_context, show_default=True, help="Tokens of such a row.")
 @click.option("--dropout", type=float, default=_DEFAULTS.dropout, show_default=True, help="In training.")
+@click.option("--compile", is_flag=True, help="Training by torch.compile, ours and transformers'.")
 @_listed("sizes", "Of scaling: presets, or names of models.", _DEFAULTS.sizes)
 @_listed("contexts", "Of scaling: tokens.", _DEFAULTS.contexts)
 @click.option("--text", metavar="FILE", help="For the tokenizers and prompts.  [default: Python's standard library]")
@@ -55,8 +57,8 @@ def benchmark(**options: Any) -> None:
     """Measure this package beside those of its peers that are installed, on the same weights, prompts and threads.
 
     All take turns, and must give the same tokens before they are timed. The table goes to standard output, and after it
-    one line of JSON; the CPU does the work. The section "scaling" takes minutes and gigabytes, and must be asked for:
-    gpt2 benchmark --sections scaling --peers none --dtypes float32
+    one line of JSON. On a GPU, --device cuda, only transformers takes part. The section "scaling" takes minutes and
+    gigabytes, and must be asked for: gpt2 benchmark --sections scaling --peers none --dtypes float32
     """
     settings = _settings(options)
     if options["from_pretrained"] is not None and options["preset"] is not None:
@@ -96,7 +98,7 @@ def benchmark(**options: Any) -> None:
 
 
 def _settings(options: dict[str, Any]) -> Settings:
-    same = ("seed", "rounds", "prompt_tokens", "new_tokens", "train_rows", "train_context", "dropout")
+    same = ("seed", "rounds", "prompt_tokens", "new_tokens", "train_rows", "train_context", "dropout", "device", "compile")
     fields = {name: options[name] for name in same}
     fields["threads"] = available_cores() if options["threads"] is None else options["threads"]
     for name in ("sections", "peers", "dtypes", "sizes"):

@@ -33,15 +33,16 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.ones(size, size, device=device, dtype=dtype)
     best, deadline = float("inf"), time.perf_counter() + 0.5
     while time.perf_counter() < deadline or best == float("inf"):
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         a @ a
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return float(2 * size**3 / best)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

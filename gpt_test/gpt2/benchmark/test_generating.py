@@ -19,12 +19,12 @@ from gpt2 import GPT2
 from gpt2.benchmark import generating
 from gpt2.benchmark.agreement import Oracle
 from gpt2.benchmark.engine_process import EngineApart
-from gpt2.benchmark.engines import Engine, OurEngine, Prompts, open_engine
+from gpt2.benchmark.engines import Engine, OurEngine, Place, Prompts, open_engine
 from gpt2.benchmark.gguf_file import write_gguf
 from gpt2.benchmark.report import table
 from gpt2.benchmark.results import LeftOutError, Results
-from gpt2.benchmark.run import Bench, run_benchmark
-from gpt2.benchmark.settings import OURS, Settings
+from gpt2.benchmark.run import Bench, _able_peers, run_benchmark
+from gpt2.benchmark.settings import OURS, PEERS, Settings
 from gpt2.benchmark.subject import Subject, make_subject, random_model
 from gpt2.benchmark.texts import Texts, texts_of
 from gpt_config import GPT2Config
@@ -47,7 +47,7 @@ class FakeEngine:
     name, dtype = "transformers", "float32"
 
     def __init__(self, subject: Subject, change: Callable[[list[list[int]]], list[list[int]]]) -> None:
-        self._ours = OurEngine(subject.folder, subject, "float32", 1)
+        self._ours = OurEngine(subject.folder, subject, "float32", Place(1))
         self._change = change
         self.n_calls = 0
         self.is_closed = False
@@ -79,7 +79,7 @@ def measured(subject: Subject, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
         sections=sections, peers=("transformers",), dtypes=("float32",), rounds=2, prompt_tokens=6, new_tokens=4,
         prefill_tokens=(8,), batch_sizes=(3,),
     )  # fmt: skip
-    environment = {"cpu": "", "cores": 1, "threads": 1, "date": "", "versions": {}}
+    environment = {"cpu": "", "cores": 1, "threads": 1, "device": "cpu", "date": "", "versions": {}}
     results = Results(environment, {"texts": "", "rounds": 2})
     generating.generating(Bench(settings, subject, TEXTS, results, lambda line: None))
     assert fake.is_closed
@@ -95,6 +95,17 @@ def test_a_peer_that_says_the_same_is_timed(subject: Subject, monkeypatch: pytes
     )
     [memory] = [row for row in results.rows if row.entrant.engine == "memory"]
     assert memory.value and memory.value.median == pytest.approx(results.memory["tokens_per_second"]["float32"], rel=1e-3)
+
+
+def test_on_a_gpu_transformers_is_the_only_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others depend on how they were built; tokenizers do not care."""
+    monkeypatch.setattr("gpt2.benchmark.run.installed_version", lambda name: "1")
+    results = Results()
+    assert _able_peers(Settings(device="cuda"), results) == ("transformers", "tiktoken", "tokenizers")
+    assert [(item.engine, item.reason) for item in results.left_out] == [
+        (peer, "is measured on a CPU alone") for peer in ("ctranslate2", "llama-cpp-python")
+    ]
+    assert _able_peers(Settings(), results) == PEERS
 
 
 def test_a_peer_with_other_tokens_is_reported_and_not_timed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +288,7 @@ def test_texts(tmp_path: Path) -> None:
 
 def test_an_engine_apart_says_what_it_says_here(subject: Subject) -> None:
     prompts = [[1, 2, 3], [4, 5]]
-    here, apart = (kind(OURS, subject.folder, subject, "float32", 1) for kind in (open_engine, EngineApart))
+    here, apart = (kind(OURS, subject.folder, subject, "float32", Place(1)) for kind in (open_engine, EngineApart))
     assert apart.generate(prompts, 4) == here.generate(prompts, 4)
     with pytest.raises(LeftOutError, match="InputError: token id 300 is outside the vocabulary"):
         apart.generate([[300]], 4)
@@ -291,4 +302,4 @@ def test_an_engine_apart_says_what_it_says_here(subject: Subject) -> None:
 
 def test_an_engine_apart_that_cannot_be_opened_is_left_out(subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(LeftOutError, match="ModelNotFoundError: "):
-        EngineApart(OURS, tmp_path / "none", subject, "float32", 1)
+        EngineApart(OURS, tmp_path / "none", subject, "float32", Place(1))

@@ -52,6 +52,7 @@ def test_sections_in_one_process(
     sure = [row for row in rows if row["setting"] != "after the first token"]
     assert all(row["low"] <= row["median"] <= row["high"] for row in sure)
     assert all(row["times_as_fast"] > 0 for row in sure if row["engine"] not in (OURS, "memory"))
+    assert all(row["share_of_limit"] > 0 for row in rows if row["section"] == "training")
     assert {row["number"] for row in rows if row["section"] == "batch"} == {1, 3}
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "decode: 2 rounds" in result.err
@@ -140,6 +141,8 @@ def test_wrong_calls_are_one_line(run_command: Callable, wrong: list[str], messa
         (["--text", "no-such-file"], "No such file or directory: no-such-file"),
         (["--plot", "picture.txt"], "plot='picture.txt' must end with one of .png, .svg, .pdf"),
         (["--from_pretrained", "no-such-model"], "no-such-model"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available: this machine has cpu"),
+        (["--device", "gpu"], "device 'gpu' is unknown: this machine has cpu"),
     ],
 )
 def test_other_mistakes_are_one_line(run_command: Callable, options: list[object], wrong: list[str], message: str) -> None:

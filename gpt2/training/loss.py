@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model import GPT2
+
+# In 16 bits, matrices whose sides are multiples of this are multiplied faster: the loss over 50,257 tokens takes a twentieth
+# less on a CPU with matrix units, and GPUs are said to care more. For fewer tokens than the second it is not worth it.
+_MULTIPLE, _MIN_PADDED = 64, 4096
 
 # Rows of logits that are held at once, and for small vocabularies how many logits.
 _ROWS, _LOGITS = 1024, 2**22
@@ -54,14 +59,16 @@ class _SumOfLosses(torch.autograd.Function):
         ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype, of_rows: bool, of_head: bool
     ) -> Tensor:
         exact = torch.promote_types(dtype, torch.float32)
-        n_rows = max(_ROWS, _LOGITS // len(head))
-        weight = head.to(dtype)
+        n_rows, vocab_size = max(_ROWS, _LOGITS // len(head)), len(head)
+        weight = _padded(head, dtype)
         total = torch.zeros((), dtype=exact, device=rows.device)
         d_rows, d_head = torch.empty_like(rows) if of_rows else None, None
         for start in range(0, len(rows), n_rows):
             part = rows[start : start + n_rows].to(dtype)
             right = targets[start : start + n_rows, None]
-            log_probs = F.log_softmax(F.linear(part, weight), -1, dtype=exact)
+            logits = F.linear(part, weight)
+            logits[:, vocab_size:] = -math.inf
+            log_probs = F.log_softmax(logits, -1, dtype=exact)
             log_probs_right = log_probs.gather(1, right)
             total -= log_probs_right.sum()
             if not (of_rows or of_head):
@@ -74,7 +81,7 @@ class _SumOfLosses(torch.autograd.Function):
             if of_head:
                 d_part = d_logits.t() @ part
                 d_head = d_part.to(exact) if d_head is None else d_head.add_(d_part)
-        ctx.save_for_backward(d_rows, d_head)
+        ctx.save_for_backward(d_rows, None if d_head is None else d_head[:vocab_size])
         return total
 
     @staticmethod
@@ -82,3 +89,13 @@ class _SumOfLosses(torch.autograd.Function):
         # In place, for they are needed once: a second time, autograd sees that they have changed.
         d_rows, d_head = (None if tensor is None else tensor.mul_(d_total) for tensor in ctx.saved_tensors)
         return d_rows, d_head, None, None, None, None
+
+
+def _padded(head: Tensor, dtype: torch.dtype) -> Tensor:
+    """`head` in `dtype`, with rows of zeros behind it where products are faster with them."""
+    padding = -len(head) % _MULTIPLE
+    if not padding or dtype.itemsize > 2 or len(head) < _MIN_PADDED:
+        return head.to(dtype)
+    weight = head.new_zeros(len(head) + padding, head.shape[1], dtype=dtype)
+    weight[: len(head)] = head
+    return weight

@@ -74,7 +74,7 @@ def run_benchmark(
     device = resolve_device(settings.device)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device={settings.device!r} cannot be timed: use cpu or cuda")
-    settings = dataclasses.replace(settings, device=str(device))
+    settings = dataclasses.replace(settings, device=device.type if device.type == "cpu" else str(device))
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     results = Results(

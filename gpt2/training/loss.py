@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model import GPT2
@@ -63,19 +62,24 @@ class _SumOfLosses(torch.autograd.Function):
         weight = _padded(head, dtype)
         total = torch.zeros((), dtype=exact, device=rows.device)
         d_rows, d_head = torch.empty_like(rows) if of_rows else None, None
+        # Used again for each part: fresh memory of this size is slower than what is computed in it.
+        shape = min(n_rows, len(rows)), len(weight)
+        all_logits = torch.empty(shape, dtype=dtype, device=rows.device)
+        all_log_probs = all_logits if exact == dtype else torch.empty(shape, dtype=exact, device=rows.device)
         for start in range(0, len(rows), n_rows):
             part = rows[start : start + n_rows].to(dtype)
             right = targets[start : start + n_rows, None]
-            logits = F.linear(part, weight)
+            logits, log_probs = all_logits[: len(part)], all_log_probs[: len(part)]
+            torch.mm(part, weight.t(), out=logits)
             logits[:, vocab_size:] = -math.inf
-            log_probs = F.log_softmax(logits, -1, dtype=exact)
+            torch.log_softmax(log_probs.copy_(logits), -1, out=log_probs)
             log_probs_right = log_probs.gather(1, right)
             total -= log_probs_right.sum()
             if not (of_rows or of_head):
                 continue
             # Of the loss by the logits: the probabilities, less 1 for the right one. Not yet times what comes from above, in
             # which float16 would underflow.
-            d_logits = log_probs.exp_().scatter_(1, right, log_probs_right.exp_() - 1).to(dtype)
+            d_logits = logits.copy_(log_probs.exp_().scatter_(1, right, log_probs_right.exp_() - 1))
             if d_rows is not None:
                 d_rows[start : start + n_rows] = d_logits @ weight
             if of_head:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gpt2.checkpoints.model_tokenizer import tokenizer_of
+from gpt2.decode_graph import GraphedSteps
 from gpt2.decoder import Decoder, Window
 from gpt2.device import has_matrix_units
 from gpt2.model import GPT2
@@ -217,8 +218,10 @@ def costs_of_verifying(model: GPT2, *, each_alone: bool) -> tuple[float, float]:
     not, and which takes as long as to read 4 MB. To call the operations of a block takes as long as to read 2 MB. With
     `each_alone`, as `DecodePlan` computes them in int8 and 16 bits, the former calls twice as many, and a fifth more for
     each draft; the latter, and bfloat16 without matrix units, half of them for each draft, and reads the weights again from
-    the processor's cache.
+    the processor's cache. On a GPU it is supposed: kernels are launched one by one, and not replayed (`decode_graph`).
     """
+    if GraphedSteps.fits(model):
+        return 4.0, 0.1
     n_bytes = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
     calls = 2e6 * model.config.n_layer
     python, share = 4e6 / (calls + n_bytes), calls / (calls + n_bytes)

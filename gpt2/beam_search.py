@@ -66,13 +66,13 @@ def _best_candidates(
     decoder: Decoder, prompt_ids: list[int], running: list[Beam], config: GenerationConfig, vocab_size: int | None
 ) -> list[tuple[Beam, int]]:
     """The best one-token extensions of all running beams, each with the place of the beam it extends."""
-    logprobs = decoder.next_logits().float().log_softmax(-1)[:, :vocab_size]
+    logprobs = decoder.next_logits().float().log_softmax(-1)
     seen = [prompt_ids + beam.ids for beam in running]
-    scores = sampling.apply_repetition_penalty(logprobs, seen, config.repetition_penalty)
+    scores = sampling.apply_repetition_penalty(logprobs, seen, config.repetition_penalty)[:, :vocab_size]
     totals = scores + torch.tensor([beam.total for beam in running], device=scores.device)[:, None]
     # Twice the width, so that the search can go on at full width even if each of the best candidates ends its text.
     best = totals.flatten().topk(min(2 * config.num_beams, totals.numel()))
-    best_logprobs = logprobs.flatten()[best.indices].tolist()
+    best_logprobs = logprobs[:, :vocab_size].flatten()[best.indices].tolist()
     candidates = []
     for total, place, logprob in zip(best.values.tolist(), best.indices.tolist(), best_logprobs, strict=True):
         parent, token = divmod(place, totals.shape[-1])

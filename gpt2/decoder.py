@@ -108,7 +108,8 @@ class Decoder:
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
-        """Logits (B, V) of the token after each window, in the model's dtype. CheckpointError if the model computes NaN.
+        """Logits (B, V) of the token after each window, in the model's dtype, until the next call may write over them.
+        CheckpointError if the model computes NaN.
 
         With `drafts`, at most `room` guesses of what follows the only window: logits (1 + len(drafts), V) of the token after
         the window and after each draft, or (1, V) where they make the model compute NaN. Append what is taken and `reject`
@@ -149,8 +150,12 @@ class Decoder:
         if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
             return []
         n, graphed = min(self._n_at_once, cache.max_length - cache.length), self._graphed
-        if graphed:
-            n = min(n, graphed.room(cache))
+        if graphed and (room := graphed.room(cache)):
+            n = min(n, room)
+        elif graphed and graphed.is_to_come(cache.max_length - cache.length - 1, self._tokens_left):
+            return []
+        else:
+            graphed = None
         if self._greedy_head:
             n = self._greedy_head.leave_alone(n)
         if n == 0:

@@ -254,12 +254,11 @@ def _choose(
     vocab_size: int | None,
 ) -> list[int]:
     """The next token of each text (B), from logits (B, V)."""
-    logits = logits[:, :vocab_size]
     if config.greedy and config.repetition_penalty == 1:
-        return sampling.greedy(logits).tolist()
+        return sampling.greedy(logits[:, :vocab_size]).tolist()
     # In float64 and on the CPU, for not every device has it: the same tokens wherever the model runs.
     logits = logits.cpu().double()
-    logits = sampling.apply_repetition_penalty(logits, texts, config.repetition_penalty)
+    logits = sampling.apply_repetition_penalty(logits, texts, config.repetition_penalty)[:, :vocab_size]
     if config.greedy:
         return sampling.greedy(logits).tolist()
     probs = sampling.logits_to_probs(logits, config)

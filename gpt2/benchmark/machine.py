@@ -52,7 +52,8 @@ def free_memory(device: str = "cpu") -> int | None:
         return _meminfo("MemAvailable")
     import torch
 
-    return torch.cuda.mem_get_info(device)[0]
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, to be used again
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def peak_memory(device: str = "cpu") -> int:

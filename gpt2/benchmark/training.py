@@ -49,7 +49,6 @@ class Learner:
 def training(bench: Bench) -> None:
     """Measure each precision that is asked for."""
     settings = bench.settings
-    tokens = settings.train_rows * settings.train_context
     setting = f"{settings.train_rows} rows of {settings.train_context}, dropout {settings.dropout:g}"
     setting += ", compiled" * settings.compile
     if bench.device.type == "cpu":
@@ -58,16 +57,23 @@ def training(bench: Bench) -> None:
     for dtype in settings.dtypes:
         if dtype not in _PRECISIONS:
             continue
-        learners = _learners(bench, dtype)
-        sound = _checked(bench, setting, learners, dtype)
-        bench.say(f"training {dtype}: {settings.rounds} rounds")
-        contenders = [Contender(partial(_timed_step, learner, bench.device)) for _, learner in sound]
-        times = take_turns(contenders, settings.rounds)
-        entrants = [entrant for entrant, _ in sound]
-        limit = _tokens_at_peak(bench, dtype)
-        for row in timed_rows("training", setting, None, entrants, times, tokens, "tokens/s"):
-            share = row.value.median / limit if row.value is not None else None
-            bench.results.rows.append(replace(row, share_of_limit=share))
+        try:
+            _measure(bench, setting, dtype)
+        except Exception as error:  # most likely memory, in a step that was timed; the rest is measured
+            bench.results.leave_out("training", "all", dtype, error)
+
+
+def _measure(bench: Bench, setting: str, dtype: str) -> None:
+    settings = bench.settings
+    sound = _checked(bench, setting, _learners(bench, dtype), dtype)
+    bench.say(f"training {dtype}: {settings.rounds} rounds")
+    contenders = [Contender(partial(_timed_step, learner, bench.device)) for _, learner in sound]
+    times = take_turns(contenders, settings.rounds)
+    entrants, limit = [entrant for entrant, _ in sound], _tokens_at_peak(bench, dtype)
+    tokens = settings.train_rows * settings.train_context
+    for row in timed_rows("training", setting, None, entrants, times, tokens, "tokens/s"):
+        share = row.value.median / limit if row.value is not None else None
+        bench.results.rows.append(replace(row, share_of_limit=share))
 
 
 def _timed_step(learner: Learner, device: torch.device) -> None:
@@ -109,10 +115,18 @@ def _check_room(bench: Bench) -> None:
 def _checked(bench: Bench, setting: str, learners: dict[str, Learner], dtype: str) -> list[tuple[Entrant, Learner]]:
     """Those whose loss is ours, before a step and, where no dropout makes the steps differ, after it."""
     bench.say(f"training {dtype}: comparing the losses")
-    losses = {name: _losses(learner, with_step=bench.settings.dropout == 0) for name, learner in learners.items()}
-    sound = []
+    losses = {}
     for name, learner in learners.items():
-        if all(abs(a - b) <= _TOLERANCE[dtype] * abs(b) for a, b in zip(losses[name], losses[OURS], strict=True)):
+        try:
+            losses[name] = _losses(learner, with_step=bench.settings.dropout == 0)
+        except Exception as error:  # as above
+            bench.results.leave_out("training", name, dtype, error)
+    sound = []
+    for name in losses:
+        learner = learners[name]
+        if OURS not in losses:
+            bench.results.leave_out("training", name, dtype, LeftOutError("ours has no losses to hold its own against"))
+        elif all(abs(a - b) <= _TOLERANCE[dtype] * abs(b) for a, b in zip(losses[name], losses[OURS], strict=True)):
             sound.append((Entrant(name, dtype, True if dtype == "float32" else None), learner))
         else:
             note = f"its losses are {losses[name]}, not {losses[OURS]}: not timed"
@@ -184,11 +198,11 @@ def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
     groups = [{"params": decays[0], "weight_decay": config.weight_decay}, {"params": decays[1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(config.beta1, config.beta2))
     compute = torch.compile(model) if settings.compile else model
-    # transformers moves the labels on by one itself, and so learns from one token less than it is given.
-    rows = torch.from_numpy(ids).to(device)
+    rows, targets = (torch.from_numpy(part.copy()).to(device) for part in (ids[:, :-1], ids[:, 1:]))
 
     def loss() -> torch.Tensor:
-        return compute(input_ids=rows, labels=rows, use_cache=False).loss
+        # It would move the labels on by one itself, and so learn from one token less than it is given.
+        return compute(input_ids=rows, labels=targets, shift_labels=targets, use_cache=False).loss
 
     def autocast() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if dtype == "float32" else torch.autocast(device.type, torch.bfloat16)

@@ -57,8 +57,10 @@ class _SumOfLosses(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype, of_rows: bool, of_head: bool
     ) -> Tensor:
-        exact = torch.promote_types(dtype, torch.float32)
-        n_rows, vocab_size = max(_ROWS, _LOGITS // len(head)), len(head)
+        exact, vocab_size = torch.promote_types(dtype, torch.float32), len(head)
+        n_rows = _ROWS if dtype == torch.float16 else max(_ROWS, _LOGITS // vocab_size)
+        # Of so many rows a sum may be too large for float16, whatever a GradScaler does to what comes from above.
+        ctx.shrunk = 1 / 32 if dtype == torch.float16 else 1.0
         weight = _padded(head, dtype)
         total = torch.zeros((), dtype=exact, device=rows.device)
         d_rows, d_head = torch.empty_like(rows) if of_rows else None, None
@@ -73,7 +75,7 @@ class _SumOfLosses(torch.autograd.Function):
             torch.mm(part, weight.t(), out=logits)
             logits[:, vocab_size:] = -math.inf
             torch.log_softmax(log_probs.copy_(logits), -1, out=log_probs)
-            log_probs_right = log_probs.gather(1, right)
+            log_probs_right = log_probs[:, :vocab_size].gather(1, right)
             total -= log_probs_right.sum()
             if not (of_rows or of_head):
                 continue
@@ -83,15 +85,23 @@ class _SumOfLosses(torch.autograd.Function):
             if d_rows is not None:
                 d_rows[start : start + n_rows] = d_logits @ weight
             if of_head:
-                d_part = d_logits.t() @ part
-                d_head = d_part.to(exact) if d_head is None else d_head.add_(d_part)
+                if ctx.shrunk != 1:
+                    part = part * ctx.shrunk
+                if d_head is None:
+                    d_head = (d_logits.t() @ part).to(exact)
+                elif dtype == exact:
+                    d_head.addmm_(d_logits.t(), part)
+                else:
+                    d_head += d_logits.t() @ part
         ctx.save_for_backward(d_rows, None if d_head is None else d_head[:vocab_size])
         return total
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # In place, for they are needed once: a second time, autograd sees that they have changed.
-        d_rows, d_head = (None if tensor is None else tensor.mul_(d_total) for tensor in ctx.saved_tensors)
+        d_rows, d_head = ctx.saved_tensors
+        d_rows = None if d_rows is None else d_rows.mul_(d_total)
+        d_head = None if d_head is None else d_head.mul_(d_total / ctx.shrunk)
         return d_rows, d_head, None, None, None, None
 
 

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpt2 import GPT2, decode_graph, generation
+from gpt2 import GPT2, decode_graph, decoder, generation
 from gpt2.decode_graph import GraphedSteps
+from gpt2.decode_plan import DecodePlan
 from gpt2.decoder import Decoder, Window
 from gpt2.generation import Continuation, decode, start
+from gpt2.kv_cache import KVCache
 from gpt_config import CheckpointError, GenerationConfig, GPT2Config, GPT2Warning
 from gpt_test.conftest import random_model
 
@@ -75,6 +77,7 @@ def graphs(slots_at_once: int = 7, record: Callable[..., Any] = Recorded) -> Ite
         patch.setattr(GraphedSteps, "fits", staticmethod(lambda model: True))
         patch.setattr(decode_graph, "captured", captured)
         patch.setattr(generation, "costs_of_verifying", lambda model, each_alone: (0.1, 0.1))  # guess often
+        patch.setattr(decode_graph, "_refused", set())
         for name, value in (("_STEPS_BEFORE", 1), ("_STEPS_LEFT", 1), ("_SLOTS_AT_ONCE", slots_at_once)):
             patch.setattr(decode_graph, name, value)
         yield made
@@ -176,15 +179,15 @@ def test_what_was_in_memory_does_no_harm() -> None:
     model = random_model(CONFIG)
     expected = Decoder(model, [Window([1, 2, 3], 24)], 20)
     with graphs() as made, torch.inference_mode():
-        decoder = Decoder(model, [Window([1, 2, 3], 24)], 20)
+        found = Decoder(model, [Window([1, 2, 3], 24)], 20)
         for step in range(8):
             token = int(expected.next_logits().argmax())
-            assert int(decoder.next_logits().argmax()) == token
-            for each in (decoder, expected):
+            assert int(found.next_logits().argmax()) == token
+            for each in (found, expected):
                 each.windows[0].ids.append(token)
-            assert decoder._cache is not None
+            assert found._cache is not None
             if step == 0:
-                for layer in decoder._cache.layers:
+                for layer in found._cache.layers:
                     layer[:, :, :, 3:] = float("nan")
     assert made
 
@@ -196,21 +199,21 @@ def test_guesses_go_beyond_a_graph() -> None:
         model.wpe.weight[10] = float("nan")
 
     def logits(*, drafts: bool) -> Iterator[Tensor]:
-        decoder = Decoder(model, [Window([1, 2, 3], 24)], 20, only_largest=True)
+        steps = Decoder(model, [Window([1, 2, 3], 24)], 20, only_largest=True)
         for token in (5, 6):
-            yield decoder.next_logits().clone()
-            decoder.windows[0].ids.append(token)
+            yield steps.next_logits().clone()
+            steps.windows[0].ids.append(token)
         if drafts:
-            decoder.next_logits([7, 8, 9])  # the last at position 7, the first that is not the graph's
-            assert decoder.greedy_tokens(None) == []
-            decoder.reject(3)
+            steps.next_logits([7, 8, 9])  # the last at position 7, the first that is not the graph's
+            assert steps.greedy_tokens(None) == []
+            steps.reject(3)
         else:
-            decoder.next_logits()
-        decoder.windows[0].ids.append(7)
-        yield decoder.next_logits([8, 9, 10, 11, 12] if drafts else ())[:1].clone()  # that at position 10 is NaN
+            steps.next_logits()
+        steps.windows[0].ids.append(7)
+        yield steps.next_logits([8, 9, 10, 11, 12] if drafts else ())[:1].clone()  # that at position 10 is NaN
         for token in (8, 9, 10):
-            decoder.windows[0].ids.append(token)
-            yield decoder.next_logits().clone()
+            steps.windows[0].ids.append(token)
+            yield steps.next_logits().clone()
 
     expected = list(logits(drafts=False))
     with graphs(slots_at_once=7) as made:
@@ -219,27 +222,137 @@ def test_guesses_go_beyond_a_graph() -> None:
     assert len(made) > 1
 
 
-def _refuses(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def refuses(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     raise RuntimeError("operation not permitted\nwhen the stream is capturing")
 
 
-def _repeats_itself(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def does_nothing(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     step()
     return lambda: None
 
 
+def reads_another_token(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step._tokens.fill_(59)
+        step()
+
+    return replay
+
+
+def stores_nothing(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        before = [layer.clone() for layer in step._store.layers]
+        step()
+        for layer, of_layer in zip(step._store.layers, before, strict=True):
+            layer.copy_(of_layer)
+
+    return replay
+
+
+def stands_still(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step()
+        step._slot.sub_(1)
+
+    return replay
+
+
+def goes_on_with_another_token(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step()
+        step._tokens.fill_(59)
+
+    return replay
+
+
 @pytest.mark.parametrize(
-    ("record", "reason"), [(_refuses, "RuntimeError: operation not permitted"), (_repeats_itself, "its logits are off by ")]
+    ("record", "reason"),
+    [
+        (refuses, "RuntimeError: operation not permitted."),
+        (does_nothing, "its logits are off by "),
+        (reads_another_token, "its logits are off by "),
+        (stores_nothing, "its keys and values are off by 1 "),
+        (stands_still, "it does not go on"),
+        (goes_on_with_another_token, "it does not go on"),
+    ],
 )
-def test_without_a_graph_tokens_come_as_before(record: Callable[..., Any], reason: str) -> None:
-    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=15, stop_at_eot=False)
-    [expected] = continued(model, [[1, 2, 3]], config)
+def test_without_a_sound_graph_tokens_come_as_before(
+    record: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the trial has written is taken back; several greedy tokens come at once as they do elsewhere."""
+    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    expected = continued(model, [[1, 2, 3]], config)[0].ids
+    at_once: list[int] = []
+    of_plan = DecodePlan.greedy_tokens
+
+    def watched(plan: DecodePlan, token: int, n: int, *rest: Any) -> list[tuple[int, float]]:
+        at_once.append(n)
+        return of_plan(plan, token, n, *rest)
+
+    monkeypatch.setattr(DecodePlan, "greedy_tokens", watched)
     with (
         graphs(record=record) as made,
         pytest.warns(GPT2Warning, match=f"no CUDA graph could be recorded .{reason}") as told,
     ):
-        [found] = continued(model, [[1, 2, 3]], config)
-    assert found.ids == expected.ids and len(told) == 1 and len(made) <= 1
+        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
+    assert len(told) == 1 and len(made) <= 1 and sum(at_once) >= 15
+
+
+def test_where_one_cannot_be_recorded_it_is_not_tried_again() -> None:
+    with graphs(record=refuses), pytest.warns(GPT2Warning) as told:
+        for _ in range(2):
+            continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=9, stop_at_eot=False))
+    assert len(told) == 1
+
+
+def test_several_greedy_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
+    at_once: list[int] = []
+    of_graph = GraphedSteps.greedy_tokens
+
+    def watched(steps: GraphedSteps, token: int, n: int, *rest: Any) -> list[tuple[int, float]]:
+        at_once.append(n)
+        return of_graph(steps, token, n, *rest)
+
+    monkeypatch.setattr(GraphedSteps, "greedy_tokens", watched)
+    with graphs(slots_at_once=24):
+        continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=20, stop_at_eot=False))
+    assert at_once == [1, 16, 1]  # behind the prompt's and the one that the graph repeats; the last is what is left
+
+
+def test_a_model_with_something_else_in_it_has_none() -> None:
+    """A hook, for example, would be called while a step is recorded, and never again."""
+    model = random_model(CONFIG)
+    model.h[0].register_forward_hook(lambda module, args, out: out * 1.5)
+    config = GenerationConfig(max_new_tokens=9, stop_at_eot=False)
+    expected = continued(model, [[1, 2, 3]], config)[0].ids
+    with graphs() as made:
+        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
+    assert not made
+
+
+def test_a_step_makes_nothing_on_another_device() -> None:
+    """Nothing here is on a GPU, but "meta" takes no part in what a CPU does either."""
+    with torch.device("meta"), torch.inference_mode():
+        model = GPT2(CONFIG).eval()
+        cache = KVCache(CONFIG, batch_size=2, device="meta")
+    for n_padding in (None, torch.zeros(2, 1, dtype=torch.int64, device="meta")):
+        step = decode_graph._Step(model, cache, n_padding, 20)
+        with torch.inference_mode():
+            step()
+        assert step.logits.device.type == "meta"
+
+
+if torch.cuda.is_available():  # nothing to be skipped elsewhere
+
+    def test_on_a_gpu() -> None:
+        """Real graphs, without a warning."""
+        model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=40, stop_at_eot=False)
+        for prompts in ([[1, 2, 3]], [[1, 2, 3], [4]]):
+            expected = [row.ids for row in continued(model.cpu(), prompts, config)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert [row.ids for row in continued(model.to("cuda"), prompts, config)] == expected
 
 
 @pytest.mark.parametrize("position", [3, 9])

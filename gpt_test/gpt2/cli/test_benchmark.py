@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpt2.benchmark import generating, scaling, scaling_process
+from gpt2.benchmark import generating, scaling, scaling_process, training
 from gpt2.benchmark.engines import open_engine
 from gpt2.benchmark.settings import OURS
 from gpt_test.conftest import TRAINING_TEXT
 
 SIZES = [
     "--rounds", 2, "--prompt_tokens", 6, "--new_tokens", 4, "--prefill_tokens", 8, "--batch_sizes", "1,3", "--train_rows", 2,
-    "--train_context", 16, "--threads", 1,
+    "--train_context", 40, "--threads", 1,
 ]  # fmt: skip
 
 
@@ -111,6 +112,29 @@ def test_a_peer_that_is_not_installed_and_a_size_without_room(
     assert reasons[0].startswith("llama-cpp-python not installed (pip install")
     assert reasons[1] == "no room: it takes 7.2 GB, and 7.0 GB of memory are free"
     assert len(reasons) == 2 and all(reason in result.out for reason in reasons)
+
+
+@pytest.mark.parametrize("name", [OURS, "transformers"])
+def test_a_training_step_that_fails_takes_nothing_else_with_it(
+    run_command: Callable, options: list[object], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[test]')")
+    maker = {OURS: "_ours", "transformers": "_transformers"}[name]
+    make = getattr(training, maker)
+
+    def without_memory() -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(training, maker, lambda *arguments: dataclasses.replace(make(*arguments), step=without_memory))
+    chosen = ["--sections", "tokenizer,training", "--peers", "transformers", "--dtypes", "float32"]
+    result = run_command("benchmark", *options, *chosen)
+    assert result.status == 0, result.err
+    values = json.loads(result.out.splitlines()[-1])
+    assert [(item["engine"], item["reason"]) for item in values["left_out"]][:1] == [
+        (name, "failed with RuntimeError: out of memory")
+    ]
+    measured = [row["engine"] for row in values["rows"] if row["section"] == "training"]
+    assert measured == ([] if name == OURS else [OURS])
 
 
 @pytest.mark.parametrize(

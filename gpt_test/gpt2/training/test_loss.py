@@ -83,6 +83,25 @@ def test_small_probabilities_survive_float16() -> None:
     torch.testing.assert_close(torch.autograd.grad(value, head)[0], plain_gradient, rtol=0.02, atol=1e-11)
 
 
+@pytest.mark.parametrize(("n_rows", "vocab_size", "size"), [(1024, 500, 100.0), (20000, 65, 5.0)])
+def test_sums_over_many_rows_fit_into_float16(n_rows: int, vocab_size: int, size: float) -> None:
+    """They are summed before a GradScaler's factor comes in, so no smaller one would help."""
+    rows, head = torch.full((n_rows, 3), size), torch.zeros(vocab_size, 3, requires_grad=True)
+    targets = torch.zeros(n_rows, dtype=torch.int64)
+    with torch.autocast("cpu", torch.float16):
+        value = sum_of_losses(rows, head, targets) / n_rows
+    found, right = (torch.autograd.grad(v, head)[0] for v in (value, plain(rows, head, targets) / n_rows))
+    torch.testing.assert_close(found, right, rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize("vocab_size", [900, 4100])  # 4,100 outputs become 4,160
+@pytest.mark.parametrize("wrong", [-1, 0])
+def test_a_target_outside_the_vocabulary_is_refused(vocab_size: int, wrong: int) -> None:
+    rows, head = torch.ones(2, 3), torch.ones(vocab_size, 3)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="out of bounds"):
+        sum_of_losses(rows, head, torch.tensor([0, wrong or vocab_size]))
+
+
 @pytest.mark.parametrize("vocab_size", [5, 900])
 def test_a_models_loss_at_any_size_of_vocabulary(vocab_size: int) -> None:
     torch.manual_seed(0)

@@ -85,16 +85,25 @@ def small_folder(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path_fac
     return folder
 
 
-def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2:
-    """A model in eval mode whose every parameter, norms and biases too, is random and far from its initial value."""
+def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32, *, positions: float = 3.0) -> GPT2:
+    """A model in eval mode whose every parameter, norms and biases too, is random and far from its initial value.
+
+    `positions` is how far theirs are: if they say as much as anything else (0.15), greedy texts are one token again and
+    again, whatever is wrong with them; if they say more, texts wander.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = GPT2(config).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = 1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0.0
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(centre + 0.15 * noise)
+            parameter.copy_(centre + (positions if name == "wpe.weight" else 0.15) * noise)
     return model.eval()
+
+
+def repetitive_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2:
+    """One whose greedy texts are easily guessed."""
+    return random_model(config, seed, dtype, positions=0.15)
 
 
 def skip_unless_rows_are_rounded_alone() -> None:

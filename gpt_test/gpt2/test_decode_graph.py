@@ -4,6 +4,7 @@ for a CUDA graph, and does to tensors what that does to kernels."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,8 +24,8 @@ from gpt2.decode_plan import DecodePlan
 from gpt2.decoder import Decoder, Window
 from gpt2.generation import Continuation, decode, start
 from gpt2.kv_cache import KVCache
-from gpt_config import CheckpointError, GenerationConfig, GPT2Config, GPT2Warning
-from gpt_test.conftest import random_model
+from gpt_config import CheckpointError, GenerationConfig, GPT2Config, GPT2Warning, InputError
+from gpt_test.conftest import random_model, repetitive_model
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
 
@@ -117,7 +118,8 @@ def test_texts_are_the_same(
 ) -> None:
     """Padded, past the context, with rows that end and leave the batch, in part of the vocabulary, guessing ahead or not."""
     eot = data.draw(st.integers(0, vocab_size - 1))
-    model = random_model(replace(CONFIG, eos_token_id=eot)).to(getattr(torch, dtype))
+    make = data.draw(st.sampled_from([random_model, repetitive_model]))
+    model = make(replace(CONFIG, eos_token_id=eot), dtype=getattr(torch, dtype))
     config = GenerationConfig(max_new_tokens=n, do_sample=do_sample, seed=n, speculate=data.draw(st.booleans()))
     expected = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs)
     with graphs(slots_at_once):
@@ -315,19 +317,33 @@ def test_several_greedy_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         return of_graph(steps, token, n, *rest)
 
     monkeypatch.setattr(GraphedSteps, "greedy_tokens", watched)
+    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    expected = continued(model, [[1, 2, 3]], config)[0].ids
+    assert sum(a != b for a, b in itertools.pairwise(expected)) > 5
     with graphs(slots_at_once=24):
-        continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=20, stop_at_eot=False))
+        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
     assert at_once == [1, 16, 1]  # behind the prompt's and the one that the graph repeats; the last is what is left
+
+
+def test_a_model_that_changes_on_the_way_is_refused() -> None:
+    model = random_model(CONFIG)
+    with graphs() as made:
+        steps = Decoder(model, [Window([1, 2, 3], 24)], 20)
+        for token in (5, 6):
+            steps.next_logits()
+            steps.windows[0].ids.append(token)
+        model.double()
+        with pytest.raises(InputError, match=r"the cache is torch\.float32 on cpu and the model computes torch\.float64"):
+            steps.next_logits()
+    assert made
 
 
 def test_a_model_with_something_else_in_it_has_none() -> None:
     """A hook, for example, would be called while a step is recorded, and never again."""
     model = random_model(CONFIG)
-    model.h[0].register_forward_hook(lambda module, args, out: out * 1.5)
-    config = GenerationConfig(max_new_tokens=9, stop_at_eot=False)
-    expected = continued(model, [[1, 2, 3]], config)[0].ids
+    model.h[0].register_forward_hook(lambda module, args, out: out)
     with graphs() as made:
-        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
+        continued(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=9, stop_at_eot=False))
     assert not made
 
 

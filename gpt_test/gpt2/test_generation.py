@@ -248,3 +248,13 @@ def test_no_penalty_is_too_extreme(small_config: GPT2Config, penalty: float, dty
     for do_sample in (True, False):
         options = {"repetition_penalty": penalty, "do_sample": do_sample, "seed": 0}
         assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=10, **options).max() < 300
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_prompt_may_hold_what_is_not_to_be_chosen(model: GPT2, num_beams: int) -> None:
+    """The penalty on what was said meets ids beyond the part of the vocabulary that is chosen from."""
+    config = GenerationConfig(max_new_tokens=5, repetition_penalty=1.5, num_beams=num_beams, stop_at_eot=False)
+    rows = start(model, [[57, 3]], config)
+    for _ in decode(model, rows, config, vocab_size=20):
+        pass
+    assert len(rows[0].ids) == 5 and max(rows[0].ids) < 20

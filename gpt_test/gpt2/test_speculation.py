@@ -24,7 +24,7 @@ from gpt2.generation import decode, start
 from gpt2.speculation import DraftModel, PromptLookup, Speculation, check_vocabularies
 from gpt_config import CheckpointError, ConfigError, GenerationConfig, GPT2Config, InputError
 from gpt_encoder import train_bpe
-from gpt_test.conftest import TRAINING_TEXT, random_model
+from gpt_test.conftest import TRAINING_TEXT, repetitive_model
 
 V = 24
 CONFIG = GPT2Config(vocab_size=V, n_positions=32, n_embd=12, n_layer=2, n_head=2, eos_token_id=V - 1)
@@ -32,16 +32,16 @@ CONFIG = GPT2Config(vocab_size=V, n_positions=32, n_embd=12, n_layer=2, n_head=2
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    return random_model(CONFIG, dtype=torch.float64)
+    return repetitive_model(CONFIG, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module", params=[1, 3, 20, 64], ids="draft model of context {}".format)
 def draft_model(request: pytest.FixtureRequest) -> GPT2:
     """Nearly the model where their contexts allow it: it is right often, and often not."""
     config = GPT2Config(vocab_size=V, n_positions=request.param, n_embd=12, n_layer=2, n_head=2)
-    draft_model = random_model(config, dtype=torch.float64)
+    draft_model = repetitive_model(config, dtype=torch.float64)
     with torch.no_grad():
-        for ours, theirs in zip(draft_model.parameters(), random_model(CONFIG).parameters(), strict=True):
+        for ours, theirs in zip(draft_model.parameters(), repetitive_model(CONFIG).parameters(), strict=True):
             ours[: len(theirs)] = theirs[: len(ours)]
         draft_model.wte.weight.mul_(1 + 0.02 * torch.randn(V, 1, generator=torch.Generator().manual_seed(1)))
     return draft_model
@@ -149,7 +149,10 @@ def test_the_padded_row_that_is_left_of_a_batch_is_guessed_for(model: GPT2) -> N
 def test_a_seed_keeps_the_models_distribution() -> None:
     """Three tokens of a vocabulary of three against their exact probabilities, with drafts of another model."""
     config = GPT2Config(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1)
-    model, other = random_model(config, seed=3, dtype=torch.float64), random_model(config, seed=4, dtype=torch.float64)
+    model, other = (
+        repetitive_model(config, seed=3, dtype=torch.float64),
+        repetitive_model(config, seed=4, dtype=torch.float64),
+    )
     texts = torch.tensor(list(itertools.product(range(3), repeat=3)))
     with torch.no_grad():
         logits = model(torch.cat([torch.full((27, 1), 1), texts], dim=1))[:, :-1].double() / 1.2
@@ -170,7 +173,7 @@ def test_a_seed_keeps_the_models_distribution() -> None:
 def test_a_draft_model_that_is_the_model_is_always_right(do_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """So few forward passes of the model are needed: it draws by the numbers that the model will draw by."""
     monkeypatch.setattr(speculation_module, "_relative_cost", lambda *_: 0.0)
-    model = random_model(replace(CONFIG, n_positions=512), dtype=torch.float64)
+    model = repetitive_model(replace(CONFIG, n_positions=512), dtype=torch.float64)
     options = {"do_sample": do_sample, "seed": 1, "temperature": 2.0, "repetition_penalty": 1.2, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], max_new_tokens=400, **options)
     draft_model, passes = copy.deepcopy(model), []
@@ -181,7 +184,7 @@ def test_a_draft_model_that_is_the_model_is_always_right(do_sample: bool, monkey
 
 
 def test_repetitive_text_takes_few_forward_passes(model: GPT2) -> None:
-    model = random_model(replace(CONFIG, n_positions=256), dtype=torch.float64)
+    model = repetitive_model(replace(CONFIG, n_positions=256), dtype=torch.float64)
     passes: list[int] = []
     model.ln_f.register_forward_hook(lambda _, __, x: passes.append(x.shape[1]))
     options = {"repetition_penalty": 0.5, "max_new_tokens": 200, "stop_at_eot": False}

@@ -11,7 +11,7 @@ from gpt2.decoder import Decoder, Window
 from gpt2.quantization import quantize_int8, rounds_each_alone
 from gpt2.speculation import Speculation
 from gpt_encoder.tokenizer import load_tokenizer
-from gpt_test.conftest import random_model
+from gpt_test.conftest import repetitive_model
 from gpt_test.gpt2.test_speculation import CONFIG, eager, new_rows, spy
 
 
@@ -34,7 +34,7 @@ def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, sma
     """Not outside the plan, nor with kernels that cannot round the head's rows one by one."""
     if engine == "onednn":
         monkeypatch.setattr("gpt2.quantization._ENGINES", ("onednn",))
-    model = quantize_int8(random_model(small_model.config))
+    model = quantize_int8(repetitive_model(small_model.config))
     takes_drafts = engine == "x86" and rounds_each_alone()
     if engine == "hook":
         model.h[0].register_forward_hook(lambda *_: None)
@@ -47,6 +47,6 @@ def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, sma
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_in_16_bits_nothing_is_guessed_for_outside_the_plan(dtype: torch.dtype) -> None:
-    model = random_model(CONFIG, dtype=dtype)
+    model = repetitive_model(CONFIG, dtype=dtype)
     model.h[0].register_forward_hook(lambda *_: None)
     assert Decoder(model, [Window([1, 2, 3], 20)], 9).takes_drafts is (dtype == torch.float32)

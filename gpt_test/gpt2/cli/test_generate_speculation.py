@@ -11,7 +11,7 @@ from gpt2 import GPT2
 from gpt2.speculation import Speculation
 from gpt_config import GPT2Config
 from gpt_encoder import CharTokenizer
-from gpt_test.conftest import random_model
+from gpt_test.conftest import repetitive_model
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_text_is_the_same(run_command, options, small_folder: Path, monkeypa
 
 def test_a_draft_model_that_does_not_fit_is_one_line(run_command, options, small_model: GPT2, tmp_path: Path) -> None:
     characters = CharTokenizer.from_texts(["abc"])
-    random_model(GPT2Config(vocab_size=characters.vocab_size, n_embd=4, n_layer=1, n_head=1)).save_pretrained(
+    repetitive_model(GPT2Config(vocab_size=characters.vocab_size, n_embd=4, n_layer=1, n_head=1)).save_pretrained(
         tmp_path, tokenizer=characters
     )
     result = run_command("generate", *options, "--draft_model", str(tmp_path))

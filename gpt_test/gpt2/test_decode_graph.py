@@ -267,6 +267,14 @@ def goes_on_with_another_token(step: Callable[[], None], device: torch.device) -
     return replay
 
 
+def forgets_its_choice(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step()
+        step.chosen.zero_()
+
+    return replay
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -274,6 +282,7 @@ def goes_on_with_another_token(step: Callable[[], None], device: torch.device) -
         (does_nothing, "its logits are off by "),
         (reads_another_token, "its logits are off by "),
         (stores_nothing, "its keys and values are off by 1 "),
+        (forgets_its_choice, "it does not go on"),
         (stands_still, "it does not go on"),
         (goes_on_with_another_token, "it does not go on"),
     ],
@@ -282,7 +291,7 @@ def test_without_a_sound_graph_tokens_come_as_before(
     record: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the trial has written is taken back; several greedy tokens come at once as they do elsewhere."""
-    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    model, config = random_model(CONFIG, positions=0.5), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     expected = continued(model, [[1, 2, 3]], config)[0].ids
     at_once: list[int] = []
     of_plan = DecodePlan.greedy_tokens

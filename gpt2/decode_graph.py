@@ -164,11 +164,12 @@ class _Step:
     def fault(self, slot: int, logits: Tensor, stored: Tensor) -> str:
         """What a step into `slot` has done otherwise than one that gave these `logits` and stored this; "" if nothing."""
         tolerance = _TOLERANCE_16_BITS if logits.itemsize == 2 else _TOLERANCE
-        for what, found, right in (("logits", self.logits, logits), ("keys and values", self.stored(slot), stored)):
-            error = _relative_error(found.flatten(min(3, found.dim() - 1)), right.flatten(min(3, right.dim() - 1)))
+        kept = self.stored(slot)
+        for what, found, right in (("logits", self.logits, logits), ("keys and values", kept.flatten(3), stored.flatten(3))):
+            error = _relative_error(found, right)
             if not error <= tolerance:
                 return f"its {what} are off by {error:.2g} of the largest"
-        chosen = self.logits[:, : self._vocab_size].argmax(1).tolist()
+        chosen = self.logits[:, : self._vocab_size].max(1).indices.tolist()
         is_ready = self._tokens[:, 0].tolist() == chosen == self.chosen[slot].tolist()
         return "" if is_ready and self._slot.tolist() == [min(slot + 1, self.n_slots - 1)] else "it does not go on"
 

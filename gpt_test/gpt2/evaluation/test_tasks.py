@@ -18,7 +18,7 @@ from gpt2.evaluation.items import Item
 from gpt2.evaluation.tasks import figures, run_task
 from gpt_config import DataError, WriteError
 from gpt_encoder import GPT2Tokenizer
-from gpt_test.conftest import TRAINING_TEXT, random_model, transformers_twin
+from gpt_test.conftest import TRAINING_TEXT, repetitive_model, transformers_twin
 
 WORDS = TRAINING_TEXT.split()
 LAMBADA = [Item(((" ".join(WORDS[n : n + 2 + n % 30]), f" {WORDS[n + 2 + n % 30]}"),), (1,)) for n in range(35)]
@@ -141,11 +141,11 @@ def test_a_place_that_cannot_be_written_is_an_error_before_the_work(tmp_path: Pa
 
 
 def test_fingerprints_tell_models_and_data_apart(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
-    other = random_model(small_model.config)
+    other = repetitive_model(small_model.config)
     assert model_fingerprint(small_model, small_tokenizer) == model_fingerprint(other, small_tokenizer)
     with torch.no_grad():
         other.h[1].mlp.c_fc.bias[3] += 1e-6
-    in_bfloat16 = random_model(small_model.config, dtype=torch.bfloat16)
+    in_bfloat16 = repetitive_model(small_model.config, dtype=torch.bfloat16)
     assert len({model_fingerprint(m, small_tokenizer) for m in (small_model, other, in_bfloat16)}) == 3
     assert data_fingerprint(LAMBADA) != data_fingerprint(LAMBADA[1:]) != data_fingerprint(CHOICES)
 

@@ -133,8 +133,7 @@ class LlamaEngine:
         self.dtype = dtype
         self._llama = llama_cpp.Llama(
             str(path), n_ctx=subject.config.n_positions, n_threads=place.threads,
-            n_threads_batch=place.threads,
-            type_k=cache, type_v=cache, verbose=False,
+            n_threads_batch=place.threads, type_k=cache, type_v=cache, verbose=False,
         )  # fmt: skip
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # What a peer needs besides itself to be given a model.
 _NEEDED_TOO = {"llama-cpp-python": ("gguf",)}
 
-_ON_A_CPU = ("ctranslate2", "llama-cpp-python")  # is where these are measured; it depends on how they were built what else
+# Measured on a CPU alone: on what else they compute depends on how they were built.
+_ON_A_CPU = ("ctranslate2", "llama-cpp-python")
 
 Say = Callable[[str], None]
 

@@ -275,6 +275,19 @@ def forgets_its_choice(step: Callable[[], None], device: torch.device) -> Callab
     return replay
 
 
+def numbers_at_once(maker: type, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many greedy tokens are asked of it, from now on."""
+    asked: list[int] = []
+    greedy_tokens = maker.greedy_tokens
+
+    def watched(self: object, token: int, n: int, *rest: object) -> list[tuple[int, float]]:
+        asked.append(n)
+        return greedy_tokens(self, token, n, *rest)
+
+    monkeypatch.setattr(maker, "greedy_tokens", watched)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -293,14 +306,7 @@ def test_without_a_sound_graph_tokens_come_as_before(
     """What the trial has written is taken back; several greedy tokens come at once as they do elsewhere."""
     model, config = random_model(CONFIG, positions=0.5), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     expected = continued(model, [[1, 2, 3]], config)[0].ids
-    at_once: list[int] = []
-    of_plan = DecodePlan.greedy_tokens
-
-    def watched(plan: DecodePlan, token: int, n: int, *rest: Any) -> list[tuple[int, float]]:
-        at_once.append(n)
-        return of_plan(plan, token, n, *rest)
-
-    monkeypatch.setattr(DecodePlan, "greedy_tokens", watched)
+    at_once = numbers_at_once(DecodePlan, monkeypatch)
     with (
         graphs(record=record) as made,
         pytest.warns(GPT2Warning, match=f"no CUDA graph could be recorded .{reason}") as told,
@@ -318,14 +324,7 @@ def test_where_one_cannot_be_recorded_it_is_not_tried_again() -> None:
 
 def test_several_greedy_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
-    at_once: list[int] = []
-    of_graph = GraphedSteps.greedy_tokens
-
-    def watched(steps: GraphedSteps, token: int, n: int, *rest: Any) -> list[tuple[int, float]]:
-        at_once.append(n)
-        return of_graph(steps, token, n, *rest)
-
-    monkeypatch.setattr(GraphedSteps, "greedy_tokens", watched)
+    at_once = numbers_at_once(GraphedSteps, monkeypatch)
     model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     expected = continued(model, [[1, 2, 3]], config)[0].ids
     assert sum(a != b for a, b in itertools.pairwise(expected)) > 5

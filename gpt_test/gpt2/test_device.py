@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpt2.device import has_matrix_units, resolve_device, resolve_dtype
+from gpt2.training.hardware import measured_peak
 from gpt_config import DeviceError
 
 
@@ -37,3 +38,9 @@ def test_matrix_units_that_onednn_must_not_use_are_none(monkeypatch: pytest.Monk
                 patch.setenv(name, limit)
                 assert has_matrix_units() is has_them
     assert has_matrix_units()
+
+
+def test_the_peak_is_measured_without_the_numbers_of_a_run() -> None:
+    before = torch.get_rng_state()
+    assert measured_peak(torch.device("cpu"), torch.float32) > 1e6
+    assert torch.equal(torch.get_rng_state(), before)

@@ -23,7 +23,7 @@ from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1
 from gpt2.packed_linear import FastLinear, fast_head, fast_linear, fast_norm_and_linear, has_same_rows, product
 from gpt2.plan_parts import Blocks, Ends
 from gpt2.positions import positions_of, visible_slots
-from gpt2.quantization import Int8Embedding, Int8Linear
+from gpt2.quantization import Int8Embedding, Int8Linear, pack_together
 from gpt2.scripted import Scripted
 
 # What the plan has a copy of. With anything else in the model, an adapter for example, it would skip that.
@@ -54,6 +54,7 @@ class DecodePlan:
     def __init__(self, model: GPT2, *, only_last: bool = False) -> None:
         self._model = model
         self._only_last = only_last
+        pack_together(model)
         norms, layers = [], []
         blocks = cast(list[Block], model.h)
         for block in blocks:

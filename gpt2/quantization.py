@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -50,13 +52,16 @@ def quantize_int8(model: GPT2) -> GPT2:
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """CheckpointError if a tensor holds NaN or infinity, from which the kernels for bytes make ordinary numbers."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # NaN makes both NaN
             raise CheckpointError(f"{name} holds NaN or infinity, which int8 cannot compute with: the weights are damaged")
 
 
 def empty_int8(model: GPT2) -> GPT2:
     """`model`, which has no content (it is on "meta"), with layers of int8, for the content of a file to be put into."""
-    return _swap_layers(model, lambda weight: (torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight))))
+    # `new_empty` and not `empty_like`, which on "meta" wakes a part of torch's compiler: a fifth of a second.
+    return _swap_layers(
+        model, lambda weight: (weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(len(weight)))
+    )
 
 
 def _swap_layers(model: GPT2, quantized: Callable[[Tensor], tuple[Tensor, Tensor]]) -> GPT2:
@@ -193,6 +198,11 @@ class Int8Linear(nn.Module):
             self._packed = (state, _pack(self.weight_int8, self.scale, self.bias, engine))
         return self._packed[1]
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether `packed_weight` has been asked before."""
+        return self._packed is not None
+
     def units_and_sums(self) -> Tensor | None:
         """What `int8_product_of_each` wants of the packed weights, (2, n_out): their scales, and sums of their rows.
 
@@ -259,14 +269,32 @@ def _rounds_alike() -> bool:
     return torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, True), alone)
 
 
+def pack_together(model: GPT2) -> None:
+    """Pack the layers that are not yet packed, as many at a time as torch has threads: one keeps one thread busy."""
+    layers = [module for module in model.modules() if isinstance(module, Int8Linear) and not module.is_packed]
+    engine = packing_engine()
+    if engine is None or len(layers) < 2 or layers[0].weight_int8.device.type != "cpu":
+        return
+    layers.sort(key=lambda layer: layer.weight_int8.numel(), reverse=True)  # the head takes as long as all blocks
+    with _packing(engine), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(Int8Linear.packed_weight, layers))
+
+
 def _pack(weight_int8: Tensor, scale: Tensor, bias: Tensor | None, engine: str) -> torch.ScriptObject:
+    with _packing(engine):
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / LIFT, zeros, 0)
+        return torch.ops.quantized.linear_prepack(quantized, bias)
+
+
+@contextmanager
+def _packing(engine: str) -> Iterator[None]:
+    """The choice of kernels and the filter of warnings are the process's: around threads, it is to stand around them all."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that torch means to remove these operators: `packing_engine` looks for them
-            zeros = torch.zeros(len(scale), dtype=torch.int64)
-            quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / LIFT, zeros, 0)
-            return torch.ops.quantized.linear_prepack(quantized, bias)
+            yield
     finally:
         torch.backends.quantized.engine = before

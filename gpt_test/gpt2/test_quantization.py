@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from gpt2.evaluation import evaluate
 from gpt2.finetuning.lora import add_lora
 from gpt2.model_folder import locate_model
 from gpt2.packed_linear import fast_norm_and_linear
-from gpt2.quantization import LIFT, Int8Linear, int8_product, int8_product_of_each, is_int8, quantize_int8
+from gpt2.quantization import LIFT, Int8Linear, int8_product, int8_product_of_each, is_int8, pack_together, quantize_int8
 from gpt2.training import Trainer, prepare
 from gpt_config import GPT2Config, TrainingConfig
 from gpt_config.errors import CheckpointError, GPT2Error, InputError
@@ -284,6 +285,28 @@ def test_the_choice_of_engine_is_left_as_it_was(small_model: GPT2) -> None:
     before = torch.backends.quantized.engine
     int8_copy(small_model)(torch.tensor([[1, 2]]))
     assert torch.backends.quantized.engine == before
+
+
+def test_packed_together_a_model_is_what_it_is_packed_layer_by_layer(
+    small_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each layer sets the process's choice of kernels and puts it back: here to kernels that round otherwise."""
+    if len(torch.backends.quantized.supported_engines) < 3 or quantization.packing_engine() is None:
+        pytest.skip("this torch has no two kernels to choose from")
+    other = next(name for name in ("onednn", "qnnpack") if name in torch.backends.quantized.supported_engines)
+    before, filters = torch.backends.quantized.engine, warnings.filters[:]
+    layer_by_layer = int8_copy(small_model)(torch.tensor([[1, 2]]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    try:
+        for _ in range(20):
+            model = int8_copy(small_model)
+            torch.backends.quantized.engine = other
+            pack_together(model)
+            assert torch.backends.quantized.engine == other and warnings.filters == filters
+            assert all(layer.is_packed for layer in model.modules() if isinstance(layer, Int8Linear))
+            assert torch.equal(model(torch.tensor([[1, 2]])), layer_by_layer)
+    finally:
+        torch.backends.quantized.engine = before
 
 
 def test_ids_outside_the_vocabulary_are_named(small_model: GPT2) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import regex
 
+from gpt_config.collector import collector_paused
 from gpt_config.locate import TOKENIZER_FILES, locate, published_name
 from gpt_encoder.byte_pair import BytePairMerger
 from gpt_encoder.char_tokenizer import CharTokenizer
@@ -60,6 +61,7 @@ class GPT2Tokenizer(Tokenizer):
         self._chunks = ChunkCache(self.split, self._merge_piece)
 
     @classmethod
+    @collector_paused()
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str] = "gpt2") -> GPT2Tokenizer:
         """The tokenizer of a published GPT-2 (its files ship with this package), of a folder, or of a hub repository.
 

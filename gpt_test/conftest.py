@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before anything imports the hub client or transformers, which read these once: no test may touch the network.
@@ -9,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,13 @@ def _empty_hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
     folder = str(tmp_path_factory.mktemp("hub"))
     monkeypatch.setenv("HF_HUB_CACHE", folder)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", folder)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_frozen() -> Iterator[None]:
+    """A command keeps what it has loaded from Python's collector, for its process ends soon; that of the tests does not."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

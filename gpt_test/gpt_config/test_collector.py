@@ -1,0 +1,57 @@
+"""The collector is held back where it would find nothing, and is afterwards what it was."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2.cli.model_option import load_model_option
+from gpt_config.collector import collector_paused
+from gpt_config.errors import VocabularyError
+from gpt_encoder import GPT2Tokenizer
+
+
+@pytest.fixture
+def collections() -> Iterator[list[str]]:
+    """What the collector has begun and ended."""
+    seen: list[str] = []
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        seen.append(phase)
+
+    gc.callbacks.append(note)
+    yield seen
+    gc.callbacks.remove(note)
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_it_is_left_as_it_was_found(was_enabled: bool) -> None:
+    try:
+        if not was_enabled:
+            gc.disable()
+        with pytest.raises(ValueError), collector_paused():
+            with collector_paused():
+                assert not gc.isenabled()
+            assert not gc.isenabled()
+            raise ValueError
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
+
+
+def test_a_vocabulary_is_read_without_it(collections: list[str], tmp_path: Path) -> None:
+    GPT2Tokenizer.from_pretrained("gpt2")
+    assert len(collections) <= 2 and gc.isenabled()  # one, as soon as it may
+    with pytest.raises(VocabularyError):
+        GPT2Tokenizer.from_pretrained(tmp_path)
+    assert gc.isenabled()
+
+
+def test_a_command_keeps_what_it_has_loaded_from_it(small_folder: Path) -> None:
+    gc.unfreeze()
+    model, tokenizer, name = load_model_option(str(small_folder), device="cpu", dtype="float32")
+    assert gc.get_freeze_count() > 1000 and gc.isenabled() and name == str(small_folder)
+    assert model.config.vocab_size == tokenizer.vocab_size

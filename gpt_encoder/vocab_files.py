@@ -7,6 +7,7 @@ makes a vocabulary GPT-2's; it does not know how text is encoded.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,9 +26,8 @@ CHARACTER_OF_BYTE: dict[int, str] = {
     **{byte: chr(byte) for byte in _PRINTABLE},
     **{byte: chr(0x100 + n) for n, byte in enumerate(_OTHERS)},
 }
-# For str.translate: from a printable character to the Latin-1 character with the number of the byte.
-_LATIN_1_OF_CHARACTER = {ord(character): byte for byte, character in CHARACTER_OF_BYTE.items()}
-
+# The printable alphabet as one of Python's codecs.
+_ALPHABET = codecs.charmap_build("".join(CHARACTER_OF_BYTE[byte] for byte in range(256)))
 
 # Vocabularies have a few tokens that no merge makes, such as <pad>; a file of merges that is cut short leaves thousands.
 _UNMADE_TOKENS = 100
@@ -38,7 +38,7 @@ _MAX_IDS = 1 << 32
 
 def token_to_bytes(token: str) -> bytes:
     """The bytes of a token written in the printable alphabet; UnicodeEncodeError if a character is not of it."""
-    return token.translate(_LATIN_1_OF_CHARACTER).encode("latin-1")
+    return codecs.charmap_encode(token, "strict", _ALPHABET)[0]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 import gpt_encoder
 from gpt_config import GPT2Error, ModelNotFoundError, VocabularyError
 from gpt_encoder import CharTokenizer, GPT2Tokenizer, load_tokenizer
+from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 from gpt_test.conftest import TRAINING_TEXT
 
 SAMPLES = [TRAINING_TEXT, "naïve 🦙\n\n  x", "a<|endoftext|>b", "\x00\x1c"]
@@ -261,3 +262,16 @@ def test_a_byte_order_mark_does_not_matter(small_tokenizer: GPT2Tokenizer, tmp_p
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
     assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), small_tokenizer)
+
+
+def test_a_token_outside_the_alphabet_is_its_text_as_in_tokenizers() -> None:
+    """U+00AD, U+007F and blanks are no characters of the alphabet, though Latin-1 has them."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed (pip install '.[test]')")
+    token_ids = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
+    odd = ["a\xadb", "\xa0", "x y", "\x7f", "é\xad", "Ġé", "日"]
+    token_ids |= {token: 256 + n for n, token in enumerate(odd)}
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(token_ids, []))
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    ours = GPT2Tokenizer(Vocabulary(token_ids, []))
+    for token in odd:
+        assert ours.decode([token_ids[token]]) == theirs.decode([token_ids[token]])

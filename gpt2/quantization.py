@@ -270,13 +270,13 @@ def _rounds_alike() -> bool:
 
 
 def pack_together(model: GPT2) -> None:
-    """Pack the layers that are not yet packed, as many at a time as torch has threads: one keeps one thread busy."""
+    """Pack the layers that are not yet packed, several at a time, for one of them keeps no more than one thread busy."""
     layers = [module for module in model.modules() if isinstance(module, Int8Linear) and not module.is_packed]
     engine = packing_engine()
     if engine is None or len(layers) < 2 or layers[0].weight_int8.device.type != "cpu":
         return
     layers.sort(key=lambda layer: layer.weight_int8.numel(), reverse=True)  # the head takes as long as all blocks
-    with _packing(engine), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with _packing(engine), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         list(pool.map(Int8Linear.packed_weight, layers))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.cli.model_option import load_model_option
 from gpt_config.collector import collector_paused
 from gpt_config.errors import VocabularyError
 from gpt_encoder import GPT2Tokenizer
@@ -48,10 +47,3 @@ def test_a_vocabulary_is_read_without_it(collections: list[str], tmp_path: Path)
     with pytest.raises(VocabularyError):
         GPT2Tokenizer.from_pretrained(tmp_path)
     assert gc.isenabled()
-
-
-def test_a_command_keeps_what_it_has_loaded_from_it(small_folder: Path) -> None:
-    gc.unfreeze()
-    model, tokenizer, name = load_model_option(str(small_folder), device="cpu", dtype="float32")
-    assert gc.get_freeze_count() > 1000 and gc.isenabled() and name == str(small_folder)
-    assert model.config.vocab_size == tokenizer.vocab_size

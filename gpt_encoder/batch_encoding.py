@@ -17,6 +17,7 @@ from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from gpt_config.collector import collector_paused
 from gpt_config.errors import InputError
 from gpt_encoder.chunk_cache import blocks
 
@@ -53,6 +54,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@collector_paused()  # each list would be looked through again whenever there are a quarter more of them
 def encode_in_processes(
     tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
 ) -> list[list[int]]:
@@ -66,7 +68,7 @@ def encode_in_processes(
     # A worker of another pool has the other cores' work around it, and may not have processes of its own.
     if n_workers == 1 or len(first) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
         for job in chain(first, jobs):
-            _add(tokenizer, rows, job, _encode_job(job, tokenizer))
+            _add(tokenizer, rows, job, tokenizer.encode_each_packed(_texts(job)))
         return rows
     # A forked process has the tokenizer already, with all that it remembers; elsewhere it starts anew.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -106,10 +108,10 @@ def _encoded_in_order(
     under_way: deque[tuple[_Job, Future[list[bytes]]]] = deque()
     for job in jobs:
         if sum(not future.done() for _, future in under_way) < _JOBS_AHEAD * (n_workers - 1):
-            future = pool.submit(_encode_job, job)
+            future = pool.submit(_encode_texts, _texts(job))
         else:
             future = Future()
-            future.set_result(_encode_job(job, tokenizer))
+            future.set_result(tokenizer.encode_each_packed(_texts(job)))
         under_way.append((job, future))
         while under_way and (under_way[0][1].done() or len(under_way) > 2 * _JOBS_AHEAD * n_workers):
             done, future = under_way.popleft()
@@ -121,7 +123,7 @@ def _parts(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int
     for number, text in enumerate(texts):
         rows.append([])
         for content in tokenizer.special_parts(text, allowed):
-            if isinstance(content, int):
+            if isinstance(content, int) or len(content) <= _JOB_LENGTH:
                 yield _Part(number, content)
             else:
                 yield from (_Part(number, block) for block in blocks(content, _JOB_LENGTH))
@@ -148,17 +150,19 @@ def _remember(tokenizer: Tokenizer) -> None:
     _tokenizer_of_worker = tokenizer
 
 
-def _encode_job(job: _Job, tokenizer: Tokenizer | None = None) -> list[bytes]:
-    texts = [part.content for part in job if isinstance(part.content, str)]
-    return (tokenizer or _tokenizer_of_worker).encode_each_packed(texts)
+def _encode_texts(texts: list[str]) -> list[bytes]:
+    return _tokenizer_of_worker.encode_each_packed(texts)
+
+
+def _texts(job: _Job) -> list[str]:
+    return [part.content for part in job if isinstance(part.content, str)]
 
 
 def _add(tokenizer: Tokenizer, rows: list[list[int]], job: _Job, encoded: list[bytes]) -> None:
-    ids, end = tokenizer.unpack(b"".join(encoded)), 0
-    lengths = (len(packed) // 4 for packed in encoded)
+    rows_of_ids = iter(tokenizer.unpack_each(encoded))
     for number, content in job:
-        if isinstance(content, int):
-            rows[number].append(content)
+        ids = [content] if isinstance(content, int) else next(rows_of_ids)
+        if rows[number]:
+            rows[number] += ids
         else:
-            start, end = end, end + next(lengths)
-            rows[number] += ids[start:end]
+            rows[number] = ids  # no second copy of what most texts are, a single part

@@ -134,7 +134,7 @@ class Tokenizer(ABC):
             raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
         if allowed and not text.isascii():
             text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
-        if not any(token in text for token in allowed):
+        if not allowed or not any(token in text for token in allowed):
             return [text]
         longest_first = sorted(allowed, key=len, reverse=True)
         parts = regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
@@ -169,9 +169,9 @@ class Tokenizer(ABC):
         """The ids of each of some texts in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
         return [array("I", self._encode_ordinary(text)).tobytes() for text in texts]
 
-    def unpack(self, packed: bytes) -> list[int]:
-        """Packed ids as a list."""
-        return memoryview(packed).cast("I").tolist()
+    def unpack_each(self, packed: Sequence[bytes]) -> list[list[int]]:
+        """The packed ids of each of some texts as a list."""
+        return [memoryview(ids).cast("I").tolist() for ids in packed]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""

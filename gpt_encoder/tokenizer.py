@@ -108,10 +108,10 @@ class GPT2Tokenizer(Tokenizer):
         except UnicodeEncodeError:
             return self.encode_each_packed([text if text.isascii() else mend_surrogates(text) for text in texts])
 
-    def unpack(self, packed: bytes) -> list[int]:
+    def unpack_each(self, packed: Sequence[bytes]) -> list[list[int]]:
         """As in Tokenizer."""
-        encoder = self._encoder_for(len(packed))
-        return encoder.unpack(packed) if encoder else super().unpack(packed)
+        encoder = self._encoder_for(sum(map(len, packed)))
+        return encoder.unpack_each(packed) if encoder else super().unpack_each(packed)
 
     def _encoder_for(self, n_characters: int) -> ArrayEncoder | None:
         worth = _WORTH_ARRAYS if "_array_encoder" in vars(self) else _WORTH_TABLES

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 
 from gpt_encoder.arrays import Bytes, Ids, Numbers, from_list
+from gpt_encoder.arrays.pair_ranks import ID_BITS, UNRANKED, PairRanks
 from gpt_encoder.byte_pair import Pair
 
 # So many pieces are merged together, of lengths as like as can be, for a short one among long ones is mostly padding.
@@ -16,10 +16,8 @@ _TOGETHER = 2048
 
 # A rank and the position of its pair in one number: the least of them is the leftmost of the lowest rank.
 _POSITION_BITS = 5
-# Ids are places in tables.
-_MAX_IDS = 1 << 20
-_UNRANKED = 1 << 30
-_MAX_RANKS = (_UNRANKED >> _POSITION_BITS) - 1
+_NO_PAIR = UNRANKED << _POSITION_BITS
+_GONE = -1
 
 
 class BatchMerger:
@@ -30,14 +28,11 @@ class BatchMerger:
         which no two are alike.
         """
         self.n_ids = 1 + max(int(ids.max(initial=0)) for ids in (left, right, merged_ids, byte_ids))
-        self._merged_ids, self._byte_ids = merged_ids.astype(np.int32), byte_ids.astype(np.int32)
-        order = np.argsort(_key(left, right))
-        self._keys = np.append(_key(left, right)[order], np.iinfo(np.int64).max)
-        self._ranks = np.append(ranks[order], _MAX_RANKS).astype(np.int32)
-        byte_of_id = np.full(self.n_ids, -1, np.int32)
+        self._ranks, self._merged_ids, self._byte_ids = PairRanks(left, right, ranks), merged_ids, byte_ids
+        byte_of_id = np.full(self.n_ids, -1)
         byte_of_id[byte_ids] = np.arange(256)
         of_bytes = (byte_of_id[left] >= 0) & (byte_of_id[right] >= 0)
-        self._rank_of_bytes = np.full((256, 256), _MAX_RANKS, np.int32)
+        self._rank_of_bytes = np.full((256, 256), UNRANKED)
         self._rank_of_bytes[byte_of_id[left[of_bytes]], byte_of_id[right[of_bytes]]] = ranks[of_bytes]
 
     @classmethod
@@ -57,7 +52,7 @@ class BatchMerger:
             return None
         left, right = pairs.reshape(-1, 2).T
         largest = max(int(ids.max(initial=0)) for ids in (left, right, merged, of_bytes))
-        if largest >= _MAX_IDS or len(merged) >= _MAX_RANKS or len(set(byte_ids)) < len(byte_ids):
+        if largest >= 1 << ID_BITS or len(merged) > UNRANKED or len(set(byte_ids)) < len(byte_ids):
             return None
         made_at = np.full(largest + 1, -1, np.int32)
         made_at[merged] = np.arange(len(merged))
@@ -67,56 +62,50 @@ class BatchMerger:
 
     def merge(self, data: Bytes, lengths: Numbers) -> tuple[Ids, Numbers]:
         """The ids of pieces, one after the other, and how many of each. `data`: (N, 31 or less) bytes; `lengths`: (N,)."""
-        merged = np.empty(data.shape, np.int32)
-        counts = lengths.copy()
+        merged = np.full(data.shape, _GONE, np.int32)
         by_length = np.argsort(lengths)
         for start in range(0, len(lengths), _TOGETHER):
             rows = by_length[start : start + _TOGETHER]
-            self._merge(np.ascontiguousarray(data[rows, : lengths[rows[-1]]].T), rows, merged, counts)
-        return merged[np.arange(data.shape[1]) < counts[:, None]], counts
+            longest = lengths[rows[-1]]
+            merged[rows, :longest] = self._merge(np.ascontiguousarray(data[rows, :longest].T), lengths[rows]).T
+        is_left = merged != _GONE
+        return merged[is_left], np.count_nonzero(is_left, axis=1)
 
-    def _merge(self, data: Bytes, rows: Numbers, merged: Ids, counts: Numbers) -> None:
-        """Merge `data` (L, N), a column a piece; write their ids into `rows` of `merged` and lower their `counts`."""
-        length = len(data)
-        outside = np.arange(length)[:, None] >= counts[rows]
-        ids = np.full((length + 2, len(rows)), self.n_ids, np.int32)  # nothing in front and nothing behind
-        ids[1:-1] = self._byte_ids.take(data)
-        ids[1:-1][outside] = self.n_ids
-        pairs = np.full((length + 1, len(rows)), _UNRANKED, np.int32)
+    def _merge(self, data: Bytes, lengths: Numbers) -> Numbers:
+        """The ids of `data` (L, N), a piece a column: each where its first byte was, and _GONE elsewhere.
+
+        Each round makes the next merge of each piece. Nothing is moved up: `before` and `behind` say which row of the
+        column holds the next id. A place in a flat array is `row * N + column`.
+        """
+        length, n_pieces = data.shape
+        outside = np.arange(length)[:, None] >= lengths
+        ids = np.full((length + 2, n_pieces), self.n_ids)  # which is in no pair: in front of the piece and behind
+        ids[1:-1] = np.where(outside, self.n_ids, self._byte_ids.take(data))
+        pairs = np.full((length + 1, n_pieces), _NO_PAIR)
         ranks = self._rank_of_bytes.take(data[:-1].astype(np.uint16) << 8 | data[1:])
-        ranks[outside[1:]] = _MAX_RANKS
-        pairs[1:-1] = (ranks << _POSITION_BITS) + np.arange(1, length, dtype=np.int32)[:, None]
+        pairs[1:-1] = np.where(outside[1:], _NO_PAIR, ranks << _POSITION_BITS | np.arange(1, length)[:, None])
+        before = np.repeat(np.arange(-1, length + 1), n_pieces)
+        behind = np.repeat(np.arange(1, length + 3), n_pieces)
+        flat_ids, flat_pairs = ids.reshape(-1), pairs.reshape(-1)
         while True:
             best = pairs.min(axis=0)
-            going_on = best < _MAX_RANKS << _POSITION_BITS
-            if not going_on.all():
-                ended = ~going_on
-                merged[rows[ended], : len(ids) - 2] = ids[1:-1, ended].T
-                if not going_on.any():
-                    return
-                rows, best, ids, pairs = rows[going_on], best[going_on], ids[:, going_on], pairs[:, going_on]
-            counts[rows] -= 1
-            at = best & (1 << _POSITION_BITS) - 1
-            ids, pairs = self._merge_at(at, self._merged_ids.take(best >> _POSITION_BITS), ids, pairs)
-
-    def _merge_at(self, at: Ids, new: Ids, ids: Ids, pairs: Ids) -> tuple[Ids, Ids]:
-        """Put the id `new` in place of those at `at` and `at + 1`, in each column."""
-        columns = np.arange(len(at))
-        behind = np.arange(len(ids) - 1, dtype=np.int32)[:, None] > at
-        ids = np.where(behind, ids[1:], ids[:-1])
-        ids[at, columns] = new
-        pairs = np.where(behind[:-1], pairs[1:] - 1, pairs[:-1])
-        left, right = ids[at - 1, columns], ids[at + 1, columns]
-        in_front, behind = self._rank(np.stack([left, new]), np.stack([new, right]))
-        pairs[at - 1, columns] = (in_front << _POSITION_BITS) + (at - 1)
-        pairs[at, columns] = (behind << _POSITION_BITS) + at
-        return ids, pairs
-
-    def _rank(self, left: Ids, right: Ids) -> Ids:
-        key = _key(left, right)
-        at = np.searchsorted(self._keys, key)
-        return np.where(self._keys.take(at) == key, self._ranks.take(at), np.int32(_MAX_RANKS))
-
-
-def _key(left: npt.NDArray[np.signedinteger], right: npt.NDArray[np.signedinteger]) -> Numbers:
-    return left.astype(np.int64) << 32 | right
+            column = np.flatnonzero(best < _NO_PAIR)
+            if not len(column):
+                ids[1:-1][outside] = _GONE
+                return ids[1:-1]
+            best = best.take(column)
+            row = best & (1 << _POSITION_BITS) - 1
+            place = row * n_pieces + column
+            gone = behind.take(place) * n_pieces + column
+            row_before, row_behind = before.take(place), behind.take(gone)
+            place_before, place_behind = row_before * n_pieces + column, row_behind * n_pieces + column
+            new = np.empty((3, len(column)), np.int64)
+            new[0] = flat_ids.take(place_before)
+            new[1] = flat_ids[place] = self._merged_ids.take(best >> _POSITION_BITS)
+            new[2] = flat_ids.take(place_behind)
+            flat_ids[gone] = _GONE
+            flat_pairs[gone] = _NO_PAIR
+            behind[place], before[place_behind] = row_behind, row
+            ranks = self._ranks.of(new[:-1], new[1:]) << _POSITION_BITS
+            flat_pairs[place_before] = ranks[0] | row_before
+            flat_pairs[place] = ranks[1] | row

@@ -41,6 +41,23 @@ def test_it_is_left_as_it_was_found(was_enabled: bool) -> None:
         gc.enable()
 
 
+def test_what_was_made_within_is_old() -> None:
+    with collector_paused():
+        made: list[object] = []
+    assert any(made is tracked for tracked in gc.get_objects(generation=2))
+
+
+def test_what_a_program_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with collector_paused():
+            pass
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()
+
+
 def test_a_vocabulary_is_read_without_it(collections: list[str], tmp_path: Path) -> None:
     GPT2Tokenizer.from_pretrained("gpt2")
     assert len(collections) <= 2 and gc.isenabled()  # one, as soon as it may

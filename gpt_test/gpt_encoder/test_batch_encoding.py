@@ -47,7 +47,7 @@ def test_very_long_texts_are_not_worked_on_together(
     monkeypatch.setattr(
         openai_tokenizer._array_encoder._cutter, "cut_texts", lambda some: lengths.append(len(some)) or cut(some)
     )
-    for most, expected in ((60_000, []), (1 << 21, [2])):
+    for most, expected in ((60_000, []), (1 << 21, [3])):
         lengths: list[int] = []
         monkeypatch.setattr(tokenizer, "_MOST_TOGETHER", most)
         assert openai_tokenizer.encode_batch(texts, n_workers=1) == list(map(openai_tokenizer.encode, texts))

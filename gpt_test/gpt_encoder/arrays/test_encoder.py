@@ -57,7 +57,7 @@ def test_any_text_in_windows_of_any_length(openai_tokenizer: GPT2Tokenizer, lear
 def test_many_texts_are_each_encoded_alone(openai_tokenizer: GPT2Tokenizer, learned, some_texts: list[str]) -> None:
     for tokenizer in (openai_tokenizer, learned):
         packed = tokenizer._array_encoder.encode_each_packed(some_texts)
-        assert list(map(tokenizer.unpack, packed)) == [plain_ids(tokenizer, text) for text in some_texts]
+        assert tokenizer.unpack_each(packed) == [plain_ids(tokenizer, text) for text in some_texts]
 
 
 def test_every_end_and_beginning(openai_tokenizer: GPT2Tokenizer) -> None:
@@ -66,7 +66,7 @@ def test_every_end_and_beginning(openai_tokenizer: GPT2Tokenizer) -> None:
     begins = ["", " ", "  ", "\n", "s", "'s", "ll", "'", " a", "a", "1", ".", "é", "喚", "\u3000", "🦙"]
     some_texts = [text for end in ends for begin in begins for text in (f"x{end}", f"{begin}y", end, begin)]
     packed = openai_tokenizer._array_encoder.encode_each_packed(some_texts)
-    assert list(map(openai_tokenizer.unpack, packed)) == [plain_ids(openai_tokenizer, text) for text in some_texts]
+    assert openai_tokenizer.unpack_each(packed) == [plain_ids(openai_tokenizer, text) for text in some_texts]
 
 
 @pytest.mark.usefixtures("_small")

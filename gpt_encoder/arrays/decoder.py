@@ -28,16 +28,17 @@ class ArrayDecoder:
 
     def __init__(self, token_bytes: Mapping[int, bytes]) -> None:
         self._n_ids = min(_MAX_IDS, 1 + max(token_bytes))
-        tokens = [token_bytes.get(token_id) for token_id in range(self._n_ids)]
+        tokens = list(map(token_bytes.get, range(self._n_ids)))
         self._is_missing = np.array([token is None for token in tokens])
         self._has_gaps = bool(self._is_missing.any())
         data = [token or b"" for token in [*tokens, b""]]  # the last is no token, but fills a group
-        lengths = np.array(list(map(len, data)), np.int64)
+        lengths = np.array(list(map(len, data)))
         self._bits = (8 * lengths).astype(np.uint64)
         self._begins = np.cumsum(lengths) - lengths
         self._bytes = _places(bytearray(b"".join(data) + bytes(_WORD)), _WORD)
-        first_bytes = b"".join(token[:_WORD].ljust(_WORD, b"\0") for token in data)
-        self._words = np.frombuffer(first_bytes, "<u8").astype(np.uint64)
+        # The first bytes of each token, and zeros.
+        keep = np.array([(1 << 8 * length) - 1 for length in range(_WORD + 1)], np.uint64)
+        self._words = self._bytes[self._begins].view("<u8").astype(np.uint64) & keep.take(np.minimum(lengths, _WORD))
 
     def decode(self, ids: list[int]) -> bytes | None:
         """The bytes of `ids`; None if one of them is no int, is not in the vocabulary, or is very large."""

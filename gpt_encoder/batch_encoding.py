@@ -1,11 +1,12 @@
 """Encode many texts in several processes. It knows tokenizers by their interface, and nothing of how they encode.
 
-Text goes to the workers in jobs of about a megabyte, long texts in parts; ids come back as bytes, since a list of ints
-takes longer to send than to make.
+Text goes to the workers in jobs of about half a megabyte, long texts in parts. Ids come back as bytes, since a list of
+ints takes longer to send than to make, and where processes are forked through memory that all of them see.
 """
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import sys
@@ -13,18 +14,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gpt_config.collector import collector_paused
 from gpt_config.errors import InputError
 from gpt_encoder.chunk_cache import blocks
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
@@ -33,10 +28,11 @@ _JOB_LENGTH = 1 << 19
 _JOB_TEXTS = 1 << 14
 # Fewer jobs than this are done before processes have started.
 _WORTH_PROCESSES = 4
-# Jobs that wait for each other process, so that it never waits while this one makes lists.
+# Jobs under way for each other process, so that it never waits while this one makes lists.
 _JOBS_AHEAD = 6
-# What a job or its ids take, and as many bytes as Linux, if it is not told otherwise, lets anyone have in a pipe.
-_PIPE_SIZE = 1 << 20
+# The ids of a job of any language; what is more goes through a pipe. Memory is taken when it is first written.
+_SLOT_BYTES = 4 << 20
+_ID_BYTES = 4
 
 
 class _Part(NamedTuple):
@@ -47,6 +43,21 @@ class _Part(NamedTuple):
 
 
 _Job: TypeAlias = list[_Part]
+# Where a worker puts ids down; None where it has to send them.
+_Slot: TypeAlias = mmap.mmap | None
+
+
+class _Encoded(NamedTuple):
+    """How many ids each text of a job has, and all of them as 32-bit ints; None if they are in the job's slot."""
+
+    counts: list[int]
+    ids: bytes | None
+
+
+class _JobUnderWay(NamedTuple):
+    job: _Job
+    slot: int | None
+    encoded: Future[_Encoded]
 
 
 def available_cores() -> int:
@@ -68,15 +79,16 @@ def encode_in_processes(
     # A worker of another pool has the other cores' work around it, and may not have processes of its own.
     if n_workers == 1 or len(first) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
         for job in chain(first, jobs):
-            _add(tokenizer, rows, job, tokenizer.encode_each_packed(_texts(job)))
+            _add(tokenizer, rows, job, *_encode(tokenizer, _texts(job)))
         return rows
+    is_forked = sys.platform == "linux"
+    slots = [_new_slot() if is_forked else None for _ in range(_JOBS_AHEAD * (n_workers - 1))]
     # A forked process has the tokenizer already, with all that it remembers; elsewhere it starts anew.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(n_workers - 1, context, _remember, (tokenizer,)) as pool:
-        _widen_pipes(pool)
+    context = multiprocessing.get_context("fork" if is_forked else "spawn")
+    with ProcessPoolExecutor(n_workers - 1, context, _remember, (tokenizer, slots)) as pool:
         try:
-            for job, encoded in _encoded_in_order(pool, tokenizer, chain(first, jobs), n_workers):
-                _add(tokenizer, rows, job, encoded)
+            for job, counts, ids in _encoded_in_order(pool, slots, tokenizer, chain(first, jobs)):
+                _add(tokenizer, rows, job, counts, ids)
         except BrokenProcessPool:
             raise InputError(
                 f"one of n_workers={n_workers} processes was killed, perhaps for want of memory: use fewer"
@@ -87,36 +99,42 @@ def encode_in_processes(
     return rows
 
 
-def _widen_pipes(pool: ProcessPoolExecutor) -> None:
-    """Let a worker put down its ids at once and go on, and have its next text before it needs it.
-
-    Through the 64 kB that a pipe holds both would go piece by piece, each when a thread of this process gets its
-    turn: two processes were 1.3 times as fast as one, and are 1.5 times. The pipes are private to the pool; where they are
-    missing, or of a kind that has one size, they stay as they are.
-    """
-    for queue in (getattr(pool, "_result_queue", None), getattr(pool, "_call_queue", None)):
-        writer = getattr(queue, "_writer", None)
-        if fcntl is not None and hasattr(fcntl, "F_SETPIPE_SZ") and writer is not None:
-            with suppress(OSError):
-                fcntl.fcntl(writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+def _new_slot() -> _Slot:
+    """Memory shared with the processes forked from now on: through a pipe ids would be copied five times, piece by piece."""
+    try:
+        return mmap.mmap(-1, _SLOT_BYTES)
+    except OSError:  # a system that promises no more memory than it has
+        return None
 
 
 def _encoded_in_order(
-    pool: ProcessPoolExecutor, tokenizer: Tokenizer, jobs: Iterable[_Job], n_workers: int
-) -> Iterator[tuple[_Job, list[bytes]]]:
-    """Each job with what came of it. While the others have enough to do this process encodes too."""
-    under_way: deque[tuple[_Job, Future[list[bytes]]]] = deque()
+    pool: ProcessPoolExecutor, slots: list[_Slot], tokenizer: Tokenizer, jobs: Iterable[_Job]
+) -> Iterator[tuple[_Job, list[int], bytes | memoryview]]:
+    """Each job, how many ids each of its texts has, and all of them, which are gone when the next job is asked for.
+
+    While no slot is free, the other processes have enough to do, and this one encodes too.
+    """
+    free = list(range(len(slots)))
+    under_way: deque[_JobUnderWay] = deque()
+
+    def finished(most_left: int) -> Iterator[tuple[_Job, list[int], bytes | memoryview]]:
+        while under_way and (under_way[0].encoded.done() or len(under_way) > most_left):
+            job, slot, encoded = under_way.popleft()
+            counts, ids = encoded.result()
+            yield job, counts, _ids_in(slots, slot, sum(counts)) if ids is None else ids
+            if slot is not None:
+                free.append(slot)
+
     for job in jobs:
-        if sum(not future.done() for _, future in under_way) < _JOBS_AHEAD * (n_workers - 1):
-            future = pool.submit(_encode_texts, _texts(job))
+        slot = free.pop() if free else None
+        if slot is not None:
+            encoded = pool.submit(_encode_in_worker, _texts(job), slot)
         else:
-            future = Future()
-            future.set_result(tokenizer.encode_each_packed(_texts(job)))
-        under_way.append((job, future))
-        while under_way and (under_way[0][1].done() or len(under_way) > 2 * _JOBS_AHEAD * n_workers):
-            done, future = under_way.popleft()
-            yield done, future.result()
-    yield from ((done, future.result()) for done, future in under_way)
+            encoded = Future()
+            encoded.set_result(_Encoded(*_encode(tokenizer, _texts(job))))
+        under_way.append(_JobUnderWay(job, slot, encoded))
+        yield from finished(most_left=2 * len(slots))
+    yield from finished(most_left=0)
 
 
 def _parts(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]) -> Iterator[_Part]:
@@ -143,26 +161,43 @@ def _jobs(parts: Iterable[_Part]) -> Iterator[_Job]:
 
 
 _tokenizer_of_worker: Tokenizer
+_slots_of_worker: list[_Slot]
 
 
-def _remember(tokenizer: Tokenizer) -> None:
-    global _tokenizer_of_worker
-    _tokenizer_of_worker = tokenizer
+def _remember(tokenizer: Tokenizer, slots: list[_Slot]) -> None:
+    global _tokenizer_of_worker, _slots_of_worker
+    _tokenizer_of_worker, _slots_of_worker = tokenizer, slots
 
 
-def _encode_texts(texts: list[str]) -> list[bytes]:
-    return _tokenizer_of_worker.encode_each_packed(texts)
+def _encode_in_worker(texts: list[str], slot: int) -> _Encoded:
+    counts, ids = _encode(_tokenizer_of_worker, texts)
+    memory = _slots_of_worker[slot]
+    if memory is None or len(ids) > len(memory):
+        return _Encoded(counts, ids)
+    memory[: len(ids)] = ids
+    return _Encoded(counts, None)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> tuple[list[int], bytes]:
+    encoded = tokenizer.encode_each_packed(texts)
+    return [len(ids) // _ID_BYTES for ids in encoded], b"".join(encoded)
+
+
+def _ids_in(slots: list[_Slot], slot: int | None, n_ids: int) -> memoryview:
+    memory = None if slot is None else slots[slot]
+    assert memory is not None, "a worker without it sends its ids"
+    return memoryview(memory)[: n_ids * _ID_BYTES]
 
 
 def _texts(job: _Job) -> list[str]:
     return [part.content for part in job if isinstance(part.content, str)]
 
 
-def _add(tokenizer: Tokenizer, rows: list[list[int]], job: _Job, encoded: list[bytes]) -> None:
-    rows_of_ids = iter(tokenizer.unpack_each(encoded))
+def _add(tokenizer: Tokenizer, rows: list[list[int]], job: _Job, counts: list[int], ids: bytes | memoryview) -> None:
+    rows_of_ids = iter(tokenizer.unpack_each(ids, counts))
     for number, content in job:
-        ids = [content] if isinstance(content, int) else next(rows_of_ids)
+        row = [content] if isinstance(content, int) else next(rows_of_ids)
         if rows[number]:
-            rows[number] += ids
+            rows[number] += row
         else:
-            rows[number] = ids  # no second copy of what most texts are, a single part
+            rows[number] = row  # no second copy of what most texts are, a single part

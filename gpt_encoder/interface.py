@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -169,9 +169,10 @@ class Tokenizer(ABC):
         """The ids of each of some texts in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
         return [array("I", self._encode_ordinary(text)).tobytes() for text in texts]
 
-    def unpack_each(self, packed: Sequence[bytes]) -> list[list[int]]:
-        """The packed ids of each of some texts as a list."""
-        return [memoryview(ids).cast("I").tolist() for ids in packed]
+    def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
+        """The ids of each of some texts as a list, from those of all, packed, and how many each has."""
+        ids = memoryview(packed).cast("I")
+        return [ids[begin:end].tolist() for begin, end in pairwise(accumulate(counts, initial=0))]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""

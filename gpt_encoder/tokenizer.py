@@ -108,10 +108,10 @@ class GPT2Tokenizer(Tokenizer):
         except UnicodeEncodeError:
             return self.encode_each_packed([text if text.isascii() else mend_surrogates(text) for text in texts])
 
-    def unpack_each(self, packed: Sequence[bytes]) -> list[list[int]]:
+    def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
         """As in Tokenizer."""
-        encoder = self._encoder_for(sum(map(len, packed)))
-        return encoder.unpack_each(packed) if encoder else super().unpack_each(packed)
+        encoder = self._encoder_for(sum(counts))
+        return encoder.unpack_each(packed, counts) if encoder else super().unpack_each(packed, counts)
 
     def _encoder_for(self, n_characters: int) -> ArrayEncoder | None:
         worth = _WORTH_ARRAYS if "_array_encoder" in vars(self) else _WORTH_TABLES

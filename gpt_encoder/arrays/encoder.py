@@ -83,11 +83,10 @@ class ArrayEncoder:
         ends = ends_of_parts[np.append(0, np.cumsum(n_parts))].tolist()
         return [ids[start:end].tobytes() for start, end in pairwise(ends)]
 
-    def unpack_each(self, packed: Sequence[bytes]) -> list[list[int]]:
-        """The packed ids of each of some texts as a list."""
-        ints = self._int_of_id.take(np.frombuffer(b"".join(packed), np.int32))
-        ends = accumulate((len(ids) // np.int32().itemsize for ids in packed), initial=0)
-        return [ints[start:end].tolist() for start, end in pairwise(ends)]
+    def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
+        """The ids of each of some texts as a list, from those of all, packed, and how many each has."""
+        ints = self._int_of_id.take(np.frombuffer(packed, np.int32))
+        return [ints[begin:end].tolist() for begin, end in pairwise(accumulate(counts, initial=0))]
 
     def _encode(self, text: str) -> Iterator[Ids]:
         start, factor = 0, 1

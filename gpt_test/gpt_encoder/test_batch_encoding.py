@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,17 +108,25 @@ def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer, monkeypatch
         small_tokenizer.encode_batch(TEXTS, n_workers=2)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pipes have one size elsewhere")
-def test_a_worker_need_not_wait_to_put_down_its_ids() -> None:
-    """The pipes are private to the pool: should they have another name one day, this says so, and nothing breaks."""
-    import fcntl
+@pytest.mark.usefixtures("_small_jobs")
+@pytest.mark.parametrize("slot_bytes", [None, 4, 6000])
+def test_ids_for_which_there_is_no_room_are_sent(
+    openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch, slot_bytes: int | None
+) -> None:
+    """None: the system gives no memory to share. In 6,000 bytes most jobs have room, and not all."""
+    if slot_bytes is None:
+        monkeypatch.setattr(batch_encoding, "_new_slot", lambda: None)
+    else:
+        monkeypatch.setattr(batch_encoding, "_SLOT_BYTES", slot_bytes)
+    assert openai_tokenizer.encode_batch(TEXTS, n_workers=2) == list(map(openai_tokenizer.encode, TEXTS))
 
-    with ProcessPoolExecutor(1) as pool:
-        batch_encoding._widen_pipes(pool)
-        pipes = pool._result_queue._writer, pool._call_queue._writer
-        assert [fcntl.fcntl(pipe.fileno(), fcntl.F_GETPIPE_SZ) for pipe in pipes] == [batch_encoding._PIPE_SIZE] * 2
-        assert pool.submit(len, b"12").result() == 2
-    batch_encoding._widen_pipes(object())  # type: ignore[arg-type]
+
+def test_a_system_without_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(batch_encoding.mmap, "mmap", refuse)
+    assert batch_encoding._new_slot() is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a script needs a main guard, as the docstring says")

@@ -65,7 +65,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@collector_paused()  # each list would be looked through again whenever there are a quarter more of them
+@collector_paused(made_is_old=True)  # each list would be looked through again whenever there are a quarter more of them
 def encode_in_processes(
     tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
 ) -> list[list[int]]:

@@ -23,8 +23,10 @@ class HashTable:
 
     def __init__(self, n_words: int, max_keys: int) -> None:
         self.n_keys = 0
-        self.keys = np.zeros((n_words, max_keys + 1), np.uint64)
-        self.keys[:, 0] = np.iinfo(np.uint64).max
+        # Not zeros, and each word on its own: to write megabytes, or to get them in huge pages, takes longer than a text.
+        self.keys = [np.empty(max_keys + 1, np.uint64) for _ in range(n_words)]
+        for column in self.keys:
+            column[0] = np.iinfo(np.uint64).max
         slot_bits = (2 * max_keys - 1).bit_length()  # at most half of the slots are taken
         self._shift = np.uint64(64 - slot_bits)
         self._number_in_slot = np.zeros(1 << slot_bits, np.int32)

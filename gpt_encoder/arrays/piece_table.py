@@ -59,8 +59,8 @@ class PieceTable:
         self._merge_one = merge_one
         self._merge_many = merge_many
         self._table = HashTable(width // 8, max_pieces)
-        self._offsets = np.zeros(max_pieces + 1, np.int64)
-        self._counts = np.zeros(max_pieces + 1, np.int64)
+        self._offsets = np.empty(max_pieces + 1, np.int64)
+        self._counts = np.empty(max_pieces + 1, np.int64)
         # A key is the bytes of the piece, then zeros, and in the last byte the length. A longer piece counts as empty.
         keep = np.zeros((width + 1, width), np.uint8)
         for length in range(width):
@@ -96,7 +96,7 @@ class PieceTable:
         return keys
 
     def _learn(self, numbers: Numbers) -> None:
-        keys = np.ascontiguousarray(self._table.keys[:, numbers].T).view(np.uint8)
+        keys = np.stack([column[numbers] for column in self._table.keys], axis=1).view(np.uint8)
         lengths = keys[:, -1].astype(np.int64)
         if len(numbers) < _WORTH_BATCH:
             pieces = [key[:length] for key, length in zip(map(bytes, keys), lengths.tolist(), strict=True)]

@@ -41,17 +41,18 @@ def test_it_is_left_as_it_was_found(was_enabled: bool) -> None:
         gc.enable()
 
 
-def test_what_was_made_within_is_old() -> None:
-    with collector_paused():
+@pytest.mark.parametrize("made_is_old", [True, False])
+def test_what_was_made_within_is_old_where_it_is_said(made_is_old: bool) -> None:
+    with collector_paused(made_is_old):
         made: list[object] = []
-    assert any(made is tracked for tracked in gc.get_objects(generation=2))
+    assert made_is_old == any(made is tracked for tracked in gc.get_objects(generation=2))
 
 
 def test_what_a_program_froze_stays_frozen() -> None:
     gc.freeze()
     try:
         frozen = gc.get_freeze_count()
-        with collector_paused():
+        with collector_paused(made_is_old=True):
             pass
         assert gc.get_freeze_count() == frozen
     finally:

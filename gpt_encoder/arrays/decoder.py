@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from gpt_config.collector import collector_paused
 from gpt_encoder.arrays import from_list
 
 # Bytes are copied eight at a time, as words, or two words at once: more than most tokens have. What is too much comes to
@@ -40,6 +41,7 @@ class ArrayDecoder:
         keep = np.array([(1 << 8 * length) - 1 for length in range(_WORD + 1)], np.uint64)
         self._words = self._bytes[self._begins].view("<u8").astype(np.uint64) & keep.take(np.minimum(lengths, _WORD))
 
+    @collector_paused()  # the blocks' views would wake it, and it would look through all ids
     def decode(self, ids: list[int]) -> bytes | None:
         """The bytes of `ids`; None if one of them is no int, is not in the vocabulary, or is very large."""
         try:

@@ -11,6 +11,7 @@ import pytest
 from gpt_config.collector import collector_paused
 from gpt_config.errors import VocabularyError
 from gpt_encoder import GPT2Tokenizer
+from gpt_encoder.arrays import decoder
 
 
 @pytest.fixture
@@ -65,3 +66,14 @@ def test_a_vocabulary_is_read_without_it(collections: list[str], tmp_path: Path)
     with pytest.raises(VocabularyError):
         GPT2Tokenizer.from_pretrained(tmp_path)
     assert gc.isenabled()
+
+
+def test_many_ids_are_decoded_without_it(collections: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
+    ids = [995] * 20_000
+    expected = tokenizer.decode(ids)
+    monkeypatch.setattr(decoder, "_BLOCK", 16)
+    gc.collect()
+    collections.clear()
+    assert tokenizer.decode(ids) == expected
+    assert not collections

@@ -33,7 +33,7 @@ class ArrayDecoder:
         self._is_missing = np.array([token is None for token in tokens])
         self._has_gaps = bool(self._is_missing.any())
         data = [token or b"" for token in [*tokens, b""]]  # the last is no token, but fills a group
-        lengths = np.array(list(map(len, data)))
+        lengths = np.array(list(map(len, data)), np.int64)
         self._bits = (8 * lengths).astype(np.uint64)
         self._begins = np.cumsum(lengths) - lengths
         self._bytes = _places(bytearray(b"".join(data) + bytes(_WORD)), _WORD)

@@ -17,7 +17,7 @@ _KEY_BITS = ID_BITS + 1
 _EMPTY = -1
 # So many slots for each pair, at least: with two places to choose from they would do with a little more than 2.
 _SLOTS_PER_PAIR = 4
-# With so many free slots all pairs find one in some ten rounds, or, once in very many tables, never.
+# With so many free slots all pairs find one in some ten rounds; where they do not, other factors are drawn.
 _MAX_ROUNDS = 100
 
 
@@ -25,7 +25,7 @@ class PairRanks:
     """Pairs of ids and their ranks, in a table that never grows.
 
     Cuckoo hashing (Pagh and Rodler 2004): a pair is in one of two slots or nowhere, so that every pair is looked up in the
-    same few steps, which take half the time of a search in a sorted array.
+    same few steps, which take less than half the time of a search in a sorted array.
     """
 
     def __init__(self, left: Numbers, right: Numbers, ranks: Numbers) -> None:

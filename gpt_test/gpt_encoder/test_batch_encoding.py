@@ -109,11 +109,11 @@ def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer, monkeypatch
 
 
 @pytest.mark.usefixtures("_small_jobs")
-@pytest.mark.parametrize("slot_bytes", [None, 4, 6000])
+@pytest.mark.parametrize("slot_bytes", [None, 4, 2400])
 def test_ids_for_which_there_is_no_room_are_sent(
     openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch, slot_bytes: int | None
 ) -> None:
-    """None: the system gives no memory to share. In 6,000 bytes most jobs have room, and not all."""
+    """None: the system gives no memory to share. In 2,400 bytes most jobs have room, and not all."""
     if slot_bytes is None:
         monkeypatch.setattr(batch_encoding, "_new_slot", lambda: None)
     else:

@@ -43,15 +43,15 @@ class _Part(NamedTuple):
 
 
 _Job: TypeAlias = list[_Part]
-# Where a worker puts ids down; None where it has to send them.
-_Slot: TypeAlias = mmap.mmap | None
+# Where a worker puts ids down. What has no room in it is sent.
+_Slot: TypeAlias = mmap.mmap | bytearray
 
 
 class _Encoded(NamedTuple):
-    """How many ids each text of a job has, and all of them as 32-bit ints; None if they are in the job's slot."""
+    """How many ids each text of a job has, and all of them as 32-bit ints, unless they are in the job's slot."""
 
     counts: list[int]
-    ids: bytes | None
+    ids: bytes
 
 
 class _JobUnderWay(NamedTuple):
@@ -82,7 +82,7 @@ def encode_in_processes(
             _add(tokenizer, rows, job, *_encode(tokenizer, _texts(job)))
         return rows
     is_forked = sys.platform == "linux"
-    slots = [_new_slot() if is_forked else None for _ in range(_JOBS_AHEAD * (n_workers - 1))]
+    slots = [_new_slot() if is_forked else bytearray() for _ in range(_JOBS_AHEAD * (n_workers - 1))]
     # A forked process has the tokenizer already, with all that it remembers; elsewhere it starts anew.
     context = multiprocessing.get_context("fork" if is_forked else "spawn")
     with ProcessPoolExecutor(n_workers - 1, context, _remember, (tokenizer, slots)) as pool:
@@ -104,7 +104,7 @@ def _new_slot() -> _Slot:
     try:
         return mmap.mmap(-1, _SLOT_BYTES)
     except OSError:  # a system that promises no more memory than it has
-        return None
+        return bytearray()
 
 
 def _encoded_in_order(
@@ -121,8 +121,10 @@ def _encoded_in_order(
         while under_way and (under_way[0].encoded.done() or len(under_way) > most_left):
             job, slot, encoded = under_way.popleft()
             counts, ids = encoded.result()
-            yield job, counts, _ids_in(slots, slot, sum(counts)) if ids is None else ids
-            if slot is not None:
+            if slot is None:
+                yield job, counts, ids
+            else:
+                yield job, counts, ids or memoryview(slots[slot])[: _ID_BYTES * sum(counts)]
                 free.append(slot)
 
     for job in jobs:
@@ -131,7 +133,7 @@ def _encoded_in_order(
             encoded = pool.submit(_encode_in_worker, _texts(job), slot)
         else:
             encoded = Future()
-            encoded.set_result(_Encoded(*_encode(tokenizer, _texts(job))))
+            encoded.set_result(_encode(tokenizer, _texts(job)))
         under_way.append(_JobUnderWay(job, slot, encoded))
         yield from finished(most_left=2 * len(slots))
     yield from finished(most_left=0)
@@ -172,21 +174,15 @@ def _remember(tokenizer: Tokenizer, slots: list[_Slot]) -> None:
 def _encode_in_worker(texts: list[str], slot: int) -> _Encoded:
     counts, ids = _encode(_tokenizer_of_worker, texts)
     memory = _slots_of_worker[slot]
-    if memory is None or len(ids) > len(memory):
+    if len(ids) > len(memory):
         return _Encoded(counts, ids)
     memory[: len(ids)] = ids
-    return _Encoded(counts, None)
+    return _Encoded(counts, b"")
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> tuple[list[int], bytes]:
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> _Encoded:
     encoded = tokenizer.encode_each_packed(texts)
-    return [len(ids) // _ID_BYTES for ids in encoded], b"".join(encoded)
-
-
-def _ids_in(slots: list[_Slot], slot: int | None, n_ids: int) -> memoryview:
-    memory = None if slot is None else slots[slot]
-    assert memory is not None, "a worker without it sends its ids"
-    return memoryview(memory)[: n_ids * _ID_BYTES]
+    return _Encoded([len(ids) // _ID_BYTES for ids in encoded], b"".join(encoded))
 
 
 def _texts(job: _Job) -> list[str]:

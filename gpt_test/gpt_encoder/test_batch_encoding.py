@@ -115,7 +115,7 @@ def test_ids_for_which_there_is_no_room_are_sent(
 ) -> None:
     """None: the system gives no memory to share. In 2,400 bytes most jobs have room, and not all."""
     if slot_bytes is None:
-        monkeypatch.setattr(batch_encoding, "_new_slot", lambda: None)
+        monkeypatch.setattr(batch_encoding, "_new_slot", bytearray)
     else:
         monkeypatch.setattr(batch_encoding, "_SLOT_BYTES", slot_bytes)
     assert openai_tokenizer.encode_batch(TEXTS, n_workers=2) == list(map(openai_tokenizer.encode, TEXTS))
@@ -126,7 +126,7 @@ def test_a_system_without_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("Cannot allocate memory")
 
     monkeypatch.setattr(batch_encoding.mmap, "mmap", refuse)
-    assert batch_encoding._new_slot() is None
+    assert len(batch_encoding._new_slot()) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a script needs a main guard, as the docstring says")

@@ -45,11 +45,10 @@ class CharacterCuts:
         """For each character, whether it is known that no token joins it to the one in front. As in `piece_starts`."""
         starts = np.zeros(len(first_bytes), np.bool_)
         points = first_bytes.astype(np.uint32)
-        beyond_ascii = np.flatnonzero((first_bytes >= 0x80) & (first_bytes != TEXT_END))
+        beyond_ascii = (first_bytes >= 0x80) & (first_bytes != TEXT_END)
         points[beyond_ascii] = np.minimum(points_beyond_ascii, _BEYOND)
-        for at in (beyond_ascii, beyond_ascii + 1):
-            at = at[(at > 0) & (at < len(points))]
-            starts[at] = (self._in_front.take(points[at - 1]) & self._behind.take(points[at])) == 0
+        at = 1 + np.flatnonzero(beyond_ascii[:-1] | beyond_ascii[1:])
+        starts[at] = (self._in_front.take(points[at - 1]) & self._behind.take(points[at])) == 0
         return starts
 
 

@@ -14,6 +14,9 @@ from gpt_encoder.arrays import Flags, Numbers, Words
 # process, so that no one can write a text whose pieces all want the same slots, which would take quadratic time.
 _FACTORS = np.array([secrets.randbits(64) | 1 for _ in range(4)], np.uint64)
 
+# An empty table takes so many keys first: most of those that follow are there then, and are found in one step.
+_FIRST_FEW = 1 << 12
+
 
 class HashTable:
     """Keys of `n_words` 64-bit words, numbered from 1 in the order of their coming, `max_keys` of them at most.
@@ -41,6 +44,8 @@ class HashTable:
 
         `key`: for each of the `n_words` an array (N,).
         """
+        if not self.n_keys and len(key[0]) > 2 * _FIRST_FEW:
+            self.find_or_add([word[:_FIRST_FEW] for word in key])
         slots = self._first_slots(key)
         numbers = self._number_in_slot.take(slots).astype(np.int64)
         waiting = np.flatnonzero(~self._are(numbers, key))

@@ -29,10 +29,10 @@ def test_numbers_are_those_of_a_dict(batches: list[list[tuple[int, int]]]) -> No
 @pytest.mark.parametrize("spread", [1, 1 << 40, (1 << 61) - 1])
 def test_a_full_table_of_keys_in_a_row(spread: int) -> None:
     """As many keys as there is room for, at once, then found again in another order."""
-    keys = np.arange(1, 2001, dtype=np.uint64) * np.uint64(spread)
-    table = HashTable(1, max_keys=2000)
+    keys = np.arange(1, 10_001, dtype=np.uint64) * np.uint64(spread)
+    table = HashTable(1, max_keys=10_000)
     numbers = table.find_or_add([keys])
-    assert sorted(numbers.tolist()) == list(range(1, 2001))
-    order = np.random.default_rng(0).permutation(2000)
+    assert sorted(numbers.tolist()) == list(range(1, 10_001))
+    order = np.random.default_rng(0).permutation(10_000)
     assert table.find_or_add([keys[order]]).tolist() == numbers[order].tolist()
-    assert table.n_keys == 2000
+    assert table.n_keys == 10_000

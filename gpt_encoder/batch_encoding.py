@@ -81,6 +81,8 @@ def encode_in_processes(
         for job in chain(first, jobs):
             _add(tokenizer, rows, job, *_encode(tokenizer, _texts(job)))
         return rows
+    before_others = first.pop(0)  # what it loads and learns is then in all that are forked
+    _add(tokenizer, rows, before_others, *_encode(tokenizer, _texts(before_others)))
     is_forked = sys.platform == "linux"
     slots = [_new_slot() if is_forked else bytearray() for _ in range(_JOBS_AHEAD * (n_workers - 1))]
     # A forked process has the tokenizer already, with all that it remembers; elsewhere it starts anew.

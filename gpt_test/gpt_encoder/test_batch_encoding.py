@@ -103,7 +103,11 @@ def test_n_workers_is_a_whole_number(openai_tokenizer: GPT2Tokenizer, n_workers:
 @pytest.mark.usefixtures("_small_jobs")
 def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = os.getpid()
-    monkeypatch.setattr(small_tokenizer, "encode_each_packed", lambda texts: os._exit(1) if os.getpid() != parent else [b""])
+
+    def encode_or_die(texts: list[str]) -> list[bytes]:
+        return [b""] * len(texts) if os.getpid() == parent else os._exit(1)
+
+    monkeypatch.setattr(small_tokenizer, "encode_each_packed", encode_or_die)
     with pytest.raises(InputError, match="n_workers=2 processes was killed"):
         small_tokenizer.encode_batch(TEXTS, n_workers=2)
 

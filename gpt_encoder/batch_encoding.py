@@ -1,7 +1,8 @@
 """Encode many texts in several processes. It knows tokenizers by their interface, and nothing of how they encode.
 
-Text goes to the workers in jobs of about half a megabyte, long texts in parts. Ids come back as bytes, since a list of
-ints takes longer to send than to make, and where processes are forked through memory that all of them see.
+Text is worked on in jobs of about half a megabyte, long texts in parts. A forked process has all texts, and is told which
+job to do; elsewhere they are sent. Ids come back as bytes, since a list of ints takes longer to send than to make, and to
+the process that forked through memory that both see.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
 
 _JOB_LENGTH = 1 << 19
-_JOB_TEXTS = 1 << 14
+_JOB_PARTS = 1 << 14
 # Fewer jobs than this are done before processes have started.
 _WORTH_PROCESSES = 4
 # Jobs under way for each other process, so that it never waits while this one makes lists.
@@ -36,19 +37,28 @@ _ID_BYTES = 4
 
 
 class _Part(NamedTuple):
-    """A part of the text with this number: ordinary text, or the id of a special token."""
+    """A part of the text with this number: a special token, or the next of the job's texts."""
 
     number: int
-    content: str | int
+    token_id: int | None
 
 
-_Job: TypeAlias = list[_Part]
+class _Job(NamedTuple):
+    """Texts in which nothing is special apart from what becomes of them: who only has lists to make leaves them alone.
+
+    To look at a string in Python writes to it, and what is written after a fork is copied first, 4 KiB at a time.
+    """
+
+    parts: list[_Part]
+    texts: list[str]
+
+
 # Where a worker puts ids down. What has no room in it is sent.
 _Slot: TypeAlias = mmap.mmap | bytearray
 
 
 class _Encoded(NamedTuple):
-    """How many ids each text of a job has, and all of them as 32-bit ints, unless they are in the job's slot."""
+    """How many ids each text of a job has, and all of them as 32-bit ints, unless they are in the slot."""
 
     counts: list[int]
     ids: bytes
@@ -69,27 +79,26 @@ def available_cores() -> int:
 def encode_in_processes(
     tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
 ) -> list[list[int]]:
-    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others.
-
-    Few jobs are under way at a time, whatever `texts` holds.
-    """
+    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others."""
     rows: list[list[int]] = []
-    jobs = _jobs(_parts(tokenizer, texts, allowed, rows))
+    jobs = _jobs(tokenizer, texts, allowed, rows)
     first = list(islice(jobs, _WORTH_PROCESSES))
     # A worker of another pool has the other cores' work around it, and may not have processes of its own.
     if n_workers == 1 or len(first) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
         for job in chain(first, jobs):
-            _add(tokenizer, rows, job, *_encode(tokenizer, _texts(job)))
+            _add(tokenizer, rows, job, *_encode(tokenizer, job.texts))
         return rows
     before_others = first.pop(0)  # what it loads and learns is then in all that are forked
-    _add(tokenizer, rows, before_others, *_encode(tokenizer, _texts(before_others)))
+    _add(tokenizer, rows, before_others, *_encode(tokenizer, before_others.texts))
     is_forked = sys.platform == "linux"
     slots = [_new_slot() if is_forked else bytearray() for _ in range(_JOBS_AHEAD * (n_workers - 1))]
-    # A forked process has the tokenizer already, with all that it remembers; elsewhere it starts anew.
+    all_jobs = [*first, *jobs]
+    # Elsewhere a process starts anew, with what it is sent.
     context = multiprocessing.get_context("fork" if is_forked else "spawn")
-    with ProcessPoolExecutor(n_workers - 1, context, _remember, (tokenizer, slots)) as pool:
+    inherited = tokenizer, slots, all_jobs if is_forked else []
+    with ProcessPoolExecutor(n_workers - 1, context, _remember, inherited) as pool:
         try:
-            for job, counts, ids in _encoded_in_order(pool, slots, tokenizer, chain(first, jobs)):
+            for job, counts, ids in _encoded_in_order(pool, slots, tokenizer, all_jobs, is_forked):
                 _add(tokenizer, rows, job, counts, ids)
         except BrokenProcessPool:
             raise InputError(
@@ -110,7 +119,7 @@ def _new_slot() -> _Slot:
 
 
 def _encoded_in_order(
-    pool: ProcessPoolExecutor, slots: list[_Slot], tokenizer: Tokenizer, jobs: Iterable[_Job]
+    pool: ProcessPoolExecutor, slots: list[_Slot], tokenizer: Tokenizer, jobs: list[_Job], is_forked: bool
 ) -> Iterator[tuple[_Job, list[int], bytes | memoryview]]:
     """Each job, how many ids each of its texts has, and all of them, which are gone when the next job is asked for.
 
@@ -129,51 +138,58 @@ def _encoded_in_order(
                 yield job, counts, ids or memoryview(slots[slot])[: _ID_BYTES * sum(counts)]
                 free.append(slot)
 
-    for job in jobs:
+    for number, job in enumerate(jobs):
         slot = free.pop() if free else None
         if slot is not None:
-            encoded = pool.submit(_encode_in_worker, _texts(job), slot)
+            encoded = pool.submit(_encode_in_worker, number if is_forked else job.texts, slot)
         else:
             encoded = Future()
-            encoded.set_result(_encode(tokenizer, _texts(job)))
+            encoded.set_result(_encode(tokenizer, job.texts))
         under_way.append(_JobUnderWay(job, slot, encoded))
         yield from finished(most_left=2 * len(slots))
     yield from finished(most_left=0)
 
 
-def _parts(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]) -> Iterator[_Part]:
+def _jobs(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]) -> Iterator[_Job]:
+    """All `texts` in jobs; an empty row for each of them is added to `rows`."""
+    job, length = _Job([], []), 0
     for number, text in enumerate(texts):
         rows.append([])
-        for content in tokenizer.special_parts(text, allowed):
-            if isinstance(content, int) or len(content) <= _JOB_LENGTH:
-                yield _Part(number, content)
+        for content in _split(tokenizer, text, allowed):
+            if isinstance(content, int):
+                job.parts.append(_Part(number, content))
             else:
-                yield from (_Part(number, block) for block in blocks(content, _JOB_LENGTH))
-
-
-def _jobs(parts: Iterable[_Part]) -> Iterator[_Job]:
-    job: _Job = []
-    length = 0
-    for part in parts:
-        job.append(part)
-        length += len(part.content) if isinstance(part.content, str) else 0
-        if length >= _JOB_LENGTH or len(job) >= _JOB_TEXTS:
-            yield job
-            job, length = [], 0
-    if job:
+                job.parts.append(_Part(number, None))
+                job.texts.append(content)
+                length += len(content)
+            if length >= _JOB_LENGTH or len(job.parts) >= _JOB_PARTS:
+                yield job
+                job, length = _Job([], []), 0
+    if job.parts:
         yield job
+
+
+def _split(tokenizer: Tokenizer, text: str, allowed: Mapping[str, int]) -> Iterator[str | int]:
+    """Special tokens' ids, and what is between them in parts that are no longer than a job."""
+    for content in tokenizer.special_parts(text, allowed):
+        if isinstance(content, int) or len(content) <= _JOB_LENGTH:
+            yield content
+        else:
+            yield from blocks(content, _JOB_LENGTH)
 
 
 _tokenizer_of_worker: Tokenizer
 _slots_of_worker: list[_Slot]
+_jobs_of_worker: list[_Job]
 
 
-def _remember(tokenizer: Tokenizer, slots: list[_Slot]) -> None:
-    global _tokenizer_of_worker, _slots_of_worker
-    _tokenizer_of_worker, _slots_of_worker = tokenizer, slots
+def _remember(tokenizer: Tokenizer, slots: list[_Slot], jobs: list[_Job]) -> None:
+    global _tokenizer_of_worker, _slots_of_worker, _jobs_of_worker
+    _tokenizer_of_worker, _slots_of_worker, _jobs_of_worker = tokenizer, slots, jobs
 
 
-def _encode_in_worker(texts: list[str], slot: int) -> _Encoded:
+def _encode_in_worker(number_or_texts: int | list[str], slot: int) -> _Encoded:
+    texts = _jobs_of_worker[number_or_texts].texts if isinstance(number_or_texts, int) else number_or_texts
     counts, ids = _encode(_tokenizer_of_worker, texts)
     memory = _slots_of_worker[slot]
     if len(ids) > len(memory):
@@ -187,14 +203,10 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> _Encoded:
     return _Encoded([len(ids) // _ID_BYTES for ids in encoded], b"".join(encoded))
 
 
-def _texts(job: _Job) -> list[str]:
-    return [part.content for part in job if isinstance(part.content, str)]
-
-
 def _add(tokenizer: Tokenizer, rows: list[list[int]], job: _Job, counts: list[int], ids: bytes | memoryview) -> None:
     rows_of_ids = iter(tokenizer.unpack_each(ids, counts))
-    for number, content in job:
-        row = [content] if isinstance(content, int) else next(rows_of_ids)
+    for number, token_id in job.parts:
+        row = next(rows_of_ids) if token_id is None else [token_id]
         if rows[number]:
             rows[number] += row
         else:

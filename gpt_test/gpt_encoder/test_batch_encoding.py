@@ -133,14 +133,20 @@ def test_a_system_without_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(batch_encoding._new_slot()) == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a script needs a main guard, as the docstring says")
-def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_script(tmp_path: Path, platform: str) -> None:
+    """On Linux it needs no main guard, for processes are forked. Elsewhere they start anew, and texts are sent to them."""
+    if platform == "linux" != sys.platform:
+        pytest.skip("a script without a main guard is for Linux")
     script = tmp_path / "script.py"
     script.write_text(
+        "import types\n"
         "from gpt_encoder import GPT2Tokenizer, batch_encoding\n"
+        f"batch_encoding.sys = types.SimpleNamespace(platform={platform!r})\n"
         "batch_encoding._JOB_LENGTH = 100\n"
-        "rows = GPT2Tokenizer.from_pretrained('gpt2').encode_batch(['Hello world'] * 100, n_workers=2)\n"
-        "print(rows == [[15496, 995]] * 100)\n"
+        f"if {platform == 'linux'} or __name__ == '__main__':\n"
+        "    rows = GPT2Tokenizer.from_pretrained('gpt2').encode_batch(['Hello world'] * 1000, n_workers=2)\n"
+        "    print(rows == [[15496, 995]] * 1000)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(

@@ -134,7 +134,7 @@ class Tokenizer(ABC):
             raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
         if allowed and not text.isascii():
             text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
-        if not any(token in text for token in allowed):
+        if not allowed or not any(token in text for token in allowed):
             return [text]
         longest_first = sorted(allowed, key=len, reverse=True)
         parts = regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_encoder import GPT2Tokenizer, train_bpe
-from gpt_encoder.arrays import encoder, piece_table
+from gpt_encoder.arrays import encoder, piece_table, text_cutter
 from gpt_encoder.arrays.piece_table import IdPool
 from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 from gpt_test.conftest import TRAINING_TEXT
@@ -37,6 +37,13 @@ def unpacked(tokenizer: GPT2Tokenizer, packed: list[bytes]) -> list[list[int]]:
 def learned() -> GPT2Tokenizer:
     """A small vocabulary that joins characters of several scripts."""
     return train_bpe([f"{TRAINING_TEXT} 人のー龍🦙 人の人の éя éяé 🦙🦙 のー  \n\n" * 3], vocab_size=400)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cuts_from_the_first_character() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_cutter, "_WORTH_CUTS", 1)
+        yield
 
 
 @pytest.fixture
@@ -85,6 +92,15 @@ def test_full_tables_start_over(openai_tokenizer: GPT2Tokenizer) -> None:
         assert array_encoder.encode(text) == plain_ids(openai_tokenizer, text)
     assert all(table.n_pieces <= 64 for table in array_encoder._tables)
     assert len(array_encoder._long_pieces) <= 64
+
+
+def test_few_characters_beyond_ascii_need_no_cuts(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_cutter, "_WORTH_CUTS", 20)
+    array_encoder = GPT2Tokenizer.from_pretrained("gpt2")._array_encoder
+    for n, has_cuts in ((3, False), (10, True), (3, True)):
+        text = "a\u4eba\u4e00" * n
+        assert array_encoder.encode(text) == plain_ids(openai_tokenizer, text)
+        assert (array_encoder._cutter._cuts is not None) is has_cuts
 
 
 def test_packed_ids_are_the_same(openai_tokenizer: GPT2Tokenizer) -> None:

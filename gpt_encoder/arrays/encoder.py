@@ -65,9 +65,14 @@ class ArrayEncoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. UnicodeEncodeError for a surrogate."""
-        ids: list[int] = []
-        for part in self._encode(text):
-            ids += self._int_of_id.take(part).tolist()
+        windows = list(self._encode(text))
+        if len(windows) == 1:
+            return self._int_of_id.take(windows[0]).tolist()
+        ids = [0] * sum(map(len, windows))  # as long as it will be: one that grows is copied to a new place again and again
+        end = 0
+        for window in windows:
+            begin, end = end, end + len(window)
+            ids[begin:end] = self._int_of_id.take(window).tolist()
         return ids
 
     def encode_packed(self, text: str) -> bytes:

@@ -11,6 +11,7 @@ import mmap
 import multiprocessing
 import os
 import sys
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -36,20 +37,15 @@ _SLOT_BYTES = 4 << 20
 _ID_BYTES = 4
 
 
-class _Part(NamedTuple):
-    """A part of the text with this number: a special token, or the next of the job's texts."""
-
-    number: int
-    token_id: int | None
-
-
 class _Job(NamedTuple):
-    """Texts in which nothing is special apart from what becomes of them: who only has lists to make leaves them alone.
+    """Parts of texts: of which text each is, and what they are: the ids of special tokens by their place, and the others.
 
-    To look at a string in Python writes to it, and what is written after a fork is copied first, 4 KiB at a time.
+    Rows are made without a look at the texts: Python counts who looks at a string in the string, and memory that is written
+    to after a fork is copied first, 4 KiB at a time.
     """
 
-    parts: list[_Part]
+    numbers: array[int]
+    token_ids: dict[int, int]
     texts: list[str]
 
 
@@ -95,8 +91,8 @@ def encode_in_processes(
     all_jobs = [*first, *jobs]
     # Elsewhere a process starts anew, with what it is sent.
     context = multiprocessing.get_context("fork" if is_forked else "spawn")
-    inherited = tokenizer, slots, all_jobs if is_forked else []
-    with ProcessPoolExecutor(n_workers - 1, context, _remember, inherited) as pool:
+    to_remember = tokenizer, slots, all_jobs if is_forked else []
+    with ProcessPoolExecutor(n_workers - 1, context, _remember, to_remember) as pool:
         try:
             for job, counts, ids in _encoded_in_order(pool, slots, tokenizer, all_jobs, is_forked):
                 _add(tokenizer, rows, job, counts, ids)
@@ -140,8 +136,10 @@ def _encoded_in_order(
 
     for number, job in enumerate(jobs):
         slot = free.pop() if free else None
-        if slot is not None:
-            encoded = pool.submit(_encode_in_worker, number if is_forked else job.texts, slot)
+        if slot is not None and is_forked:
+            encoded = pool.submit(_encode_job_in_worker, number, slot)
+        elif slot is not None:
+            encoded = pool.submit(_encode_in_worker, job.texts, slot)
         else:
             encoded = Future()
             encoded.set_result(_encode(tokenizer, job.texts))
@@ -152,20 +150,20 @@ def _encoded_in_order(
 
 def _jobs(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]) -> Iterator[_Job]:
     """All `texts` in jobs; an empty row for each of them is added to `rows`."""
-    job, length = _Job([], []), 0
+    job, length = _Job(array("Q"), {}, []), 0
     for number, text in enumerate(texts):
         rows.append([])
         for content in _split(tokenizer, text, allowed):
             if isinstance(content, int):
-                job.parts.append(_Part(number, content))
+                job.token_ids[len(job.numbers)] = content
             else:
-                job.parts.append(_Part(number, None))
                 job.texts.append(content)
                 length += len(content)
-            if length >= _JOB_LENGTH or len(job.parts) >= _JOB_PARTS:
+            job.numbers.append(number)
+            if length >= _JOB_LENGTH or len(job.numbers) >= _JOB_PARTS:
                 yield job
-                job, length = _Job([], []), 0
-    if job.parts:
+                job, length = _Job(array("Q"), {}, []), 0
+    if job.numbers:
         yield job
 
 
@@ -188,8 +186,11 @@ def _remember(tokenizer: Tokenizer, slots: list[_Slot], jobs: list[_Job]) -> Non
     _tokenizer_of_worker, _slots_of_worker, _jobs_of_worker = tokenizer, slots, jobs
 
 
-def _encode_in_worker(number_or_texts: int | list[str], slot: int) -> _Encoded:
-    texts = _jobs_of_worker[number_or_texts].texts if isinstance(number_or_texts, int) else number_or_texts
+def _encode_job_in_worker(number: int, slot: int) -> _Encoded:
+    return _encode_in_worker(_jobs_of_worker[number].texts, slot)
+
+
+def _encode_in_worker(texts: list[str], slot: int) -> _Encoded:
     counts, ids = _encode(_tokenizer_of_worker, texts)
     memory = _slots_of_worker[slot]
     if len(ids) > len(memory):
@@ -205,8 +206,8 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> _Encoded:
 
 def _add(tokenizer: Tokenizer, rows: list[list[int]], job: _Job, counts: list[int], ids: bytes | memoryview) -> None:
     rows_of_ids = iter(tokenizer.unpack_each(ids, counts))
-    for number, token_id in job.parts:
-        row = next(rows_of_ids) if token_id is None else [token_id]
+    for place, number in enumerate(job.numbers):
+        row = [job.token_ids[place]] if place in job.token_ids else next(rows_of_ids)
         if rows[number]:
             rows[number] += row
         else:

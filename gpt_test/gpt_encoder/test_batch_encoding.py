@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,28 @@ def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer, monkeypatch
         small_tokenizer.encode_batch(TEXTS, n_workers=2)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a forked process has what the test put into the tokenizer")
+@pytest.mark.usefixtures("_small_jobs")
+def test_an_interrupt_leaves_the_rest_undone(small_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes while this process encodes its first job beside the other, which has six waiting."""
+    parent, n_done, of_parent = os.getpid(), mmap.mmap(-1, 1), []
+
+    def encode_or_stop(texts: list[str]) -> list[bytes]:
+        if os.getpid() != parent:
+            time.sleep(0.05)
+            n_done[0] += 1
+        else:
+            of_parent.append(texts)
+            if len(of_parent) == 2:  # the first was encoded before the fork
+                raise KeyboardInterrupt
+        return [b""] * len(texts)
+
+    monkeypatch.setattr(small_tokenizer, "encode_each_packed", encode_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        small_tokenizer.encode_batch(TEXTS, n_workers=2)
+    assert n_done[0] < 6
+
+
 @pytest.mark.usefixtures("_small_jobs")
 @pytest.mark.parametrize("slot_bytes", [None, 4, 2400])
 def test_ids_for_which_there_is_no_room_are_sent(
@@ -136,7 +160,7 @@ def test_a_system_without_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_a_script(tmp_path: Path, platform: str) -> None:
     """On Linux it needs no main guard, for processes are forked. Elsewhere they start anew, and texts are sent to them."""
-    if platform == "linux" != sys.platform:
+    if platform == "linux" and sys.platform != "linux":
         pytest.skip("a script without a main guard is for Linux")
     script = tmp_path / "script.py"
     script.write_text(

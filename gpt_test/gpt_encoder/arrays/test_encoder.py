@@ -97,7 +97,7 @@ def test_full_tables_start_over(openai_tokenizer: GPT2Tokenizer) -> None:
 def test_few_characters_beyond_ascii_need_no_cuts(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_cutter, "_WORTH_CUTS", 20)
     array_encoder = GPT2Tokenizer.from_pretrained("gpt2")._array_encoder
-    for n, has_cuts in ((3, False), (10, True), (3, True)):
+    for n, has_cuts in ((3, False), (3, False), (4, True), (3, True)):  # 6, 12, 20 and 26 characters in all
         text = "a\u4eba\u4e00" * n
         assert array_encoder.encode(text) == plain_ids(openai_tokenizer, text)
         assert (array_encoder._cutter._cuts is not None) is has_cuts

@@ -149,8 +149,8 @@ class Tokenizer(ABC):
     ) -> list[list[int]]:
         """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one a core).
 
-        For less than some megabytes of text, or fewer than some ten thousand texts, no other is started; with others all
-        texts are in memory at once. Where processes are not forked (not on Linux), a script that calls this needs
+        For less than some megabytes of text in fewer than some ten thousand texts no other is started; with others all texts
+        are in memory at once. Where processes are not forked (not on Linux), a script that calls this needs
         `if __name__ == "__main__":`. InputError if a worker is killed.
 
         >>> from gpt_encoder import GPT2Tokenizer

@@ -20,7 +20,7 @@ from gpt_encoder.byte_pair import BytePairMerger
 
 # So many characters are worked on at a time: the arrays nearly fit the processor's cache, and new pieces are many at once.
 # Of scripts with more bytes a character the arrays are larger, and fewer pieces are new: a first Thai text takes three
-# quarters of the time in shorter windows, most of it saved page faults. English would take a third longer.
+# quarters of the time in shorter windows, most of it saved page faults. English would take a third to a half longer.
 _WINDOW, _WINDOW_BEYOND_ASCII = 1 << 18, 1 << 16
 # By so many characters a window is told to be of such a script, and by more bytes a character than this.
 _SAMPLE, _MOST_BYTES = 1 << 12, 1.4

@@ -6,18 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpt2.completion import Completion, complete, stream
+    from gpt2.generation.completion import Completion, complete, stream
     from gpt2.kv_cache import KVCache
-    from gpt2.model import GPT2
+    from gpt2.pretrained import GPT2
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "GPT2": "gpt2.model",
+    "GPT2": "gpt2.pretrained",
     "KVCache": "gpt2.kv_cache",
-    "Completion": "gpt2.completion",
-    "complete": "gpt2.completion",
-    "stream": "gpt2.completion",
+    "Completion": "gpt2.generation.completion",
+    "complete": "gpt2.generation.completion",
+    "stream": "gpt2.generation.completion",
 }
 
 __all__ = ["GPT2", "Completion", "KVCache", "complete", "stream"]

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) at the speed of a CPU. It knows tensors, and where a model keeps its rates.
+"""Dropout (Srivastava et al. 2014) at the speed of a CPU. It knows tensors, and no model.
 
 torch draws a Bernoulli variable for each activation, one by one: a quarter of a small model's training step on two cores.
 Here sixteen random bits decide on each, and numpy draws them four at a time. On other devices it is torch's own.
@@ -6,16 +6,10 @@ Here sixteen random bits decide on each, and numpy draws them four at a time. On
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, cast
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from gpt2.model import GPT2, Block
 
 _BITS = 16  # so p is met to within 2**-17; what is kept is scaled by the rate that is met, so the mean is exact
 
@@ -39,23 +33,18 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
     """Attention of q (B, H, T, D) to k and v (B, H, S, D), with dropout on its weights: (B, H, T, D).
 
-    `mask` is True where a query may look. None is causal, T then being S. On a CPU
+    `mask` is True where a query may look; None is all up to itself, the last query being at the last key. On a CPU
     `scaled_dot_product_attention` has no fused kernel for dropout, so it is written out here.
     """
+    T, S = q.shape[2], k.shape[2]
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=scale)
+        is_causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=is_causal, scale=scale)
     scores = (q * scale) @ k.transpose(-2, -1)  # (B, H, T, S)
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    later = torch.ones(T, S, dtype=torch.bool).triu(1 + S - T)
     hidden = later if mask is None else ~mask
     weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
     return dropout(weights, p, training=True) @ v
-
-
-def set_dropout(model: GPT2, rate: float) -> None:
-    """Let `model` drop with `rate` everywhere from now on, in training mode."""
-    model.config = dataclasses.replace(model.config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
-    for block in cast("list[Block]", model.h):
-        block.attn.attn_pdrop = block.attn.resid_pdrop = block.mlp.resid_pdrop = rate
 
 
 def _threshold(p: float) -> int:

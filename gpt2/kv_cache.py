@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from gpt_config.errors import InputError
 from gpt_config.model_config import GPT2Config
+
+
+class KVStore(Protocol):
+    """Where a layer keeps keys and values: a `KVCache`, or what stands in for one."""
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (B, n_head, T, head_dim) each; return those that the T tokens may look at, (B, n_head, S, head_dim) each."""
 
 
 class KVCache:
@@ -31,17 +41,20 @@ class KVCache:
         shape = (2, batch_size, config.n_head, self.max_length, config.head_dim)
         self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
 
-    def reserve(self, rows: int, n_tokens: int, x: Tensor) -> None:
-        """Take `n_tokens` slots of each row, for what is computed as `x` is.
-
-        InputError if they do not fit: rows, length, dtype or device.
-        """
+    def check_fit(self, config: GPT2Config, rows: int, n_tokens: int, weight: Tensor) -> None:
+        """InputError unless `n_tokens` of `rows` rows fit, of a model with this config that computes as `weight` is."""
         store = self.layers[0]
+        n_layer, n_head, head_dim = len(self.layers), store.shape[2], store.shape[4]
+        if (n_layer, n_head, head_dim) != (config.n_layer, config.n_head, config.head_dim):
+            raise InputError(
+                f"the cache is for {n_layer} layers of {n_head} heads of size {head_dim}, and this model has "
+                f"{config.n_layer} layers of {config.n_head} heads of size {config.head_dim}: make one with its config"
+            )
         if rows != store.shape[1]:
             raise InputError(f"input_ids has {rows} rows and the cache {store.shape[1]}: use one cache for each batch")
-        if (x.dtype, x.device) != (store.dtype, store.device):
+        if (weight.dtype, weight.device) != (store.dtype, store.device):
             raise InputError(
-                f"the cache is {store.dtype} on {store.device} and the model computes {x.dtype} on {x.device}: "
+                f"the cache is {store.dtype} on {store.device} and the model computes {weight.dtype} on {weight.device}: "
                 "make it with the model's dtype and device"
             )
         if self.length + n_tokens > self.max_length:
@@ -49,18 +62,24 @@ class KVCache:
                 f"the cache holds {self.length} of at most {self.max_length} tokens and has no room for {n_tokens} more: "
                 "make it longer, or start a new one with the end of the text, as generate() does"
             )
-        self.length += n_tokens
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, n_head, T, head_dim) each in the last T reserved slots; return the same for all slots in use."""
-        stored = self.layers[layer][:, :, :, : self.length]
-        n_tokens = keys.shape[2]
-        stored[0, :, :, -n_tokens:] = keys
-        stored[1, :, :, -n_tokens:] = values
+        """Store (B, n_head, T, head_dim) each in the T slots after those in use; return the same for all S = length + T.
+
+        They count as in use after `advance`, so a call that an exception ends leaves the cache as it was.
+        """
+        end = self.length + keys.shape[2]
+        stored = self.layers[layer][:, :, :, :end]  # (2, B, n_head, S, head_dim)
+        stored[0, :, :, self.length :] = keys
+        stored[1, :, :, self.length :] = values
         return stored[0], stored[1]
 
+    def advance(self, n_tokens: int) -> None:
+        """Count `n_tokens` more slots as in use: all layers have stored them."""
+        self.length += n_tokens
+
     def truncate(self, length: int) -> None:
-        """Keep the first `length` slots and forget those behind them, which the next tokens will take."""
+        """Keep the first `length` slots and forget the rest, which the next tokens overwrite."""
         if not 0 <= length <= self.length:
             raise InputError(f"the cache holds {self.length} tokens and cannot be cut to {length}: keep 0 to {self.length}")
         self.length = length
@@ -68,3 +87,9 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in that order; a row may be named several times (as beams are) or not at all."""
         self.layers = [layer.index_select(1, rows) for layer in self.layers]
+
+    def __deepcopy__(self, memo: object) -> KVCache:
+        """A cache that goes on by itself from here."""
+        other = copy.copy(self)
+        other.layers = [layer.detach().clone() for layer in self.layers]
+        return other

@@ -1,31 +1,26 @@
-"""GPT-2 as an `nn.Module`: the architecture, to be read in one sitting. It knows nothing of files, text or sampling.
+"""GPT-2 as an `nn.Module`: the architecture, to be read in one sitting. It knows nothing of files, names or generation.
 
 "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3, and `src/model.py` of OpenAI's
-gpt-2 repository. Parameters have the names and shapes of the published files. B is the batch, T the tokens of this call,
-S those tokens and the cached ones, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+gpt-2 repository. Parameters have the names and shapes of the published files; `gpt2/pretrained.py` loads and saves them.
+B is the batch, T the tokens of this call, S those and the cached ones, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.dropout import attention_with_dropout, dropout
-from gpt2.kv_cache import KVCache
+from gpt2.kv_cache import KVCache, KVStore
 from gpt2.positions import positions_of, visible_slots
 from gpt_config.errors import InputError, InputTypeError
 from gpt_config.model_config import GPT2Config
-
-if TYPE_CHECKING:
-    from gpt_config.generation_config import GenerationConfig
-    from gpt_encoder.interface import Tokenizer
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:
@@ -78,18 +73,20 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
-    def forward(self, x: Tensor, mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, store: KVStore | None) -> Tensor:
+        """(B, T, C) to (B, T, C). `mask` (B or 1, 1, T, S) is True where a token looks, None where at all up to itself."""
         B, T, C = x.shape
-        # Three tensors of shape (B, H, T, D): queries, keys, values
-        q, k, v = (heads.view(B, T, self.n_head, self.head_dim).transpose(1, 2) for heads in self.c_attn(x).split(C, dim=2))
-        if kv_cache is not None:
-            k, v = kv_cache.append(self.layer, k, v)  # (B, H, S, D)
+        qkv = self.c_attn(x).split(C, dim=2)  # three of (B, T, C)
+        q, k, v = (y.view(B, T, self.n_head, self.head_dim).transpose(1, 2) for y in qkv)  # (B, H, T, D) each
+        if store is not None:
+            k, v = store.append(self.layer, k, v)  # (B, H, S, D)
         if self.training and self.attn_pdrop:
-            y = attention_with_dropout(q, k, v, mask, self.attn_pdrop, self.scale)
+            y = attention_with_dropout(q, k, v, mask, self.attn_pdrop, self.scale)  # (B, H, T, D)
         else:
-            # Causal where no mask says otherwise; a single token sees everything.
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, scale=self.scale)
-        y = y.transpose(1, 2).reshape(B, T, C)
+            # A single token after stored ones sees all of S. Without a store T is not looked at: torch.export has a symbol.
+            is_causal = mask is None and (store is None or T > 1)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=self.scale)
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return dropout(self.c_proj(y), self.resid_pdrop, self.training)
 
 
@@ -108,7 +105,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each behind a layer norm and added to the stream (pre-norm, section 2.3)."""
+    """One layer: attention, then MLP, each after a layer norm and added to the stream (pre-norm, section 2.3)."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -117,8 +114,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask, kv_cache)
+    def forward(self, x: Tensor, mask: Tensor | None, store: KVStore | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, store)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -137,7 +134,6 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.pretrained_from: Path | None = None  # the folder it was loaded from, which has its tokenizer
         self._init_weights()
 
     @torch.no_grad()
@@ -169,18 +165,28 @@ class GPT2(nn.Module):
         """What the head reads: (B, T, C) after the final norm. Arguments as for `forward`."""
         past = 0 if kv_cache is None else kv_cache.length
         self._check_shapes(input_ids, past, attention_mask)
-        T = input_ids.shape[1]
+        B, T = input_ids.shape
+        if kv_cache is not None:
+            kv_cache.check_fit(self.config, B, T, self.wpe.weight)
         positions = positions_of(past, T, attention_mask, input_ids.device)
         mask = visible_slots(past, T, attention_mask, input_ids.device)
+        x = self.stream(self.embed(input_ids, positions), mask, kv_cache)
+        if kv_cache is not None:
+            kv_cache.advance(T)
+        return x
+
+    def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The vectors of tokens (B, T) and of their positions (B, T) or (T,), added: (B, T, C)."""
         try:
             x = self.wte(input_ids) + self.wpe(positions)
         except IndexError:  # raised on the CPU only; elsewhere to look at the ids first would stall the device
             raise self._out_of_range(input_ids, positions) from None
-        if kv_cache is not None:
-            kv_cache.reserve(len(x), T, x)
-        x = dropout(x, self.config.embd_pdrop, self.training)
+        return dropout(x, self.config.embd_pdrop, self.training)
+
+    def stream(self, x: Tensor, mask: Tensor | None, store: KVStore | None) -> Tensor:
+        """All blocks and the final norm: (B, T, C) to (B, T, C). `mask` and `store` as for `CausalSelfAttention`."""
         for block in self.h:
-            x = block(x, mask, kv_cache)
+            x = block(x, mask, store)
         return self.ln_f(x)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
@@ -196,6 +202,12 @@ class GPT2(nn.Module):
     def dtype(self) -> torch.dtype:
         """What is computed in, also where the weights are stored in fewer bits."""
         return self.wpe.weight.dtype
+
+    def set_dropout(self, rate: float) -> None:
+        """Drop activations at this rate everywhere from now on, in training mode."""
+        self.config = dataclasses.replace(self.config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
+        for block in cast("list[Block]", self.h):
+            block.attn.attn_pdrop = block.attn.resid_pdrop = block.mlp.resid_pdrop = rate
 
     def _check_shapes(self, input_ids: Tensor, past: int, attention_mask: Tensor | None) -> None:
         for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
@@ -223,25 +235,5 @@ class GPT2(nn.Module):
                 f"token id {wrong[0].item()} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
                 "use the tokenizer that belongs to it"
             )
-        return InputError(
-            f"{positions.max().item() + 1} tokens are more than the {limit} positions of this model: cut the input"
-        )
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> GPT2:
-        """Load a model, in eval mode, from a folder, the models that ship, or the hub: see `gpt2.checkpoints`."""
-        from gpt2.checkpoints import load_model
-
-        return load_model(name_or_folder, device=device, dtype=dtype)
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
-        """Write a folder that this package and transformers load: see `gpt2.checkpoints`."""
-        from gpt2.checkpoints import save_model
-
-        save_model(self, folder, tokenizer=tokenizer)
-
-    def generate(self, input_ids: Tensor, config: GenerationConfig | None = None, **options: Any) -> Tensor:
-        """Continue each row of `input_ids`: see `gpt2.generation.generate`."""
-        from gpt2.generation import generate
-
-        return generate(self, input_ids, config, **options)
+        n_tokens = positions.max().item() + 1
+        return InputError(f"{n_tokens} tokens are more than the {limit} positions of this model: cut the input")

@@ -17,7 +17,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from gpt2 import GPT2, quantization
+from gpt2 import GPT2
+from gpt2.quantization import kernels, layers
 from gpt_config import GPT2Config
 from gpt_encoder import GPT2Tokenizer, train_bpe
 
@@ -117,9 +118,9 @@ def repetitive_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = tor
 
 def skip_unless_rows_are_rounded_alone() -> None:
     """Of products in int8."""
-    if not quantization.multiplies_given_steps():
+    if not kernels.multiplies_given_steps():
         pytest.skip("this torch has no such operator")
-    if not quantization.rounds_each_alone():
+    if not layers.rounds_each_alone():
         pytest.skip("this processor rounds otherwise")
 
 

@@ -22,7 +22,7 @@ THIRD_PARTY = {
 ON_DEMAND = {
     ("gpt_config/locate.py", "huggingface_hub"),
     ("gpt_encoder/interface.py", "torch"),
-    ("gpt2/benchmark/gguf_file.py", "gguf"),
+    ("gpt2/formats/gguf.py", "gguf"),
     ("gpt2/benchmark/peers.py", "ctranslate2"),
     ("gpt2/benchmark/peers.py", "llama_cpp"),
     ("gpt2/benchmark/peers.py", "transformers"),
@@ -37,6 +37,19 @@ ON_DEMAND = {
     ("gpt2/verification/tokenizers.py", "tiktoken"),
     ("gpt2/verification/tokenizers.py", "tiktoken_ext"),
     ("gpt2/verification/whole.py", "transformers"),
+}
+# The floors of DESIGN: an import points to the same floor or a lower one, wherever in the file it stands.
+FLOOR_OF = {
+    **dict.fromkeys(("gpt_config", "gpt2.positions", "gpt2.dropout"), 1),
+    **dict.fromkeys(("gpt_encoder", "gpt2.kv_cache", "gpt2.device"), 2),
+    "gpt2.model": 3,
+    **dict.fromkeys(("gpt2.quantization", "gpt2.inspection"), 4),
+    **dict.fromkeys(("gpt2.weights", "gpt2.fast"), 5),
+    **dict.fromkeys(("gpt2.generation", "gpt2.adapters", "gpt2.formats", "gpt2.reference"), 6),
+    **dict.fromkeys(("gpt2", "gpt2.pretrained", "gpt2.serving", "gpt2.evaluation", "gpt2.training"), 7),
+    **dict.fromkeys(("gpt2.finetuning", "gpt2.verification", "gpt2.benchmark"), 8),
+    "gpt2.cli": 9,
+    **dict.fromkeys(("gpt2.__main__", "generate"), 10),
 }
 NAMES_THAT_SAY_NOTHING = {"utils.py", "util.py", "common.py", "helpers.py", "helper.py", "misc.py"}
 
@@ -104,8 +117,71 @@ def test_reference_engines_share_no_arithmetic(name: str) -> None:
     for module in modules:
         top = module.split(".")[0]
         below = top in sys.stdlib_module_names or top in ("gpt_config", "gpt_encoder")
-        own = module == "gpt2.model_folder" or module.startswith("gpt2.reference")
+        own = module == "gpt2.weights.folder" or module.startswith("gpt2.reference")
         assert below or own or top in REFERENCE[name], f"{name} imports {module}"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the project by its dotted name."""
+    found = {"generate": ROOT / "generate.py"}
+    for package in FLOORS:
+        for path in sources(package):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of the project that a file imports: at its top, inside functions, and for type checkers."""
+    targets = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                targets.add(deeper if deeper in known else node.module)
+    return targets & known.keys()
+
+
+def floor_of(module: str) -> int:
+    while module not in FLOOR_OF:
+        module, dot, _ = module.rpartition(".")
+        assert dot, "every module stands on a floor"
+    return FLOOR_OF[module]
+
+
+@pytest.mark.xfail(strict=True, reason="formats/gguf.py still knows the benchmark")
+def test_no_import_points_up() -> None:
+    known = modules()
+    upward = [
+        f"{name} (floor {floor_of(name)}) imports {target} (floor {floor_of(target)})"
+        for name, path in known.items()
+        for target in imported_modules(path, known)
+        if floor_of(target) > floor_of(name)
+    ]
+    assert not upward
+
+
+def circles_in(edges: dict[str, set[str]]) -> list[str]:
+    """Modules in circles of imports, and those on a way from one circle to another; empty if there is none."""
+    while edges:
+        imported = set().union(*edges.values())
+        kept = {name for name, targets in edges.items() if targets & edges.keys() and name in imported}
+        if kept == edges.keys():
+            break
+        edges = {name: edges[name] & kept for name in kept}
+    return sorted(edges)
+
+
+@pytest.mark.xfail(strict=True, reason="benchmark, finetuning and gpt_encoder still have circles")
+def test_no_imports_go_in_a_circle() -> None:
+    known = modules()
+    assert not circles_in({name: imported_modules(path, known) - {name} for name, path in known.items()})
+
+
+def test_few_files_stand_directly_in_gpt2() -> None:
+    assert len(list((ROOT / "gpt2").glob("*.py"))) <= 8
 
 
 def test_no_file_is_named_for_nothing() -> None:
@@ -119,7 +195,7 @@ def test_every_module_says_what_it_does(package: str) -> None:
 
 
 def test_model_can_be_read_in_one_sitting() -> None:
-    assert len((ROOT / "gpt2" / "model.py").read_text(encoding="utf-8").splitlines()) < 250
+    assert len((ROOT / "gpt2" / "model.py").read_text(encoding="utf-8").splitlines()) < 240
 
 
 @pytest.mark.parametrize(

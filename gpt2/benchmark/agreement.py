@@ -9,7 +9,7 @@ import torch
 
 from gpt2.benchmark.engines import Engine, Prompts
 from gpt2.benchmark.results import Entrant
-from gpt2.model import GPT2
+from gpt2.pretrained import GPT2
 
 if TYPE_CHECKING:
     from torch import Tensor

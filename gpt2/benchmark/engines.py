@@ -68,7 +68,7 @@ class OurEngine:
     def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         import torch
 
-        from gpt2.model import GPT2
+        from gpt2.pretrained import GPT2
 
         torch.set_num_threads(place.threads)
         self.dtype = dtype

@@ -118,7 +118,7 @@ class LlamaEngine:
     @staticmethod
     def prepare(subject: Subject, dtype: str) -> Path:
         """A GGUF file."""
-        from gpt2.benchmark.gguf_file import write_gguf
+        from gpt2.formats.gguf import write_gguf
 
         path = subject.work / f"{dtype}.gguf"
         if not path.exists():

@@ -18,7 +18,7 @@ from gpt_config.errors import WriteError
 from gpt_config.model_config import PRESETS, GPT2Config
 
 if TYPE_CHECKING:
-    from gpt2.model import GPT2
+    from gpt2.pretrained import GPT2
     from gpt_encoder.interface import Tokenizer
 
 # Weights as they are drawn for training repeat the last token of the prompt for ever, which any engine gets right. With
@@ -46,7 +46,8 @@ class Subject:
 
 def make_subject(name: str | None, preset: str, seed: int, work: Path) -> Subject:
     """The model `name`, or one of random weights in the shape of `preset`, as one safetensors file in `work`."""
-    from gpt2.checkpoints import load_model, load_tokenizer_for
+    from gpt2.pretrained import load_model
+    from gpt2.weights.tokenizer import load_tokenizer_for
     from gpt_encoder.tokenizer import GPT2Tokenizer
 
     model = random_model(GPT2Config.preset(preset), seed) if name is None else load_model(name)
@@ -59,7 +60,7 @@ def random_model(config: GPT2Config, seed: int) -> GPT2:
     """A model whose greedy texts do not repeat themselves from the start."""
     import torch
 
-    from gpt2.model import GPT2
+    from gpt2.pretrained import GPT2
 
     torch.manual_seed(seed)
     model = GPT2(config).eval()

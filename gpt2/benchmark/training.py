@@ -20,8 +20,7 @@ from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.results import Entrant, LeftOutError, Row, timed_rows
 from gpt2.benchmark.settings import OURS, Settings
 from gpt2.benchmark.subject import prompt_rows
-from gpt2.checkpoints import load_model
-from gpt2.model import GPT2
+from gpt2.pretrained import GPT2, load_model
 from gpt2.training import Trainer
 from gpt2.training.hardware import keep_freed_memory, measured_peak, synchronize
 from gpt2.training.loop import training_operations

@@ -13,7 +13,7 @@ from gpt2.benchmark.machine import available_cores
 from gpt2.benchmark.settings import DEFAULT_SECTIONS, DTYPES, PEERS, SECTIONS, Settings
 from gpt2.benchmark.texts import texts_of
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.model_folder import locate_model
+from gpt2.weights.folder import locate_model
 from gpt_config.errors import ConfigError
 from gpt_config.model_config import PRESETS
 

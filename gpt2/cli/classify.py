@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
-from gpt2.model_folder import locate_model
+from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 
 
@@ -31,9 +31,9 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
     if not texts:
         raise InputError(f"{'standard input' if file == '-' else file} has no text: give one text a line")
     locate_model(from_pretrained)
-    from gpt2.checkpoints import load_tokenizer_for
     from gpt2.finetuning.classification import classify as classify_rows
     from gpt2.finetuning.classifier_files import load_classifier
+    from gpt2.weights.tokenizer import load_tokenizer_for
 
     classifier = load_classifier(from_pretrained, device=device, dtype=dtype)
     tokenizer = load_tokenizer_for(classifier.transformer)

@@ -19,7 +19,7 @@ from gpt_config.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from gpt2.evaluation.figures import Figure
     from gpt2.evaluation.perplexity import Evaluation
-    from gpt2.model import GPT2
+    from gpt2.pretrained import GPT2
     from gpt_encoder.interface import Tokenizer
 
 _PERPLEXITY = "perplexity"

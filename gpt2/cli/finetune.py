@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
 from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
-from gpt2.model_folder import holds_model_files, locate_model
+from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.finetuning_config import TASKS, TOO_LONG, TRAINABLE, FinetuningConfig

@@ -1,4 +1,4 @@
-"""`gpt2 generate`: parse the options, call `gpt2.completion`, print. The root's generate.py is this command too."""
+"""`gpt2 generate`: parse the options, call `gpt2.generation`, print. The root's generate.py is this command too."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
-from gpt2.model_folder import locate_model
+from gpt2.weights.folder import locate_model
 from gpt_config.errors import ConfigError, GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
-    from gpt2.completion import Completion
-    from gpt2.model import GPT2
+    from gpt2.generation.completion import Completion
+    from gpt2.pretrained import GPT2
     from gpt_encoder.interface import Tokenizer
 
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -101,7 +101,7 @@ def _how(model: GPT2) -> str:
     """One line on dtype, device and threads: what "auto" has come to."""
     import torch
 
-    from gpt2.quantization import is_int8
+    from gpt2.quantization.quantize import is_int8
 
     dtype = "int8 weights, float32" if is_int8(model) else str(model.dtype).removeprefix("torch.")
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
@@ -165,7 +165,7 @@ def _warn_of_idle_options(ctx: click.Context, config: GenerationConfig) -> None:
 def _load_draft_model(folder: Path | None, options: dict[str, Any]) -> GPT2 | None:
     if folder is None:
         return None
-    from gpt2.checkpoints import load_model
+    from gpt2.pretrained import load_model
 
     return load_model(folder, device=options["device"], dtype=options["dtype"])
 
@@ -178,7 +178,7 @@ def _print_json(
     name: str,
     draft_model: GPT2 | None,
 ) -> None:
-    from gpt2.completion import complete
+    from gpt2.generation.completion import complete
 
     for completion in complete(model, tokenizer, prompts, config, draft_model=draft_model):
         click.echo(json.dumps(_as_json(completion, name, one_by_one=config.num_beams == 1)))
@@ -217,7 +217,7 @@ def _print_batches(
     """More prompts than a batch has room for: each text when it and all before it are done, and a bar on a terminal."""
     from tqdm import tqdm
 
-    from gpt2.completion import complete_in_batches
+    from gpt2.generation.completion import complete_in_batches
 
     in_order = complete_in_batches(
         model,
@@ -269,7 +269,7 @@ def _texts_in_order(
     model: GPT2, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig, draft_model: GPT2 | None
 ) -> Iterator[tuple[int, Iterator[str]]]:
     """(row, its text in pieces) for each row in turn: the first is seen as it is made, others as far as they are by then."""
-    from gpt2.completion import stream_batch
+    from gpt2.generation.completion import stream_batch
 
     n_rows = len(prompts) * config.num_return_sequences
     waiting: list[list[str]] = [[] for _ in range(n_rows)]

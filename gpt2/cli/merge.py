@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.model_folder import ADAPTER_CONFIG_FILE, holds_model_files, is_adapter_folder, locate_model
+from gpt2.weights.folder import ADAPTER_CONFIG_FILE, holds_model_files, is_adapter_folder, locate_model
 from gpt_config.errors import CheckpointError
 
 
@@ -28,8 +28,8 @@ def merge(adapter: str, out: str, from_pretrained: str | None) -> None:
         raise CheckpointError(f"{adapter} holds no {ADAPTER_CONFIG_FILE}: name the folder of an adapter")
     if holds_model_files(Path(out)):
         raise click.UsageError(f"--out {out} holds a model or an adapter already: choose another folder")
-    from gpt2.finetuning.adapter_files import load_merged
     from gpt2.finetuning.template import TEMPLATE_FILE, InstructionTemplate
+    from gpt2.pretrained import load_merged
 
     model = load_merged(folder, from_pretrained)
     model.save_pretrained(out)

@@ -6,13 +6,13 @@ import gc
 import warnings
 from typing import TYPE_CHECKING
 
-from gpt2.model_folder import locate_model
+from gpt2.weights.folder import locate_model
 from gpt_config.collector import collector_paused
 from gpt_config.errors import GPT2Warning, ModelNotFoundError
 from gpt_config.locate import shipped_models
 
 if TYPE_CHECKING:
-    from gpt2.model import GPT2
+    from gpt2.pretrained import GPT2
     from gpt_encoder.interface import Tokenizer
 
 DTYPE_HELP = "float32, bfloat16, float16, float64, int8, or auto (the fastest of them here that says the same)."
@@ -25,7 +25,8 @@ def load_model_option(
     """(model, its tokenizer, its name); without a `name` it is gpt2, or else the small model that ships."""
     name = default_model() if name is None else name
     folder = locate_model(name)  # before torch is imported, which takes longer than to say that there is no such model
-    from gpt2.checkpoints import load_model, load_tokenizer_for
+    from gpt2.pretrained import load_model
+    from gpt2.weights.tokenizer import load_tokenizer_for
 
     model = load_model(folder, device=device, dtype=dtype)
     tokenizer = load_tokenizer_for(model, tokenizer_name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.model_folder import holds_model_files, locate_model
+from gpt2.weights.folder import holds_model_files, locate_model
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -24,7 +24,7 @@ def quantize(model: str, out: str) -> None:
     folder = locate_model(model)
     if holds_model_files(Path(out)):
         raise click.UsageError(f"--out {out} holds a model or an adapter already: choose another folder")
-    from gpt2.checkpoints import load_model
+    from gpt2.pretrained import load_model
 
     load_model(folder, dtype="int8").save_pretrained(out)
     click.echo(f"done: the int8 model is in {out}", err=True)

@@ -11,14 +11,14 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
-from gpt2.model_folder import is_adapter_folder, is_model_folder, tokenizer_source
+from gpt2.weights.folder import is_adapter_folder, is_model_folder, tokenizer_source
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
 
 if TYPE_CHECKING:
-    from gpt2.model import GPT2
+    from gpt2.pretrained import GPT2
     from gpt2.training.distributed import Processes
     from gpt2.training.loop import TrainingLoop
     from gpt2.training.preparation import TrainingData
@@ -207,14 +207,13 @@ def _make_trainer(
 def _make_model(options: dict[str, Any], data: TrainingData, config: TrainingConfig) -> GPT2:
     import torch
 
-    from gpt2.dropout import set_dropout
-    from gpt2.model import GPT2
+    from gpt2.pretrained import GPT2
 
     dropout = options["dropout"]
     if options["init_from"]:
         model = GPT2.from_pretrained(options["init_from"])
         if dropout is not None:
-            set_dropout(model, dropout)
+            model.set_dropout(dropout)
         return model
     torch.manual_seed(config.seed)
     return GPT2(_model_config(options, data, config))

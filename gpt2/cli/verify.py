@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.model_folder import is_model_folder, locate_float_model
+from gpt2.weights.folder import is_model_folder, locate_float_model
 from gpt_config.errors import CheckpointError
 from gpt_config.locate import shipped_models
 

@@ -23,10 +23,11 @@ except ImportError as error:
 import torch
 from tqdm import tqdm
 
-from gpt2.checkpoints import load_model, load_tokenizer_for
 from gpt2.evaluation.scoring import Request, log_likelihoods
 from gpt2.evaluation.windows import windows
-from gpt2.generation import Continuation, decode, start
+from gpt2.generation.loop import Continuation, decode, start
+from gpt2.pretrained import load_model
+from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config.errors import GPT2Error, InputError
 from gpt_config.generation_config import GenerationConfig
 from gpt_encoder.interface import EOT_TOKEN

@@ -188,10 +188,7 @@ def _hidden_states(model: GPT2, rows: list[_Row]) -> Tensor:
         is_before = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool).tril()
         mask = is_before & ((branches[:, None] == 0) | (branches[:, None] == branches[:, :, None]))
         mask = mask[:, None].to(device)  # (B, 1, T, T)
-    x = model.wte(input_ids.to(device)) + model.wpe(positions.to(device))
-    for block in model.h:
-        x = block(x, mask, None)
-    return model.ln_f(x)
+    return model.stream(model.embed(input_ids.to(device), positions.to(device)), mask, None)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
-from gpt2.model import GPT2
+from gpt2.pretrained import GPT2
 from gpt2.training.batches import shuffled
 from gpt2.training.objective import Batch, Objective
 from gpt_config.errors import DataError, InputError

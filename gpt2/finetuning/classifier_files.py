@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gpt2.checkpoints.loading import assemble, read_config
-from gpt2.checkpoints.naming import published_names
-from gpt2.checkpoints.saving import write_tensors
-from gpt2.checkpoints.weight_files import read_tensors
+from gpt2.adapters.files import load_adapter, read_adapter, save_adapter
+from gpt2.adapters.lora import merge_lora
 from gpt2.device import resolve_device, resolve_dtype
-from gpt2.finetuning.adapter_files import load_adapter, load_base, read_adapter, save_adapter
 from gpt2.finetuning.classification import GPT2Classifier
-from gpt2.finetuning.lora import merge_lora
-from gpt2.model_folder import is_adapter_folder, locate_model
+from gpt2.pretrained import GPT2, load_base
+from gpt2.weights.files import read_tensors
+from gpt2.weights.folder import is_adapter_folder, locate_model
+from gpt2.weights.names import published_names
+from gpt2.weights.reading import assemble, read_config
+from gpt2.weights.writing import write_tensors
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError
 from gpt_encoder.tokenizer import has_tokenizer
@@ -76,7 +77,8 @@ def _from_model(folder: Path) -> GPT2Classifier:
         raise CheckpointError(
             f"{folder} holds no classifier (a head for each label): make one with gpt2 finetune --task classification"
         )
-    transformer = assemble(read_config(folder), tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
+    transformer = assemble(GPT2, read_config(folder), tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
+    transformer.pretrained_from = folder
     classifier = GPT2Classifier(transformer, labels, context)
     classifier.score.load_state_dict({"weight": head})
     return classifier
@@ -84,11 +86,12 @@ def _from_model(folder: Path) -> GPT2Classifier:
 
 def _from_adapter(folder: Path) -> GPT2Classifier:
     adapter = read_adapter(folder)
-    classifier = GPT2Classifier(load_base(adapter), *_labels_and_context(folder))
+    base = load_base(adapter)
+    classifier = GPT2Classifier(base, *_labels_and_context(folder))
     load_adapter(classifier.transformer, adapter, head=classifier.score)
     merge_lora(classifier.transformer)
     if has_tokenizer(folder):
-        classifier.transformer.pretrained_from = folder
+        base.pretrained_from = folder
     return classifier
 
 

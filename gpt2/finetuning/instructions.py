@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gpt2.finetuning.records import BadRecord, Fields, text_of
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
 from gpt2.finetuning.template import InstructionTemplate
-from gpt2.model import GPT2
+from gpt2.pretrained import GPT2
 from gpt2.training.loss import sum_of_losses
 from gpt2.training.objective import Batch, Objective, perplexity
 from gpt_config.errors import ConfigError, DataError
@@ -177,7 +177,7 @@ class InstructionTuning(Objective):
     def sample(self, model: GPT2, config: TrainingConfig) -> str:
         if self._to_show is None:
             return ""
-        from gpt2.completion import complete
+        from gpt2.generation.completion import complete
 
         prompt = self._template.prompt(self._to_show.instruction, input=self._to_show.input, system=self._to_show.system)
         options = GenerationConfig(max_new_tokens=config.sample_tokens)

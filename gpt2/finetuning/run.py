@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpt2.checkpoints import load_tokenizer_for
-from gpt2.dropout import set_dropout
-from gpt2.finetuning.adapter_files import save_adapter
+from gpt2.adapters.files import save_adapter
+from gpt2.adapters.lora import add_lora
 from gpt2.finetuning.classification import (
     Classification,
     GPT2Classifier,
@@ -24,17 +23,17 @@ from gpt2.finetuning.classification import (
 )
 from gpt2.finetuning.classifier_files import load_classifier
 from gpt2.finetuning.instructions import InstructionTuning, conversation, make_examples, with_thoughts
-from gpt2.finetuning.lora import add_lora
 from gpt2.finetuning.records import BadRecord, Fields, read_records, text_of
 from gpt2.finetuning.template import InstructionTemplate
 from gpt2.finetuning.trainable import set_trainable
-from gpt2.model import GPT2
-from gpt2.model_folder import locate_whole_model, tokenizer_source
+from gpt2.pretrained import GPT2
 from gpt2.training.batches import shuffled
 from gpt2.training.distributed import Processes
 from gpt2.training.objective import LanguageModelling, Objective
 from gpt2.training.preparation import TrainingData, prepare
 from gpt2.training.trainer import Trainer
+from gpt2.weights.folder import locate_whole_model, tokenizer_source
+from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.finetuning_config import FinetuningConfig
 from gpt_config.lora_config import LoRAConfig
@@ -101,7 +100,7 @@ def prepare_finetuning(
     model = GPT2.from_pretrained(base)
     if config.context > model.config.n_positions:
         raise ConfigError(f"context={config.context} is longer than the {model.config.n_positions} positions of {base}")
-    set_dropout(model, config.dropout)
+    model.set_dropout(config.dropout)
     if config.lora_rank:
         add_lora(model, LoRAConfig(rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout))
     else:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2.model_folder import locate_float_model
 from gpt2.reference.numpy_gpt2 import Gradients, Parameters, check_targets, gpt2_forward, loss_and_gradients
 from gpt2.reference.numpy_kv_cache import KVCache
 from gpt2.reference.numpy_layers import Array, cross_entropy_forward
 from gpt2.reference.safetensors_reader import find_parameters, parameter_shapes, read_config, read_floats
+from gpt2.weights.folder import locate_float_model
 from gpt_config.atomic_write import atomic_write, atomic_write_json
 from gpt_config.errors import CheckpointError, ConfigError, WriteError
 from gpt_config.model_config import GPT2Config

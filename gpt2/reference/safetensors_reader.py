@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.model_folder import CONFIG_FILES, weight_files
+from gpt2.weights.folder import CONFIG_FILES, weight_files
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 

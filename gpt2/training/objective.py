@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 from torch import nn
 
-from gpt2.model import GPT2
+from gpt2.pretrained import GPT2
 from gpt2.training.batches import Batches, EvaluationBatches
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.preparation import TrainingData
@@ -101,7 +101,7 @@ class LanguageModelling(Objective):
         return {"perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(loss, len(text), text.n_bytes)}
 
     def sample(self, model: GPT2, config: TrainingConfig) -> str:
-        from gpt2.completion import complete
+        from gpt2.generation.completion import complete
 
         tokenizer = self.data.tokenizer
         if not config.sample_prompt and tokenizer.eot_token_id is None:

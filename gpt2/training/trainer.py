@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from gpt2.model import GPT2
-from gpt2.quantization import check_can_learn
+from gpt2.pretrained import GPT2
+from gpt2.quantization.quantize import check_can_learn
 from gpt2.training.batches import mix
 from gpt2.training.checkpoint import (
     Checkpoint,

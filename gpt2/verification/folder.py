@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2.model_folder import CONFIG_FILES
 from gpt2.reference.safetensors_reader import ITEM_SIZES, StoredTensor, read_config, read_floats, read_header
 from gpt2.verification.checks import Outcome, Status
+from gpt2.weights.folder import CONFIG_FILES
 from gpt_config.errors import GPT2Error
 from gpt_encoder.tokenizer import has_tokenizer, load_tokenizer
 

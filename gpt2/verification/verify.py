@@ -38,7 +38,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
 
 def _try_readers(folder: Path) -> None:
     """CheckpointError or ConfigError if a reader cannot make a model of the folder."""
-    from gpt2.checkpoints import load_model
+    from gpt2.pretrained import load_model
     from gpt2.reference.safetensors_reader import find_parameters, read_config
 
     load_model(folder)

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.checkpoints import load_model
 from gpt2.kv_cache import KVCache
-from gpt2.model import GPT2
+from gpt2.pretrained import GPT2, load_model
 from gpt2.reference import numpy_gpt2, numpy_optimizers, python_gpt2
 from gpt2.reference.numpy_generation import stream_ids
 from gpt2.reference.numpy_kv_cache import KVCache as NumpyKVCache

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2 import GPT2
-from gpt2.dropout import attention_with_dropout, dropout, set_dropout
+from gpt2.dropout import attention_with_dropout, dropout
 from gpt_config import GPT2Config
 
 
@@ -81,7 +81,7 @@ def test_the_rate_can_be_set_afterwards(small_config: GPT2Config) -> None:
     rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.5)
     sizes = {"vocab_size": 20, "n_positions": 20, "n_embd": 8, "n_layer": 2, "n_head": 2}
     made, changed = GPT2(GPT2Config(**sizes, **rates)), GPT2(GPT2Config(**sizes))
-    set_dropout(changed, 0.5)
+    changed.set_dropout(0.5)
     changed.load_state_dict(made.state_dict())
     assert changed.config == made.config
     outputs = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gpt_config.locate as locate_module
-from gpt2.model_folder import is_model_folder, locate_model
+from gpt2.weights.folder import is_model_folder, locate_model
 from gpt_config import InputTypeError, ModelNotFoundError
 from gpt_config.locate import published_name
 

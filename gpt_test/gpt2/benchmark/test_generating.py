@@ -20,13 +20,13 @@ from gpt2.benchmark import generating
 from gpt2.benchmark.agreement import Oracle
 from gpt2.benchmark.engine_process import EngineApart
 from gpt2.benchmark.engines import Engine, OurEngine, Place, Prompts, open_engine
-from gpt2.benchmark.gguf_file import write_gguf
 from gpt2.benchmark.report import table
 from gpt2.benchmark.results import LeftOutError, Results
 from gpt2.benchmark.run import Bench, _able_peers, run_benchmark
 from gpt2.benchmark.settings import OURS, PEERS, Settings
 from gpt2.benchmark.subject import Subject, make_subject, random_model
 from gpt2.benchmark.texts import Texts, texts_of
+from gpt2.formats.gguf import write_gguf
 from gpt_config import GPT2Config
 from gpt_config.errors import DataError, InputError
 from gpt_encoder import GPT2Tokenizer

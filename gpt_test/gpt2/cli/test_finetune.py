@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from gpt2 import GPT2
-from gpt2.checkpoints import load_tokenizer_for
-from gpt2.checkpoints.weight_files import read_tensors
 from gpt2.cli.finetune import finetune
 from gpt2.finetuning.run import prepare_finetuning
 from gpt2.training.progress import read_metrics
+from gpt2.weights.files import read_tensors
+from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config import ConfigError, DataError, FinetuningConfig
 
 QUIET = ["--quiet", "--sample_tokens", 4]

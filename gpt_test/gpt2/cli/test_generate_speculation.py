@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2 import GPT2
-from gpt2.speculation import Speculation
+from gpt2.generation.speculation import Speculation
 from gpt_config import GPT2Config
 from gpt_encoder import CharTokenizer
 from gpt_test.conftest import repetitive_model

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gpt2 import GPT2
-from gpt2.finetuning.adapter_files import save_adapter
-from gpt2.finetuning.lora import add_lora, lora_parameters
+from gpt2.adapters.files import save_adapter
+from gpt2.adapters.lora import add_lora, lora_parameters
 from gpt_config import LoRAConfig
 from gpt_encoder import GPT2Tokenizer, load_tokenizer
 from gpt_test.conftest import TRAINING_TEXT, transformers_twin

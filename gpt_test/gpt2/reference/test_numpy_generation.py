@@ -1,4 +1,4 @@
-"""Sampling in NumPy against `gpt2.sampling` where both mean the same, and generation against the PyTorch model's."""
+"""Sampling in NumPy against `generation.sampling` where both mean the same, and generation against the PyTorch model's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2 import GPT2, sampling
+from gpt2 import GPT2
+from gpt2.generation import sampling
 from gpt2.reference import numpy_sampling
 from gpt2.reference.numpy_generation import stream_ids, stream_text
 from gpt2.reference.numpy_model import NumpyGPT2

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import GPT2, sampling
+from gpt2 import GPT2
+from gpt2.generation import sampling
 from gpt2.reference import python_gpt2 as py
 from gpt_config import CheckpointError, ConfigError, GenerationConfig, GPT2Config, InputError
 from gpt_test.conftest import random_model

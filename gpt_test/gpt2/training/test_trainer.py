@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 
 from gpt2 import GPT2
-from gpt2.checkpoints import load_tokenizer_for
 from gpt2.training import Trainer, TrainingData, prepare
 from gpt2.training.distributed import Processes
 from gpt2.training.optimizer import learning_rate, make_optimizer
 from gpt2.training.progress import read_metrics
 from gpt2.training.trainer import _n_parts
+from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config import ConfigError, DataError, GPT2Config, TrainingError
 from gpt_test.gpt2.training.conftest import SIZES, tiny_config
 

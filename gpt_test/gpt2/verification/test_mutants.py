@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import gpt2.model as torch_model
-from gpt2 import decode_plan
+from gpt2.fast import plan as decode_plan
 from gpt2.reference import numpy_generation, numpy_gpt2, numpy_layers, numpy_model, numpy_optimizers, python_gpt2
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.verification.checks import Check, Status
@@ -93,7 +93,7 @@ OPTIMIZER_MUTANTS = [
 MODEL_MUTANTS = [
     ("logits", "Python", "PyTorch", python_gpt2, "hidden_states", "range(past, past", "range(past + 1, past + 1"),
     ("logits", "NumPy", "PyTorch", numpy_model, "gpt2_forward", "tokens + positions", "tokens - positions"),
-    ("logits", "PyTorch", "transformers", torch_model.GPT2, "hidden_states", "+ self.wpe", "- self.wpe"),
+    ("logits", "PyTorch", "transformers", torch_model.GPT2, "embed", "+ self.wpe", "- self.wpe"),
     ("loss and gradients", "NumPy", "PyTorch", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
     ("loss and gradients", "NumPy", "central differences", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
     ("loss and gradients", "PyTorch", "transformers", LanguageModelLoss, "forward", "(hidden.flatten", "(-hidden.flatten"),

@@ -1,0 +1,159 @@
+"""Adapters on disk, in peft's format: adapter_config.json and adapter_model.safetensors. It knows files, not learning.
+
+peft names a tensor for its place in transformers' model: what is "h.0.attn.c_attn.lora_A" here is
+"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight" there, and a classifier's head is "base_model.model.score".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.adapters.lora import add_lora, lora_modules, named_lora_parameters, target_names
+from gpt2.model import GPT2
+from gpt2.weights.files import read_file
+from gpt2.weights.folder import ADAPTER_CONFIG_FILE, adapter_file, is_model_folder
+from gpt2.weights.reading import misfits
+from gpt2.weights.writing import write_tensors
+from gpt_config.adapter_config import AdapterConfig
+from gpt_config.atomic_write import atomic_write_json
+from gpt_config.errors import CheckpointError, ConfigError, InputError, WriteError
+from gpt_config.lora_config import LoRAConfig
+
+if TYPE_CHECKING:
+    from gpt_encoder.interface import Tokenizer
+
+_IN_MODEL = "base_model.model.transformer."
+_HEAD = "base_model.model.score."
+# With GPT2Model in place of GPT2LMHeadModel the name has no "transformer".
+_ADAPTER_KEY = re.compile(r"base_model\.model\.(?:transformer\.)?(h\..*\.lora_[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The content of an adapter's folder: `tensors` by the names of `named_lora_parameters`, `head` as a state dict."""
+
+    folder: Path
+    config: AdapterConfig
+    tensors: dict[str, Tensor]
+    head: dict[str, Tensor]  # of a classifier: "weight" (classes, n_embd); otherwise empty
+
+
+def save_adapter(
+    model: GPT2,
+    folder: str | os.PathLike[str],
+    *,
+    base_model: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    head: nn.Module | None = None,
+) -> None:
+    """Write the adapters of `model` as a folder that peft and this package load; each file whole or not at all.
+
+    `base_model` is the name or folder of the model they were learned on. A `tokenizer` is written where it is not the
+    base's. With the `head` of a classifier (a linear layer without bias) the adapter is one of a classifier.
+    """
+    folder = Path(folder)
+    configs = {module.config for _, module in lora_modules(model)}
+    if len(configs) != 1:
+        raise InputError(f"the model has adapters of {len(configs)} kinds: add_lora puts those of one kind on a model")
+    if is_model_folder(folder):
+        raise WriteError(f"{folder} holds a model: write the adapter into a folder of its own")
+    tensors = {f"{_IN_MODEL}{name}.weight": parameter for name, parameter in named_lora_parameters(model)}
+    if head is not None:
+        tensors |= {f"{_HEAD}{name}": parameter for name, parameter in head.named_parameters()}
+    task_type = "CAUSAL_LM" if head is None else "SEQ_CLS"
+    config = AdapterConfig(lora=configs.pop(), base_model=_stored_name(base_model), task_type=task_type)
+    write_tensors(folder / "adapter_model.safetensors", tensors)
+    atomic_write_json(folder / ADAPTER_CONFIG_FILE, config.to_dict())
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _stored_name(base_model: str | os.PathLike[str]) -> str:
+    # A name stays a name; a path should still be right for a reader who works in another folder.
+    return str(Path(base_model).resolve()) if is_model_folder(Path(base_model)) else str(base_model)
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter's folder. CheckpointError names what is missing, damaged, or not computed by this package."""
+    folder = Path(folder)
+    config = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE)
+    path = adapter_file(folder)
+    tensors, head, unknown = {}, {}, []
+    for key, tensor in read_file(path).items():
+        if (found := _ADAPTER_KEY.fullmatch(key)) and found[1] not in tensors:
+            tensors[found[1]] = tensor
+        elif key.startswith(_HEAD) and config.task_type == "SEQ_CLS":
+            head[key.removeprefix(_HEAD)] = tensor
+        else:
+            unknown.append(key)
+    if unknown:
+        raise CheckpointError(
+            f"{path} holds {min(unknown)!r}, which is no LoRA matrix of GPT-2's layers, or not the only one for its layer"
+        )
+    return Adapter(folder, config, tensors, head)
+
+
+def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head: nn.Module | None = None) -> None:
+    """Put the adapters of a folder on `model`, in place; nothing but the adapters will learn.
+
+    That of a classifier also fills `head`. CheckpointError, and a model that is as it was, if they do not fit.
+    """
+    adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+    _check_task(adapter, head)
+    lora = _without_idle_targets(adapter.config.lora, model)
+    try:
+        names = target_names(model, lora)
+    except ConfigError as error:
+        raise CheckpointError(f"the adapter in {adapter.folder} does not go onto this model: {error}") from None
+    _check_fit(adapter, adapter.tensors, _shapes(model, names, lora.rank))
+    if head is not None:
+        _check_fit(adapter, adapter.head, {name: parameter.shape for name, parameter in head.named_parameters()})
+    add_lora(model, lora)
+    parameters = dict(named_lora_parameters(model))
+    with torch.no_grad():
+        for name, tensor in adapter.tensors.items():
+            parameters[name].copy_(tensor)
+    if head is not None:
+        head.load_state_dict(adapter.head)
+
+
+def _shapes(model: GPT2, names: list[str], rank: int) -> dict[str, torch.Size]:
+    """The shapes of the adapters' parameters, were there adapters on the layers of these names."""
+    shapes = {}
+    for name in names:
+        n_in, n_out = model.get_parameter(f"{name}.weight").shape
+        shapes[f"{name}.lora_A"] = torch.Size((rank, n_in))
+        shapes[f"{name}.lora_B"] = torch.Size((n_out, rank))
+    return shapes
+
+
+def _without_idle_targets(lora: LoRAConfig, model: GPT2) -> LoRAConfig:
+    """peft's users list the layers of several architectures at once; those that GPT-2 does not have change nothing."""
+    layers = [f"transformer.{name}" for name, _ in model.named_modules()]
+    used = tuple(target for target in lora.targets if any(lora.hits(target, layer) for layer in layers))
+    return lora if isinstance(lora.target_modules, str) or not used else replace(lora, target_modules=used)
+
+
+def _check_task(adapter: Adapter, head: nn.Module | None) -> None:
+    is_classifier = adapter.config.task_type == "SEQ_CLS"
+    if is_classifier and head is None:
+        raise CheckpointError(
+            f"the adapter in {adapter.folder} is a classifier's, and has no words to say: use gpt2 classify"
+        )
+    if head is not None and not is_classifier:
+        raise CheckpointError(f"the adapter in {adapter.folder} is a language model's, and this is a classifier")
+
+
+def _check_fit(adapter: Adapter, tensors: dict[str, Tensor], shapes: dict[str, torch.Size]) -> None:
+    if wrong := misfits(tensors, shapes, limit=4):
+        raise CheckpointError(
+            f"the adapter in {adapter.folder} does not fit this model: {wrong}: name the model it was learned on "
+            f"({adapter.config.base_model})"
+        )

@@ -1,0 +1,82 @@
+"""Beam search: the most probable continuation that a search of bounded width finds. It knows ids and scores, not text.
+
+The procedure is that of transformers' `generate` with its default settings: a text's score is the sum of its
+log-probabilities over its length; a search ends when no open beam, at its present length, beats the worst finished one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from gpt2.generation import sampling
+from gpt2.generation.decoder import Decoder
+from gpt2.generation.window import Window
+from gpt2.model import GPT2
+from gpt_config.generation_config import GenerationConfig
+
+
+@dataclass
+class Beam:
+    """A continuation and its log-probabilities under the model; `total` is what the search adds up."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    total: float = 0.0
+    at_eot: bool = False
+
+    @property
+    def score(self) -> float:
+        """The mean a token; the end-of-text token counts."""
+        return self.total / max(1, len(self.ids))
+
+
+def beam_search(
+    model: GPT2, prompt_ids: list[int], config: GenerationConfig, *, vocab_size: int | None = None, use_cache: bool = True
+) -> list[Beam]:
+    """The `config.num_return_sequences` best of `config.num_beams` beams after `prompt_ids`, best first."""
+    width = config.num_beams
+    eot = model.config.eos_token_id if config.stop_at_eot else None
+    running, finished = [Beam()], []
+    decoder = Decoder(
+        model, [Window(list(prompt_ids), model.config.n_positions)], config.max_new_tokens, use_cache=use_cache
+    )
+    for step in range(1, config.max_new_tokens + 1):
+        candidates = _best_candidates(decoder, prompt_ids, running, config, vocab_size)
+        is_last = step == config.max_new_tokens
+        for beam, _ in candidates[:width]:
+            beam.at_eot = beam.ids[-1] == eot
+            if beam.at_eot or is_last:
+                finished.append(beam)
+        finished = sorted(finished, key=lambda beam: -beam.score)[:width]
+        survivors = [(beam, parent) for beam, parent in candidates if beam.ids[-1] != eot][:width]
+        if is_last or not survivors:
+            break
+        running = [beam for beam, _ in survivors]
+        if len(finished) == width and finished[-1].score >= running[0].score:
+            break
+        decoder.select([parent for _, parent in survivors])
+        decoder.windows = [window.extended(beam.ids[-1]) for window, beam in zip(decoder.windows, running, strict=True)]
+    best = finished or [Beam()]
+    return [best[min(place, len(best) - 1)] for place in range(config.num_return_sequences)]
+
+
+@torch.inference_mode()
+def _best_candidates(
+    decoder: Decoder, prompt_ids: list[int], running: list[Beam], config: GenerationConfig, vocab_size: int | None
+) -> list[tuple[Beam, int]]:
+    """The best one-token extensions of all running beams, each with the place of the beam it extends."""
+    logprobs = decoder.next_logits().float().log_softmax(-1)
+    seen = [prompt_ids + beam.ids for beam in running]
+    scores = sampling.apply_repetition_penalty(logprobs, seen, config.repetition_penalty)[:, :vocab_size]
+    totals = scores + torch.tensor([beam.total for beam in running], device=scores.device)[:, None]
+    # Twice the width, so that the search can go on at full width even if each of the best candidates ends its text.
+    best = totals.flatten().topk(min(2 * config.num_beams, totals.numel()))
+    best_logprobs = logprobs[:, :vocab_size].flatten()[best.indices].tolist()
+    candidates = []
+    for total, place, logprob in zip(best.values.tolist(), best.indices.tolist(), best_logprobs, strict=True):
+        parent, token = divmod(place, totals.shape[-1])
+        beam = running[parent]
+        candidates.append((Beam([*beam.ids, token], [*beam.logprobs, logprob], total), parent))
+    return candidates

@@ -1,0 +1,228 @@
+"""Decoder: the logits of the next token for growing sequences, by prefill and then one token at a time.
+
+It knows the model, its cache and its context, and of the ways to choose a token only the most probable one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gpt2.fast.cuda_graph import GraphedSteps
+from gpt2.fast.greedy_head import MIN_STEPS, GreedyHead
+from gpt2.fast.plan import DecodePlan, is_coarse
+from gpt2.generation.window import Window
+from gpt2.kv_cache import KVCache
+from gpt2.model import GPT2
+from gpt2.quantization.quantize import is_int8
+from gpt_config.errors import CheckpointError
+
+# For so long, and so many tokens, greedy steps follow each other without a look at them: too short to be seen in a stream.
+_SECONDS_AT_ONCE, _MAX_AT_ONCE = 0.02, 16
+
+
+class Decoder:
+    """Next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
+
+    With `use_cache=False` every call computes all views anew: slow, plain, and what the cached path is tested against.
+    With `only_largest` a logit that cannot be the largest of its row, or of its first `vocab_size`, may be -inf.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        windows: list[Window],
+        max_new_tokens: int,
+        *,
+        use_cache: bool = True,
+        only_largest: bool = False,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.windows = windows
+        self._model = model
+        self._use_cache = use_cache
+        self._tokens_left = max_new_tokens
+        self._only_largest, self._vocab_size = only_largest, vocab_size
+        self._plan = DecodePlan(model, only_last=True) if use_cache and DecodePlan.fits(model) else None
+        self._network = self._plan or model
+        has_greedy_head = only_largest and self._plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
+        self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
+        self._graphed = GraphedSteps(model, vocab_size) if self._plan and GraphedSteps.fits(model) else None
+        self._n_at_once = 1
+        self._device = model.device
+        self._cache: KVCache | None = None
+        self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
+
+    @property
+    def room(self) -> int:
+        """How many drafts the next call can take: up to the last new token but one, none where the view is computed anew."""
+        return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
+
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether tokens are the same with drafts: not in few bits where rows are rounded together, as outside the plan."""
+        if self._plan:
+            return self._plan.takes_drafts
+        return not (is_int8(self._model) or is_coarse(self._model.wpe.weight))
+
+    @property
+    def computes_each_alone(self) -> bool:
+        """Whether drafts are computed so that each has the bits of a step of its own, which takes longer."""
+        return self._plan is not None and self._plan.computes_each_alone
+
+    @torch.inference_mode()
+    def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
+        """Logits (B, V) of the token after each window, in the model's dtype, until the next call may write over them.
+        CheckpointError if the model computes NaN.
+
+        With `drafts`, at most `room` guesses of what follows the only window: logits (1 + len(drafts), V) of the token after
+        the window and after each draft, or (1, V) where they make the model compute NaN. Append what is taken and `reject`
+        the rest.
+        """
+        if self._model.training:  # a dropout that changes greedy ids would surprise whoever forgot eval()
+            self._model.eval()
+            try:
+                return self.next_logits(drafts)
+            finally:
+                self._model.train()
+        slid = [window.slide() for window in self.windows]
+        cache = self._cache
+        if cache is None or any(slid) or cache.length == cache.max_length:
+            logits = self._prefill()
+        else:
+            logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
+        self._tokens_left -= 1 + len(drafts)
+        # In Python, for every operation on tensors takes a little of what a step spends outside the products.
+        if not all(map(math.isfinite, logits.amax(-1).tolist())):
+            if drafts:  # one that is not taken must do no harm, so see what there is without them
+                self.reject(1 + len(drafts))
+                self._forget_graph()  # for NaN may be in slots that it masks
+                return self.next_logits()
+            raise CheckpointError(
+                "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
+            )
+        return logits
+
+    @torch.inference_mode()
+    def greedy_tokens(self, eot: int | None) -> list[int]:
+        """The most probable next tokens of the only window, up to `eot`, as many as take a moment. Append them.
+
+        An empty list where `next_logits` must be asked: for several windows, padding, a full cache, where the next step
+        fails or computes NaN, and without `only_largest`.
+        """
+        cache, plan = self._cache, self._plan
+        if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
+            return []
+        n, graphed = min(self._n_at_once, cache.max_length - cache.length), self._graphed
+        if graphed and (room := graphed.room(cache)):
+            n = min(n, room)
+        elif graphed and graphed.is_to_come(cache.max_length - cache.length - 1, self._tokens_left):
+            return []
+        else:
+            graphed = None
+        if self._greedy_head:
+            n = self._greedy_head.leave_alone(n)
+        if n == 0:
+            return []
+        length, start, last = cache.length, time.perf_counter(), self.windows[0].ids[-1]
+        try:
+            steps = (
+                graphed.greedy_tokens(last, n, cache) if graphed else plan.greedy_tokens(last, n, self._vocab_size, cache)
+            )
+        except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
+            cache.truncate(length)
+            self._only_largest = False
+            return []
+        seconds = max(time.perf_counter() - start, 1e-6)
+        self._n_at_once = int(min(_MAX_AT_ONCE, 1 + _SECONDS_AT_ONCE * n / seconds))
+        tokens = [token for token, _ in itertools.takewhile(lambda step: math.isfinite(step[1]), steps)]
+        if eot in tokens:
+            tokens = tokens[: tokens.index(eot) + 1]
+        cache.truncate(length + len(tokens))
+        self._tokens_left -= len(tokens)
+        return tokens
+
+    def reject(self, n_tokens: int) -> None:
+        """Forget the last tokens that were read: the drafts that were not appended to the window."""
+        if n_tokens and self._cache is not None:
+            self._cache.truncate(self._cache.length - n_tokens)
+            self._tokens_left += n_tokens
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with the windows at these places, in this order; a place may come several times, as beams do."""
+        self.windows = [self.windows[row] for row in rows]
+        self._select_computed(torch.tensor(rows, device=self._device))
+
+    def _select_computed(self, rows: Tensor) -> None:
+        if self._cache is not None:
+            self._cache.select(rows)
+        if self._mask is not None:
+            self._mask = self._mask.index_select(0, rows)
+        self._forget_graph()
+
+    def _forget_graph(self) -> None:
+        if self._graphed:
+            self._graphed.forget()
+
+    def _prefill(self) -> Tensor:
+        """Compute all views from nothing, padded on the left; equal views are computed once."""
+        views = [tuple(window.view) for window in self.windows]
+        distinct = {view: row for row, view in enumerate(dict.fromkeys(views))}
+        longest = max(map(len, distinct))
+        input_ids = torch.zeros(len(distinct), longest, dtype=torch.int64)
+        # Slots for the tokens to come: padding counts as a slot, so a batch may fill up before its longest row slides.
+        n_slots = min(self._model.config.n_positions, longest + max(self._tokens_left - 1, 0))
+        mask = torch.ones(len(distinct), n_slots, dtype=torch.int64)
+        for view, row in distinct.items():
+            input_ids[row, longest - len(view) :] = torch.tensor(view)
+            mask[row, : longest - len(view)] = 0
+        self._mask = None if bool(mask.all()) else mask.to(self._device)
+        self._cache = self._new_cache(len(distinct), n_slots)
+        self._forget_graph()
+        hidden = self._network.hidden_states(
+            input_ids.to(self._device),
+            attention_mask=None if self._mask is None else self._mask[:, :longest],
+            kv_cache=self._cache,
+        )
+        logits = self._network.logits(hidden[:, -1])
+        if len(distinct) == len(views):
+            return logits
+        rows = torch.tensor([distinct[view] for view in views], device=self._device)
+        self._select_computed(rows)
+        return logits.index_select(0, rows)
+
+    def _decode_one_token(self, cache: KVCache) -> Tensor:
+        tokens = [window.ids[-1] for window in self.windows]
+        if self._graphed and self._graphed.room(cache):
+            return self._graphed.logits(tokens, cache)
+        mask = None if self._mask is None else self._mask[:, : cache.length + 1]
+        input_ids = torch.tensor(tokens, device=self._device)[:, None]
+        logits = self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
+        if self._graphed:
+            self._graphed.watch(tokens, logits, cache, mask, self._tokens_left)
+        return logits
+
+    def _verify(self, drafts: Sequence[int], cache: KVCache) -> Tensor:
+        """The window's last token and the drafts in one forward pass, which reads the weights once for all of them."""
+        input_ids = torch.tensor([[self.windows[0].ids[-1], *drafts]], device=self._device)
+        mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
+        plan = self._plan
+        if plan is None or not plan.computes_each_alone:
+            return self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0])
+        hidden = plan.hidden_states(input_ids, attention_mask=mask, kv_cache=cache, each_alone=True)
+        return plan.logits(hidden[0], each_alone=True)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._greedy_head.logits(hidden) if self._greedy_head else None
+        return self._network.logits(hidden) if logits is None else logits
+
+    def _new_cache(self, batch_size: int, n_slots: int) -> KVCache | None:
+        if not self._use_cache:
+            return None
+        model = self._model
+        return KVCache(model.config, batch_size=batch_size, max_length=n_slots, device=model.device, dtype=model.dtype)

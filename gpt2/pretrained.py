@@ -1,0 +1,193 @@
+"""From a name to a model and back: `GPT2` with its three verbs, and what they call. It knows folders, dtypes and adapters.
+
+The class in `model.py` is the architecture alone. The one here, which is `gpt2.GPT2`, computes the same and adds
+`from_pretrained`, `save_pretrained` and `generate`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gpt2 import model as architecture
+from gpt2.adapters.files import Adapter, load_adapter, read_adapter
+from gpt2.adapters.lora import merge_lora, merged_parameters
+from gpt2.device import resolve_device, resolve_dtype
+from gpt2.generation.loop import generate
+from gpt2.quantization.quantize import is_int8, quantize_int8
+from gpt2.weights.files import read_tensors
+from gpt2.weights.folder import is_adapter_folder, locate_base, locate_model, locate_whole_model
+from gpt2.weights.names import published_names
+from gpt2.weights.reading import assemble, read_config
+from gpt2.weights.tokenizer import tokenizer_of
+from gpt2.weights.writing import write_tensors
+from gpt_config.atomic_write import atomic_write_json
+from gpt_config.errors import CheckpointError
+from gpt_config.generation_config import GenerationConfig
+from gpt_config.model_config import INT8_MODEL_TYPE
+from gpt_encoder.tokenizer import has_tokenizer
+
+if TYPE_CHECKING:
+    from gpt_encoder.interface import Tokenizer
+
+# What `dtype="auto"` tries out a dtype with.
+_N_TOKENS = 48
+
+# A token that float32 holds for this much less probable than its own choice, in nats, is as good as that: a tie.
+_TIE = 0.01
+
+
+class GPT2(architecture.GPT2):
+    """GPT-2: embeddings, blocks, a final norm, and the token embedding once more as the head.
+
+    >>> model = GPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)).eval()
+    >>> model(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 11])
+    """
+
+    pretrained_from: Path | None = None  # the folder it was loaded from, which has its tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> GPT2:
+        """Load a model, in eval mode, from a folder, the models that ship, or the hub: see `load_model`."""
+        return load_model(name_or_folder, device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
+        """Write a folder that this package and transformers load: see `save_model`."""
+        save_model(self, folder, tokenizer=tokenizer)
+
+    def generate(self, input_ids: Tensor, config: GenerationConfig | None = None, **options: Any) -> Tensor:
+        """Continue each row of `input_ids`: see `gpt2.generation.loop.generate`."""
+        return generate(self, input_ids, config, **options)
+
+
+def load_model(
+    name_or_folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+) -> GPT2:
+    """Load a GPT-2, in eval mode.
+
+    `name_or_folder` is a folder, the name of a model that ships, or a hub name such as gpt2 or openai-community/gpt2-xl.
+    On the CPU, weights that have the wanted dtype stay views of the mapped file: they are read when they are first
+    used, and take no memory beside the page cache. Others are converted one by one. Of an adapter's folder it is the model
+    it was learned on, with the adapter merged into it.
+
+    `dtype` "int8" is float32 with a byte a weight (`gpt2.quantization`), and so is a folder that was saved as such; "auto"
+    is the fastest on this machine with the same greedy text (`load_fastest`).
+
+    Raises ModelNotFoundError, CheckpointError, ConfigError or DeviceError; each says what to do.
+    """
+    if dtype == "auto":
+        return load_fastest(name_or_folder, device=device)
+    if dtype == "int8":
+        return _load_int8(name_or_folder, device)
+    target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
+    folder = locate_model(name_or_folder)
+    if is_adapter_folder(folder):
+        return load_merged(folder, device=target_device, dtype=target_dtype)
+    config = read_config(folder)
+    tensors = published_names(read_tensors(folder), folder)
+    if "score.weight" in tensors:
+        raise CheckpointError(f"{folder} holds a classifier, which has no words to say: use gpt2 classify")
+    model = assemble(GPT2, config, tensors, folder, device=target_device, dtype=target_dtype)
+    model.pretrained_from = folder
+    return model
+
+
+def _load_int8(name_or_folder: str | os.PathLike[str], device: str | torch.device) -> GPT2:
+    model = load_model(name_or_folder, dtype="float32")
+    if not is_int8(model):
+        quantize_int8(model)
+        for tensor in (*model.parameters(), *model.buffers()):  # what is left of the file, which would keep all of it
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.clone()
+    return model.to(resolve_device(device))
+
+
+def load_merged(
+    folder: Path,
+    base_model: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+) -> GPT2:
+    """The model an adapter was learned on, or `base_model`, with the adapter merged into it, in eval mode.
+
+    It is merged in float32 at least and rounded once. Its tokenizer is the adapter's if there is one in `folder`.
+    """
+    adapter = read_adapter(folder)
+    target_dtype = resolve_dtype(dtype)
+    model = load_base(adapter, base_model, dtype=torch.promote_types(target_dtype, torch.float32))
+    load_adapter(model, adapter)
+    merge_lora(model)
+    if has_tokenizer(folder):
+        model.pretrained_from = folder
+    return model.to(device=resolve_device(device), dtype=target_dtype)
+
+
+def load_base(
+    adapter: Adapter, base_model: str | os.PathLike[str] | None = None, *, dtype: torch.dtype = torch.float32
+) -> GPT2:
+    """The model that an adapter was learned on, or `base_model` in its place, without the adapter."""
+    if base_model is not None:
+        return load_model(locate_whole_model(base_model), dtype=dtype)
+    if adapter.config.base_model is None:
+        raise CheckpointError(
+            f"the adapter in {adapter.folder} does not say which model it was learned on: name that with "
+            "gpt2 merge --from_pretrained"
+        )
+    return load_model(locate_base(adapter.folder, adapter.config.base_model), dtype=dtype)
+
+
+def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
+    """Write config.json, model.safetensors and the tokenizer's files; each file is written whole or not at all.
+
+    The tokenizer is the one given, else that of the folder the model was loaded from, else OpenAI's if the model is new
+    and has a vocabulary of that size. Adapters are merged into the weights that are written, not into the model.
+    """
+    folder = Path(folder)
+    write_tensors(folder / "model.safetensors", merged_parameters(model))
+    values = {**model.config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
+    if is_int8(model):
+        values["model_type"] = INT8_MODEL_TYPE
+    atomic_write_json(folder / "config.json", values)
+    tokenizer = tokenizer or tokenizer_of(model)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def load_fastest(name_or_folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> GPT2:
+    """The model in the first dtype, from the fastest on, whose greedy text is that of float32; else in float32.
+
+    `is_int8` and `model.dtype` tell which it is. It takes about as long as to generate 50 tokens.
+    """
+    target = resolve_device(device)
+    reference = load_model(name_or_folder, device=target)
+    for dtype in _candidates(target):
+        candidate = load_model(name_or_folder, device=target, dtype=dtype)
+        if says_the_same(candidate, reference):
+            return candidate
+    return reference
+
+
+def _candidates(device: torch.device) -> tuple[str, ...]:
+    """The dtypes that may be faster than float32, the fastest first: measured on a CPU, supposed on others."""
+    if device.type == "cpu":
+        return "int8", "bfloat16"
+    if device.type == "cuda":
+        return ("bfloat16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ("float16",)
+    return ()
+
+
+@torch.inference_mode()
+def says_the_same(candidate: GPT2, reference: GPT2) -> bool:
+    """Whether `reference` would choose the tokens of the greedy text that `candidate` writes, ties aside."""
+    config = reference.config
+    start = torch.tensor([[config.bos_token_id or 0]], device=reference.device)
+    ids = candidate.generate(start, max_new_tokens=min(_N_TOKENS, config.n_positions - 1), stop_at_eot=False)
+    log_probs = reference(ids[:, :-1]).float().log_softmax(-1)[0]
+    chosen = log_probs.gather(1, ids[0, 1:, None])[:, 0]
+    return bool((log_probs.amax(-1) - chosen < _TIE).all())

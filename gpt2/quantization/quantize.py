@@ -1,0 +1,65 @@
+"""int8: a byte a weight, by swapping modules. The model does not know.
+
+Each output channel of a layer has its own scale, the largest of its weights in absolute value over 127, and its weights are
+rounded to whole multiples of it. The rest, biases, norms and positions, stays in float32, and so does the arithmetic between
+the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.model import GPT2, Conv1D
+from gpt2.quantization.kernels import quantized_rows
+from gpt2.quantization.layers import Int8Embedding, Int8Linear
+from gpt_config.errors import CheckpointError, InputError
+
+
+def quantize_int8(model: GPT2) -> GPT2:
+    """Swap the layers of `model` for such of int8, in place, and return it. It can then no longer be trained.
+
+    A quarter of the bytes, to be read for every token. CheckpointError if a weight is NaN or infinite.
+    """
+    check_finite(dict(model.named_parameters()))
+    return _swap_layers(model.float(), quantized_rows)
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError if a tensor holds NaN or infinity, from which the kernels for bytes make ordinary numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # NaN makes both NaN
+            raise CheckpointError(f"{name} holds NaN or infinity, which int8 cannot compute with: the weights are damaged")
+
+
+def empty_int8(model: GPT2) -> GPT2:
+    """`model`, which has no content (it is on "meta"), with layers of int8, for the content of a file to be put into."""
+    # `new_empty` and not `empty_like`, which on "meta" wakes a part of torch's compiler: a fifth of a second.
+    return _swap_layers(
+        model, lambda weight: (weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(len(weight)))
+    )
+
+
+def _swap_layers(model: GPT2, quantized: Callable[[Tensor], tuple[Tensor, Tensor]]) -> GPT2:
+    model.requires_grad_(False)
+    for block in model.h:
+        for parent, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
+            layer = getattr(parent, name)
+            if type(layer) is not Conv1D:
+                raise InputError(f"a layer {type(layer).__name__} has no int8: merge adapters into the model first")
+            setattr(parent, name, Int8Linear(*quantized(layer.weight.detach().t()), layer.bias.detach()))
+    model.wte = Int8Embedding(*quantized(model.wte.weight.detach()), None)  # type: ignore[assignment]
+    return model
+
+
+def is_int8(model: nn.Module) -> bool:
+    """Whether `quantize_int8` has been here."""
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def check_can_learn(model: nn.Module) -> None:
+    """InputError if the model is in int8: rounded weights have no gradient."""
+    if is_int8(model):
+        raise InputError("the model is in int8, which cannot be trained: start from the weights it was made of")

@@ -1,0 +1,97 @@
+"""From a folder to a model: read its config, build the model without memory, and give it the file's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gpt2.model import GPT2
+from gpt2.quantization.quantize import check_finite, empty_int8
+from gpt2.weights.folder import CONFIG_FILES
+from gpt_config.errors import CheckpointError
+from gpt_config.model_config import GPT2Config
+
+# So many names fit into a message that is still a line.
+_MAX_NAMED = 20
+
+Model = TypeVar("Model", bound=GPT2)
+
+
+def assemble(
+    model_type: type[Model],
+    config: GPT2Config,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Model:
+    """The model of `config`, in eval mode, with `tensors` for its parameters; CheckpointError names `folder` if they do not
+    fit."""
+    holds_int8 = "wte.weight_int8" in tensors
+    with torch.device("meta"), _NoInitialWeights():
+        model = model_type(config)
+        if holds_int8:
+            empty_int8(model)
+    if wrong := misfits(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}):
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config: {wrong}: use weights and config of the same model"
+        )
+    if holds_int8 and dtype != torch.float32:
+        raise CheckpointError(f"{folder} holds int8 weights, which are computed with in float32: leave out dtype {dtype}")
+    if holds_int8:
+        check_finite(tensors)
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+class _NoInitialWeights(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` would draw: it is about to be replaced, and on "meta", where there is nothing to
+    fill, torch would import its compiler for it, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The config of a model folder, from `config.json` or OpenAI's `hparams.json`."""
+    for name in CONFIG_FILES:
+        if (folder / name).is_file():
+            return GPT2Config.from_json_file(folder / name)
+    raise CheckpointError(f"{folder} has no config.json: name a folder that holds config.json and the weights")
+
+
+def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], limit: int = _MAX_NAMED) -> str:
+    """What is missing, extra, of another shape, or not of floating point, at most `limit` of each named; empty if all
+    fits."""
+    wrong = []
+    if missing := shapes.keys() - tensors.keys():
+        wrong.append(f"missing {_listed(missing, limit)}")
+    if extra := tensors.keys() - shapes.keys():
+        wrong.append(f"unknown {_listed(extra, limit)}")
+    for name in sorted(shapes.keys() & tensors.keys()):
+        tensor = tensors[name]
+        if tensor.shape != shapes[name]:
+            wrong.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(shapes[name])}")
+        elif name.endswith("weight_int8"):
+            if tensor.dtype != torch.int8:
+                wrong.append(f"{name} is {tensor.dtype} instead of int8")
+        elif not tensor.is_floating_point():
+            wrong.append(f"{name} is {tensor.dtype} instead of a floating-point type")
+    more = f"; and {len(wrong) - limit} more" if len(wrong) > limit else ""
+    return "; ".join(wrong[:limit]) + more
+
+
+def _listed(names: set[str], limit: int) -> str:
+    first = sorted(names)[:limit]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

@@ -1,0 +1,394 @@
+"""Steps that are replayed, as on a GPU, against those that are computed one by one. There is no GPU here: `Recorded` stands
+for a CUDA graph, and does to tensors what that does to kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gpt2 import GPT2
+from gpt2.fast import cuda_graph as decode_graph
+from gpt2.fast.cuda_graph import GraphedSteps
+from gpt2.fast.plan import DecodePlan
+from gpt2.generation import decoder
+from gpt2.generation import loop as generation
+from gpt2.generation.decoder import Decoder
+from gpt2.generation.loop import Continuation, decode, start
+from gpt2.generation.window import Window
+from gpt2.kv_cache import KVCache
+from gpt_config import CheckpointError, GenerationConfig, GPT2Config, GPT2Warning, InputError
+from gpt_test.conftest import random_model, repetitive_model
+
+CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
+
+# What a graph cannot hold: the processor would look at a number, or send one that it alone has.
+_LOOKS = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "index", "equal", "lift_fresh", "to", "_to_copy"}
+
+
+class Recorded(TorchDispatchMode):
+    """The operations of a step in their order. To replay them is to compute each once more, from the same tensors into the
+    same tensors, whatever Python would do by then."""
+
+    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+        super().__init__()
+        self.n_replays = 0
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+        step()
+        with self:
+            step()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func._schema.name.removeprefix("aten::") not in _LOOKS, func
+        out = func(*args, **(kwargs or {}))
+        self._calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def __call__(self) -> None:
+        self.n_replays += 1
+        for func, args, kwargs, out in self._calls:
+            aliases = [value.alias_info for value in func._schema.returns]
+            if any(alias is not None and not alias.is_write for alias in aliases):
+                continue  # a view: it stays where it is
+            again = func(*args, **kwargs)
+            if all(alias is None for alias in aliases):
+                for there, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                    if isinstance(there, Tensor):
+                        there.copy_(new)
+
+
+@contextlib.contextmanager
+def graphs(slots_at_once: int = 7, record: Callable[..., Any] = Recorded) -> Iterator[list[Recorded]]:
+    """On this device, as soon as can be; those that were recorded. A warning fails."""
+    made: list[Recorded] = []
+
+    def captured(step: Callable[[], None], device: torch.device) -> Recorded:
+        made.append(record(step, device))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("error", "no CUDA graph", GPT2Warning)
+        patch.setattr(GraphedSteps, "fits", staticmethod(lambda model: True))
+        patch.setattr(decode_graph, "captured", captured)
+        patch.setattr(generation, "costs_of_verifying", lambda model, each_alone: (0.1, 0.1))  # guess often
+        patch.setattr(decode_graph, "_refused", set())
+        for name, value in (("_STEPS_BEFORE", 1), ("_STEPS_LEFT", 1), ("_SLOTS_AT_ONCE", slots_at_once)):
+            patch.setattr(decode_graph, name, value)
+        yield made
+
+
+def continued(
+    model: GPT2, prompts: list[list[int]], config: GenerationConfig, *, vocab_size: int | None = None, logprobs: bool = False
+) -> list[Continuation]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a prompt has")
+        rows = start(model, prompts, config)
+    for _ in decode(model, rows, config, vocab_size=vocab_size, logprobs=logprobs):
+        pass
+    return rows
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=30), min_size=1, max_size=5),
+    n=st.integers(1, 60),
+    do_sample=st.booleans(),
+    logprobs=st.booleans(),
+    vocab_size=st.integers(2, 60),
+    slots_at_once=st.integers(1, 30),
+    data=st.data(),
+)
+@settings(max_examples=25)
+def test_texts_are_the_same(
+    dtype: str,
+    prompts: list[list[int]],
+    n: int,
+    do_sample: bool,
+    logprobs: bool,
+    vocab_size: int,
+    slots_at_once: int,
+    data: st.DataObject,
+) -> None:
+    """Padded, past the context, with rows that end and leave the batch, in part of the vocabulary, guessing ahead or not."""
+    eot = data.draw(st.integers(0, vocab_size - 1))
+    make = data.draw(st.sampled_from([random_model, repetitive_model]))
+    model = make(replace(CONFIG, eos_token_id=eot), dtype=getattr(torch, dtype))
+    config = GenerationConfig(max_new_tokens=n, do_sample=do_sample, seed=n, speculate=data.draw(st.booleans()))
+    expected = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs)
+    with graphs(slots_at_once):
+        found = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs)
+    assert [(row.ids, row.finish_reason) for row in found] == [(row.ids, row.finish_reason) for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert row.logprobs == pytest.approx(other.logprobs, abs=1e-10 if dtype == "float64" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "n", "slots_at_once", "n_graphs"),
+    [
+        ([3], 19, 7, 3),  # after 4 tokens, 8 and 15
+        ([3, 4, 5], 19, 7, 4),  # 6, 8, 15 and 22
+        ([3], 30, 7, 6),  # 4, 8, 15 and 22; then half of the view is read anew, 12 tokens, and after 13 and 15
+        ([3], 30, 23, 2),  # 4, and anew 13; after 24, where the cache is full, there are no steps to come
+    ],
+)
+def test_steps_are_replayed(lengths: list[int], n: int, slots_at_once: int, n_graphs: int) -> None:
+    """Else the test above would hold single steps against themselves."""
+    config = GenerationConfig(max_new_tokens=n, stop_at_eot=False)
+    with graphs(slots_at_once) as made:
+        continued(random_model(CONFIG), [list(range(1, 1 + length)) for length in lengths], config)
+    assert len(made) == n_graphs
+    # What is computed without a graph is repeated by the one that it checks; only prompts are not, and the last of 24.
+    assert sum(graph.n_replays for graph in made) == {19: 18, 30: 28}[n] - (slots_at_once == 23)
+
+
+def test_few_steps_need_no_graph() -> None:
+    with graphs() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_graph, "_STEPS_LEFT", 5)
+        for n, n_graphs in ((5, 0), (6, 1)):
+            continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=n, stop_at_eot=False))
+            assert len(made) == n_graphs
+
+
+def test_several_greedy_tokens_stay_in_the_vocabulary() -> None:
+    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=18, stop_at_eot=False)
+    [whole] = continued(model, [[1, 2, 3]], config)
+    [part] = continued(model, [[1, 2, 3]], config, vocab_size=20)
+    assert max(whole.ids) >= 20  # or the part would say nothing
+    with graphs():
+        assert continued(model, [[1, 2, 3]], config, vocab_size=20)[0].ids == part.ids
+
+
+def test_beams_have_none() -> None:
+    """Their rows are others after each step, and so is the cache."""
+    config = GenerationConfig(max_new_tokens=15, num_beams=3, stop_at_eot=False)
+    model = random_model(CONFIG)
+    [expected] = continued(model, [[1, 2, 3]], config)
+    with graphs() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_graph, "_STEPS_BEFORE", 2)
+        [found] = continued(model, [[1, 2, 3]], config)
+    assert found.ids == expected.ids and not made
+
+
+def test_what_was_in_memory_does_no_harm() -> None:
+    """A masked slot has no weight, but no weight times NaN is NaN; memory that was not written to may hold that."""
+    model = random_model(CONFIG)
+    expected = Decoder(model, [Window([1, 2, 3], 24)], 20)
+    with graphs() as made, torch.inference_mode():
+        found = Decoder(model, [Window([1, 2, 3], 24)], 20)
+        for step in range(8):
+            token = int(expected.next_logits().argmax())
+            assert int(found.next_logits().argmax()) == token
+            for each in (found, expected):
+                each.windows[0].ids.append(token)
+            assert found._cache is not None
+            if step == 0:
+                for layer in found._cache.layers:
+                    layer[:, :, :, 3:] = float("nan")
+    assert made
+
+
+def test_guesses_go_beyond_a_graph() -> None:
+    """What they read it has no slots for; what they leave behind, NaN even, it does not see."""
+    model = random_model(CONFIG)
+    with torch.no_grad():
+        model.wpe.weight[10] = float("nan")
+
+    def logits(*, drafts: bool) -> Iterator[Tensor]:
+        steps = Decoder(model, [Window([1, 2, 3], 24)], 20, only_largest=True)
+        for token in (5, 6):
+            yield steps.next_logits().clone()
+            steps.windows[0].ids.append(token)
+        if drafts:
+            steps.next_logits([7, 8, 9])  # the last at position 7, the first that is not the graph's
+            assert steps.greedy_tokens(None) == []
+            steps.reject(3)
+        else:
+            steps.next_logits()
+        steps.windows[0].ids.append(7)
+        yield steps.next_logits([8, 9, 10, 11, 12] if drafts else ())[:1].clone()  # that at position 10 is NaN
+        for token in (8, 9, 10):
+            steps.windows[0].ids.append(token)
+            yield steps.next_logits().clone()
+
+    expected = list(logits(drafts=False))
+    with graphs(slots_at_once=7) as made:
+        for found, right in zip(logits(drafts=True), expected, strict=True):
+            assert torch.allclose(found, right, atol=1e-5)
+    assert len(made) > 1
+
+
+def refuses(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    raise RuntimeError("operation not permitted\nwhen the stream is capturing")
+
+
+def does_nothing(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    step()
+    return lambda: None
+
+
+def reads_another_token(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step._tokens.fill_(59)
+        step()
+
+    return replay
+
+
+def stores_nothing(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        before = [layer.clone() for layer in step._store.layers]
+        step()
+        for layer, of_layer in zip(step._store.layers, before, strict=True):
+            layer.copy_(of_layer)
+
+    return replay
+
+
+def stands_still(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step()
+        step._slot.sub_(1)
+
+    return replay
+
+
+def goes_on_with_another_token(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step()
+        step._tokens.fill_(59)
+
+    return replay
+
+
+def forgets_its_choice(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def replay() -> None:
+        step()
+        step.chosen.zero_()
+
+    return replay
+
+
+def numbers_at_once(maker: type, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many greedy tokens are asked of it, from now on."""
+    asked: list[int] = []
+    greedy_tokens = maker.greedy_tokens
+
+    def watched(self: object, token: int, n: int, *rest: object) -> list[tuple[int, float]]:
+        asked.append(n)
+        return greedy_tokens(self, token, n, *rest)
+
+    monkeypatch.setattr(maker, "greedy_tokens", watched)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (refuses, "RuntimeError: operation not permitted."),
+        (does_nothing, "its logits are off by "),
+        (reads_another_token, "its logits are off by "),
+        (stores_nothing, "its keys and values are off by 1 "),
+        (forgets_its_choice, "it does not go on"),
+        (stands_still, "it does not go on"),
+        (goes_on_with_another_token, "it does not go on"),
+    ],
+)
+def test_without_a_sound_graph_tokens_come_as_before(
+    record: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the trial has written is taken back; several greedy tokens come at once as they do elsewhere."""
+    model, config = random_model(CONFIG, positions=0.5), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    expected = continued(model, [[1, 2, 3]], config)[0].ids
+    at_once = numbers_at_once(DecodePlan, monkeypatch)
+    with (
+        graphs(record=record) as made,
+        pytest.warns(GPT2Warning, match=f"no CUDA graph could be recorded .{reason}") as told,
+    ):
+        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
+    assert len(told) == 1 and len(made) <= 1 and sum(at_once) >= 15
+
+
+def test_where_one_cannot_be_recorded_it_is_not_tried_again() -> None:
+    with graphs(record=refuses), pytest.warns(GPT2Warning) as told:
+        for _ in range(2):
+            continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=9, stop_at_eot=False))
+    assert len(told) == 1
+
+
+def test_several_greedy_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
+    at_once = numbers_at_once(GraphedSteps, monkeypatch)
+    model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    expected = continued(model, [[1, 2, 3]], config)[0].ids
+    assert sum(a != b for a, b in itertools.pairwise(expected)) > 5
+    with graphs(slots_at_once=24):
+        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
+    assert at_once == [1, 16, 1]  # behind the prompt's and the one that the graph repeats; the last is what is left
+
+
+def test_a_model_that_changes_on_the_way_is_refused() -> None:
+    model = random_model(CONFIG)
+    with graphs() as made:
+        steps = Decoder(model, [Window([1, 2, 3], 24)], 20)
+        for token in (5, 6):
+            steps.next_logits()
+            steps.windows[0].ids.append(token)
+        model.double()
+        with pytest.raises(InputError, match=r"the cache is torch\.float32 on cpu and the model computes torch\.float64"):
+            steps.next_logits()
+    assert made
+
+
+def test_a_model_with_something_else_in_it_has_none() -> None:
+    """A hook, for example, would be called while a step is recorded, and never again."""
+    model = random_model(CONFIG)
+    model.h[0].register_forward_hook(lambda module, args, out: out)
+    with graphs() as made:
+        continued(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=9, stop_at_eot=False))
+    assert not made
+
+
+def test_a_step_makes_nothing_on_another_device() -> None:
+    """Nothing here is on a GPU, but "meta" takes no part in what a CPU does either."""
+    with torch.device("meta"), torch.inference_mode():
+        model = GPT2(CONFIG).eval()
+        cache = KVCache(CONFIG, batch_size=2, device="meta")
+    for n_padding in (None, torch.zeros(2, 1, dtype=torch.int64, device="meta")):
+        step = decode_graph._Step(model, cache, n_padding, 20)
+        with torch.inference_mode():
+            step()
+        assert step.logits.device.type == "meta"
+
+
+if torch.cuda.is_available():  # nothing to be skipped elsewhere
+
+    def test_on_a_gpu() -> None:
+        """Real graphs, without a warning."""
+        model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=40, stop_at_eot=False)
+        for prompts in ([[1, 2, 3]], [[1, 2, 3], [4]]):
+            expected = [row.ids for row in continued(model.cpu(), prompts, config)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert [row.ids for row in continued(model.to("cuda"), prompts, config)] == expected
+
+
+@pytest.mark.parametrize("position", [3, 9])
+def test_nan_is_told(position: int) -> None:
+    """In the step that a graph would be checked with, and in one that is replayed."""
+    model = random_model(CONFIG)
+    with torch.no_grad():
+        model.wpe.weight[position] = float("nan")
+    with graphs() as made, pytest.raises(CheckpointError, match="NaN"):
+        continued(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=15, stop_at_eot=False))
+    assert len(made) == (position == 9) * 2  # the other one after 7 tokens

@@ -1,0 +1,133 @@
+"""int8 by oneDNN for many rows: against products in float64, against the shipped model, and where it is used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2, KVCache
+from gpt2.fast import int8_matrix
+from gpt2.fast.int8_matrix import MatrixLinear, rough_tanh_gelu
+from gpt2.fast.plan import DecodePlan
+from gpt2.quantization.layers import Int8Linear
+from gpt2.quantization.quantize import quantize_int8
+from gpt2.weights.folder import locate_model
+from gpt_config import GPT2Config
+from gpt_encoder.tokenizer import load_tokenizer
+from gpt_test.conftest import random_model
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no such operator"),
+    # Older processors add products of bytes up in 16 bits, which steps up to 127 do not fit into.
+    pytest.mark.skipif(not getattr(torch.cpu, "_is_vnni_supported", lambda: False)(), reason="this processor has no VNNI"),
+]
+
+
+@pytest.fixture(autouse=True)
+def matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators are there without them, too, only slower."""
+    monkeypatch.setattr(int8_matrix, "has_matrix_units", lambda: True)
+
+
+@given(rows=st.integers(1, 40), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99))
+@settings(max_examples=40)
+def test_a_product_is_as_near_as_its_steps(rows: int, n_in: int, n_out: int, seed: int) -> None:
+    """Half a step for each input, times what it is multiplied by; rows of any size, of zeros too, do not disturb others."""
+    torch.manual_seed(seed)
+    weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
+    layer = Int8Linear(weight, torch.rand(n_out) + 0.1, torch.randn(n_out))
+    x = torch.randn(rows, n_in) * 10 ** torch.randn(rows, 1) * (torch.rand(rows, 1) < 0.9)
+    exact = F.linear(x.double(), weight * layer.scale[:, None].double(), layer.bias.double())
+    bound = x.abs().amax(1, keepdim=True) / 254 * weight.float().abs().sum(1) * layer.scale
+    for dtype, slack in ((torch.float32, 1.001), (torch.bfloat16, 2.1)):
+        y = MatrixLinear(layer)(x.to(dtype))
+        assert y.dtype == torch.float32
+        assert ((y - exact).abs() <= slack * bound + 1e-4).all()
+
+
+def test_what_is_written_into_a_layer_counts() -> None:
+    layer = Int8Linear(torch.randint(-127, 128, (8, 16), dtype=torch.int8), torch.ones(8) / 100, torch.zeros(8))
+    x = torch.randn(30, 16)
+    before = MatrixLinear(layer)
+    assert MatrixLinear(layer)._weight is before._weight
+    layer.weight_int8.neg_()
+    torch.testing.assert_close(MatrixLinear(layer)(x), -before(x))
+
+
+def test_the_activation_is_the_tanh_gelu() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e30, 0.0, 1e10])])[None]
+    torch.testing.assert_close(rough_tanh_gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_blocks_are_those_of_the_plan(
+    activation: str, is_padded: bool, small_config: GPT2Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt in parts and then steps of a batch, beside the kernel for single rows: both are as far from exact."""
+    monkeypatch.setattr(int8_matrix, "_ROWS_IN_CACHE", 37)
+    config = replace(small_config, activation_function=activation)
+    model = quantize_int8(random_model(config))
+    ids = torch.randint(0, config.vocab_size, (26, 9))
+    mask = (torch.arange(9) >= torch.arange(26)[:, None] % 5).long() if is_padded else None
+    results = []
+    for path in ("rows", "matrix", "only last"):
+        uses = path != "rows"
+        monkeypatch.setattr(int8_matrix, "pays", lambda n_rows, is_prompt, uses=uses: uses)
+        plan, cache, states = DecodePlan(model, only_last=path == "only last"), KVCache(config, batch_size=26), []
+        with torch.inference_mode():
+            for past, until in ((0, 7), (7, 8), (8, 9)):
+                seen = None if mask is None else mask[:, :until]
+                states.append(plan.hidden_states(ids[:, past:until], attention_mask=seen, kv_cache=cache))
+        results.append((states, cache.layers))
+    (rows, _), (matrix, matrix_cache), (last, last_cache) = results
+    assert [state.shape[1] for state in last] == [1, 1, 1]
+    seen = slice(None) if mask is None else mask[:, :7].bool()
+    torch.testing.assert_close(matrix[0][seen], rows[0][seen], atol=0.2, rtol=0)
+    for ours, theirs, short in zip(matrix[1:], rows[1:], last[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.2, rtol=0)
+        torch.testing.assert_close(short, ours, atol=1e-2, rtol=0)
+    torch.testing.assert_close(last[0], matrix[0][:, -1:], atol=1e-2, rtol=0)
+    assert torch.equal(last_cache[0][:, :, :, :9], matrix_cache[0][:, :, :, :9])
+    assert not torch.equal(matrix[1], rows[1])  # else nothing was compared
+    logits, expected = plan.logits(rows[1][:, 0]), model.logits(rows[1][:, 0])
+    torch.testing.assert_close(logits, expected, atol=0.02 * expected.abs().amax().item(), rtol=0)
+
+
+def test_the_shipped_model_says_the_same_of_a_prompt() -> None:
+    model, quantized = (GPT2.from_pretrained("gpt2-tiny", dtype=dtype) for dtype in ("float32", "int8"))
+    text = (locate_model("gpt2-tiny") / "README.md").read_text(encoding="utf-8")
+    ids = torch.tensor(load_tokenizer("gpt2-tiny").encode(text))
+    ids = ids[: len(ids) // 256 * 256].view(-1, 256)
+    plan = DecodePlan(quantized)
+    with torch.inference_mode():
+        assert int8_matrix.pays(ids.numel(), is_prompt=True)
+        cache = KVCache(model.config, batch_size=len(ids))
+        hidden = plan.hidden_states(ids, attention_mask=None, kv_cache=cache)[:, :-1].flatten(0, 1)
+        expected = model(ids)[:, :-1].flatten(0, 1)
+        loss, expected_loss = (F.cross_entropy(logits, ids[:, 1:].flatten()) for logits in (plan.logits(hidden), expected))
+    assert abs(loss - expected_loss) < 0.005  # as parts of the perplexity
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "is_prompt", "expected"), [(127, True, False), (128, True, True), (23, False, False), (24, False, True)]
+)
+def test_only_many_rows_go_this_way(n_rows: int, is_prompt: bool, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert int8_matrix.pays(n_rows, is_prompt=is_prompt) is expected
+    monkeypatch.setattr(int8_matrix, "has_matrix_units", lambda: False)
+    assert not int8_matrix.pays(n_rows, is_prompt=is_prompt)
+
+
+def test_the_decoder_uses_it(monkeypatch: pytest.MonkeyPatch, small_config: GPT2Config) -> None:
+    calls = []
+    original = int8_matrix.MatrixBlocks.run
+    monkeypatch.setattr(
+        int8_matrix.MatrixBlocks, "run", lambda *args, **options: calls.append(options) or original(*args, **options)
+    )
+    quantize_int8(random_model(small_config)).generate(torch.arange(192).view(24, 8), max_new_tokens=3)
+    assert calls == [{"only_last": True}] * 3

@@ -1,0 +1,156 @@
+"""bfloat16 on packed weights against the plain product, and what happens when weights change or the kernel is missing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpt2 import GPT2, KVCache
+from gpt2.device import has_matrix_units
+from gpt2.fast import linear as packed_linear
+from gpt2.fast.linear import fast_head, fast_linear, has_same_rows, state_of
+from gpt2.fast.plan import DecodePlan
+from gpt2.model import Conv1D, TokenEmbedding
+from gpt_config import GPT2Config
+from gpt_test.conftest import random_model
+
+
+def bfloat16_layer(n_in: int = 24, n_out: int = 40) -> Conv1D:
+    layer = Conv1D(n_in, n_out)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    return layer.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257])
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: has_amx)
+    layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
+    exact = x.double() @ layer.weight.double() + layer.bias.double()
+    y = fast_linear(layer)(x)
+    assert y.dtype == torch.bfloat16
+    assert ((y - exact).abs() <= exact.abs() * 2**-8 + 0.02).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_in", [24, 30, 64, 192, 5120])
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx: bool, n_threads: int, monkeypatch) -> None:
+    """By matrix units those that are said to have them, by all other kernels one row at a time. Sums cancel out, so that
+    what is left is what the order of adding makes of them."""
+    has_amx &= has_matrix_units()
+    monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: has_amx)
+    half, pairs = torch.randn(17, n_in // 2), torch.randperm(n_in // 2)
+    x = torch.cat([half, half[:, pairs]], 1).to(dtype)
+    n_threads_before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        for layer in (bfloat16_layer(n_in, 1280).to(dtype), TokenEmbedding(101, n_in).to(dtype)):
+            with torch.no_grad():
+                inputs = layer.weight if isinstance(layer, Conv1D) else layer.weight.t()
+                inputs[n_in // 2 :] = -inputs[: n_in // 2][pairs]
+            linear = fast_linear(layer) if isinstance(layer, Conv1D) else fast_head(layer)
+            if linear.kind == "bfloat16" and not has_same_rows(linear):
+                linear.kind = "bfloat16 or float32"
+            alone = torch.cat([linear(row) for row in x.split(1)])
+            for rows in (2, 3, 5, 9, 17):
+                assert torch.equal(linear(x[:rows], each_alone=True), alone[:rows])
+    finally:
+        torch.set_num_threads(n_threads_before)
+
+
+def test_products_that_differ_by_rows_are_multiplied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(GPT2Config(vocab_size=50, n_positions=20, n_embd=64, n_layer=2, n_head=2), dtype=torch.bfloat16)
+    if fast_head(model.wte).kind != "bfloat16":
+        pytest.skip("this processor has no matrix units")
+    assert DecodePlan(model)._alone[1].kind == "bfloat16"
+    monkeypatch.setattr("gpt2.fast.plan.has_same_rows", lambda layer: False)
+    plan, ids, states = DecodePlan(model), torch.arange(12)[None], []
+    assert plan._alone[1].kind == "bfloat16 or float32"
+    with torch.inference_mode():
+        for ends in (range(1, 13), (1, 12)):
+            cache, done = KVCache(model.config, dtype=torch.bfloat16), 0
+            for end in ends:
+                hidden = plan.hidden_states(ids[:, done:end], attention_mask=None, kv_cache=cache, each_alone=True)
+                done = end
+            states.append(plan.logits(hidden[0], each_alone=True)[-1])
+    assert torch.equal(*states)
+
+
+def test_a_processor_that_cannot_pack_bfloat16_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those without AVX-512 do, where the operators are there, too, and raise."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    linear = fast_linear(bfloat16_layer())
+    assert linear.kind == "float" and linear(torch.ones(1, 24).bfloat16()).shape == (1, 40)
+
+
+def test_packed_weights_are_kept_until_they_change() -> None:
+    layer, x = bfloat16_layer(23, 41), torch.randn(1, 23).bfloat16()
+    if not packed_linear._can_pack(layer.weight):
+        pytest.skip("torch has no such kernel for this processor")
+    before = fast_linear(layer).weight
+    assert fast_linear(layer).weight is before
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    layer.bias.data.zero_()
+    assert fast_linear(layer).weight is not before
+    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+    layer.weight.data[3, 5] += 1  # which torch does not count as a change
+    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+    layer.bias = torch.nn.Parameter(layer.bias + 7)
+    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (6, 8), (1, 3), (9, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_state_of_weights_tells_every_change(shape: tuple[int, int], dtype: torch.dtype, offset: int) -> None:
+    values = torch.randn(shape[0] * shape[1] + offset).to(dtype)[offset:]
+    rows = values.view(shape)
+    for weight in (rows, rows.t()):
+        before = state_of(weight)
+        assert state_of(weight) == before
+        for value in values.data:
+            value.neg_()
+            assert state_of(weight) != before
+            value.neg_()
+    if len(rows) > 1:
+        rows.data[[0, 1]] = rows.data[[1, 0]].clone()
+        assert state_of(rows) != before
+
+
+def test_without_the_kernel_it_is_the_layer_itself(monkeypatch: pytest.MonkeyPatch, small_config: GPT2Config) -> None:
+    monkeypatch.setattr(packed_linear, "_can_pack", lambda weight: False)
+    model = random_model(small_config).to(torch.bfloat16)
+    ids, cache = torch.randint(0, 300, (2, 9)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
+    plan = DecodePlan(model)
+    with torch.inference_mode():
+        assert torch.equal(plan.logits(plan.hidden_states(ids, attention_mask=None, kv_cache=cache)), model(ids))
+
+
+def test_logits_in_bfloat16_are_as_near_as_the_model_s(small_config: GPT2Config) -> None:
+    model, exact = (random_model(small_config, dtype=dtype) for dtype in (torch.bfloat16, torch.float64))
+    exact.load_state_dict(model.state_dict())
+    ids, cache = torch.randint(0, 300, (2, 30)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
+    plan = DecodePlan(model)
+    with torch.inference_mode():
+        errors = [
+            (logits - exact(ids)).abs().mean()
+            for logits in (model(ids), plan.logits(plan.hidden_states(ids, attention_mask=None, kv_cache=cache)))
+        ]
+    assert errors[1] < 1.5 * errors[0]
+
+
+def test_a_model_that_changes_between_generations_is_seen(small_config: GPT2Config) -> None:
+    model = random_model(small_config).to(torch.bfloat16)
+    prompt = torch.tensor([[1, 2, 3]])
+    first = model.generate(prompt, max_new_tokens=9, stop_at_eot=False)
+    for block in model.h:
+        block.mlp.c_proj.weight.data.zero_()
+    changed = model.generate(prompt, max_new_tokens=9, stop_at_eot=False)
+    twin = GPT2(small_config).to(torch.bfloat16).eval()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(changed, twin.generate(prompt, max_new_tokens=9, stop_at_eot=False))
+    assert not torch.equal(first, changed)

@@ -1,0 +1,111 @@
+"""The decode plan against the model: the same bits, and the model itself wherever the plan does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2, KVCache
+from gpt2.fast.plan import DecodePlan
+from gpt2.generation.decoder import Decoder
+from gpt2.generation.window import Window
+from gpt2.model import Conv1D
+from gpt2.quantization.layers import Int8Linear
+from gpt2.quantization.quantize import quantize_int8
+from gpt_config import GPT2Config
+from gpt_test.conftest import random_model, skip_unless_rows_are_rounded_alone
+from gpt_test.gpt2.test_model import configs, ids_for
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@given(config=configs(), rows=st.integers(1, 3), data=st.data())
+@settings(max_examples=25)
+def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config, rows: int, data: st.DataObject) -> None:
+    """Over calls of any lengths, with padding anywhere or without."""
+    model = random_model(config).to(dtype)
+    ids = ids_for(config, rows, config.n_positions)
+    is_padded = data.draw(st.booleans())
+    mask = (torch.rand(rows, config.n_positions, generator=torch.manual_seed(0)) < 0.7).long() if is_padded else None
+    plan = DecodePlan(model)
+    caches = [KVCache(config, batch_size=rows, dtype=dtype) for _ in range(2)]
+    done = 0
+    with torch.inference_mode():
+        while done < config.n_positions:
+            until = data.draw(st.integers(done + 1, config.n_positions))
+            seen = None if mask is None else mask[:, :until]
+            expected = model(ids[:, done:until], attention_mask=seen, kv_cache=caches[0])
+            hidden = plan.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=caches[1])
+            assert torch.equal(plan.logits(hidden), expected)
+            done = until
+    for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])
+@given(config=configs(), data=st.data())
+@settings(max_examples=25)
+def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: GPT2Config, data: st.DataObject) -> None:
+    """The same bits, with padding before them or without."""
+    if dtype == "int8":
+        skip_unless_rows_are_rounded_alone()
+    model = random_model(config)
+    model = quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
+    if dtype == "int8":  # beside the bias of a row of one input, for example, its weight may vanish
+        assume(all(layer.units_and_sums() is not None for layer in model.modules() if isinstance(layer, Int8Linear)))
+    assert DecodePlan(model).computes_each_alone
+    n = config.n_positions
+    ids, past = ids_for(config, 1, n), data.draw(st.integers(1, n))
+    is_padded = past > 1 and data.draw(st.booleans())
+    mask = (torch.arange(n)[None] > 0).long() if is_padded else None
+    plan, states, caches = DecodePlan(model), [], []
+    with torch.inference_mode():
+        for ends in (range(past, n + 1), (past, n)):
+            cache, done, hidden = KVCache(config, batch_size=1, dtype=model.dtype), 0, []
+            for until in ends:
+                if until > done:
+                    seen = None if mask is None else mask[:, :until]
+                    some = plan.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=cache, each_alone=done > 0)
+                    hidden.append(some)
+                done = until
+            states.append(torch.cat(hidden, 1)[0])
+            caches.append(cache.layers)
+        assert torch.equal(*states)
+        assert all(map(torch.equal, *caches))
+        few = states[0][:17]  # as many as speculation reads at most
+        assert torch.equal(plan.logits(few, each_alone=True), torch.cat(list(map(plan.logits, few.split(1)))))
+
+
+def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
+    class Louder(Conv1D):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    assert DecodePlan.fits(random_model(small_config))
+    assert not DecodePlan.fits(random_model(small_config).train())
+    hooked = random_model(small_config)
+    hooked.h[1].mlp.register_forward_hook(lambda *_: None)
+    assert not DecodePlan.fits(hooked)
+    patched = random_model(small_config)
+    patched.wte.forward = lambda ids: 0 * patched.wpe(ids)  # type: ignore[method-assign]
+    assert not DecodePlan.fits(patched)
+    swapped = random_model(small_config)
+    louder = Louder(24, 96).eval()
+    louder.load_state_dict(swapped.h[0].mlp.c_fc.state_dict())
+    swapped.h[0].mlp.c_fc = louder
+    assert not DecodePlan.fits(swapped)
+    cached = swapped.generate(torch.tensor([[1]]), max_new_tokens=20)
+    assert torch.equal(cached, swapped.generate(torch.tensor([[1]]), max_new_tokens=20, use_cache=False))
+
+
+def test_the_decoder_uses_it(small_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, the fast path could fall out of use and every other test would still pass."""
+    calls = []
+    original = DecodePlan.hidden_states
+    monkeypatch.setattr(DecodePlan, "hidden_states", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    decoder = Decoder(small_model, [Window([1, 2], 40), Window([3], 40)], 5)
+    for _ in range(5):
+        for window, token in zip(decoder.windows, decoder.next_logits().argmax(-1).tolist(), strict=True):
+            window.ids.append(token)
+    assert len(calls) == 5

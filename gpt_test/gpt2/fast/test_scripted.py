@@ -1,0 +1,191 @@
+"""Scripted functions: TorchScript where it is to be had, Python where it is not, and no trace left either way.
+
+And what a plan that is run so must leave to the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import threading
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gpt2 import GPT2
+from gpt2.fast import linear as packed_linear
+from gpt2.fast import plan as decode_plan
+from gpt2.fast.plan import DecodePlan
+from gpt2.fast.scripted import Scripted
+from gpt2.kv_cache import KVCache
+from gpt2.quantization import layers, quantize
+from gpt_config import GPT2Config
+from gpt_test.conftest import random_model
+
+
+def halves(x: Tensor, n_times: int, names: list[str]) -> Tensor:
+    for _ in range(n_times):
+        x = x / 2
+    return x if names[0] == "positive" else -x
+
+
+def of_any_number(x: Tensor, *args: Any) -> Tensor:  # which TorchScript has not
+    return x
+
+
+@pytest.mark.parametrize("function", [decode_plan._run_model, decode_plan._greedy_tokens, packed_linear.scripted_product])
+def test_torchscript_takes_what_decoding_calls(function: Scripted) -> None:
+    """Without this, all would go on in Python, slower, and every other test would still pass."""
+    if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.quantized, "linear_dynamic")):
+        pytest.skip("this torch lacks an operator that is named in the functions")
+    assert function.script() is not None
+
+
+def test_it_computes_what_the_function_says_in_any_thread() -> None:
+    function = Scripted(halves)
+    names = function.list_of(["negative"])
+    assert not isinstance(names, list)  # converted once
+    results: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: results.append(function(torch.ones(2), 3, names))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(torch.equal(result, halves(torch.ones(2), 3, ["negative"])) for result in results)
+
+
+def test_a_function_that_torchscript_does_not_take_is_run_by_python() -> None:
+    function = Scripted(of_any_number)
+    assert function.script() is None
+    assert function(torch.ones(1), 1, 2).item() == 1
+    values = [1]
+    assert function.list_of(values) is values
+
+
+def test_source_that_has_changed_since_it_was_imported_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "changing.py"
+    file.write_text("from torch import Tensor\n\ndef f(x: Tensor) -> Tensor:\n    return x + 1\n")
+    spec = importlib.util.spec_from_file_location("changing", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    unchanged, function = Scripted(module.f), Scripted(module.f)
+    assert unchanged(torch.ones(1)).item() == 2 and unchanged.script() is not None
+    file.write_text(file.read_text().replace("+ 1", "+ 20"))
+    assert function(torch.ones(1)).item() == 2 and function.script() is None
+    os.remove(file)
+    gone = Scripted(module.f)
+    assert gone(torch.ones(1)).item() == 2
+
+
+def test_generation_leaves_the_filters_of_warnings_alone(small_model: GPT2) -> None:
+    """Each change of them lets every warning of the process be shown again, and beside a thread that also does may stay."""
+    ids = torch.tensor([[1, 2]])
+    small_model.generate(ids, max_new_tokens=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "catch_warnings", None)
+        small_model.generate(ids, max_new_tokens=2)
+
+
+def test_nothing_is_said_and_no_setting_stays() -> None:
+    before = torch._C._get_graph_executor_optimize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Scripted(halves)(torch.ones(1), 1, ["positive"])
+        with pytest.raises(Exception, match="out of range"):
+            Scripted(halves)(torch.ones(1), 1, [])
+    assert torch._C._get_graph_executor_optimize() == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "plain int8"])
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+def test_python_and_torchscript_give_the_same_bits(
+    dtype: str, activation: str, small_config: GPT2Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over single tokens, several at once, a padded batch, and so many rows that the plan itself leaves them to Python."""
+    config = replace(small_config, activation_function=activation)
+    model = random_model(config)
+    if dtype == "plain int8":
+        monkeypatch.setattr(layers, "packing_engine", lambda: None)
+    model = quantize.quantize_int8(model) if "int8" in dtype else model.to(getattr(torch, dtype))
+
+    def outputs() -> list[Tensor]:
+        plan, found = DecodePlan(model), []
+        for rows, lengths in ((1, (3, 1, 2, 1)), (9, (6, 1, 2)), (9, (30, 1))):
+            cache = KVCache(config, batch_size=rows, dtype=model.dtype)
+            mask = None if rows == 1 else (torch.arange(40) >= torch.arange(rows)[:, None]).long()
+            for length in lengths:
+                ids = torch.arange(rows * length).view(rows, length) % config.vocab_size
+                seen = None if mask is None else mask[:, : cache.length + length]
+                found.append(plan.logits(plan.hidden_states(ids, attention_mask=seen, kv_cache=cache)[:, -1]))
+            if rows == 1:
+                found.append(torch.tensor(plan.greedy_tokens(1, 4, None, cache)))
+        return found
+
+    with torch.inference_mode():
+        by_torchscript = outputs()
+        monkeypatch.setattr(Scripted, "_compile", lambda self: None)
+        names = (decode_plan, "_run_model"), (decode_plan, "_greedy_tokens"), (packed_linear, "scripted_product")
+        for module, name in names:
+            monkeypatch.setattr(module, name, Scripted(getattr(module, name).function))
+        assert decode_plan._run_model.script() is None
+        by_python = outputs()
+    for ours, theirs in zip(by_torchscript, by_python, strict=True):
+        assert torch.equal(ours, theirs) and bool(torch.isfinite(ours).all())
+
+
+def assert_left_to_the_model(model: GPT2) -> None:
+    assert not DecodePlan.fits(model)
+    ids = torch.tensor([[1, 2, 3]])
+    cached = model.generate(ids, max_new_tokens=9, stop_at_eot=False)
+    assert torch.equal(cached, model.generate(ids, max_new_tokens=9, stop_at_eot=False, use_cache=False))
+
+
+def test_layers_of_two_kinds_are_left_to_the_model(small_config: GPT2Config) -> None:
+    model, quantized = random_model(small_config), quantize.quantize_int8(random_model(small_config))
+    model.h[1].mlp.c_fc = quantized.h[1].mlp.c_fc
+    assert DecodePlan.fits(quantized)
+    assert_left_to_the_model(model)
+
+
+def test_another_activation_than_the_config_names_is_left_to_the_model(small_config: GPT2Config) -> None:
+    model = random_model(small_config)
+    model.h[1].mlp.activation = torch.sin
+    assert_left_to_the_model(model)
+
+
+def test_a_block_of_one_s_own_is_left_to_the_model(small_config: GPT2Config) -> None:
+    class Skip(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None, kv_cache: Any) -> Tensor:
+            return x
+
+    model = random_model(small_config)
+    model.h[1] = Skip().eval()
+    assert_left_to_the_model(model)
+
+
+def test_weights_with_arithmetic_of_their_own_are_left_to_the_model(small_config: GPT2Config) -> None:
+    class Own(nn.Parameter):
+        pass
+
+    model = random_model(small_config)
+    model.h[0].mlp.c_fc.weight = Own(model.h[0].mlp.c_fc.weight.detach())
+    assert_left_to_the_model(model)
+
+
+def test_a_model_of_another_depth_than_its_config_is_not_cut(small_config: GPT2Config) -> None:
+    model = random_model(small_config)
+    model.h.append(copy.deepcopy(model.h[0]))
+    assert not DecodePlan.fits(model)
+
+
+@pytest.mark.parametrize("activation", sorted(decode_plan._KNOWN_ACTIVATIONS))
+def test_copies_of_a_model_are_planned_too(activation: str, small_config: GPT2Config) -> None:
+    model = random_model(replace(small_config, activation_function=activation))
+    assert DecodePlan.fits(model) and DecodePlan.fits(copy.deepcopy(model))

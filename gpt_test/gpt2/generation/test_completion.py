@@ -1,0 +1,171 @@
+"""Completions: text, streams and stop strings."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2, complete, stream
+from gpt2.generation import completion
+from gpt2.generation.completion import complete_in_batches, stream_batch
+from gpt2.generation.loop import Continuation
+from gpt2.generation.text_stream import TextStream
+from gpt_config import GPT2Config, InputTypeError
+from gpt_encoder import GPT2Tokenizer
+from gpt_test.conftest import random_model
+
+OPTIONS = {"do_sample": True, "max_new_tokens": 60, "temperature": 1.2}
+
+
+def unstopped_text(model: GPT2, tokenizer: GPT2Tokenizer, seed: int) -> str:
+    return complete(model, tokenizer, "The cat", seed=seed, **OPTIONS)[0].text
+
+
+@given(seed=st.integers(0, 20), data=st.data())
+@settings(max_examples=40)
+def test_the_stop_string_that_ends_first_cuts(small_model, small_tokenizer, seed: int, data) -> None:
+    """Stop strings taken from the text itself, so they span tokens, overlap, and stand at any place."""
+    whole = unstopped_text(small_model, small_tokenizer, seed)
+    places = data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 6)), min_size=1, max_size=3))
+    stop = tuple({whole[at : at + length] for at, length in places} | {"never in it \x00"})
+    completion = complete(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS)[0]
+    assert completion.finish_reason == "stop"
+    _, cut = min((whole.find(text) + len(text), whole.find(text)) for text in stop if text in whole)
+    assert completion.text == whole[:cut]
+    assert "".join(stream(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS)) == completion.text
+
+
+@given(seed=st.integers(0, 20))
+@settings(max_examples=15)
+def test_a_stop_string_that_never_comes_changes_nothing(small_model, small_tokenizer, seed: int) -> None:
+    whole = unstopped_text(small_model, small_tokenizer, seed)
+    stop = (whole[-3:] + "never", whole[:2] + "never")
+    pieces = list(stream(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS))
+    assert "".join(pieces) == whole
+
+
+def test_of_two_stop_strings_in_one_token_the_one_that_ends_first_cuts(openai_tokenizer: GPT2Tokenizer) -> None:
+    """So it does not matter how the text is cut into tokens."""
+    for stop, text in ((("gazed", "az"), " g"), (("azed", "gaz"), " "), (("zed", "ed", "gazed!"), " ga")):
+        stream = TextStream(openai_tokenizer, stop)
+        assert stream.read(Continuation([1], 0, ids=openai_tokenizer.encode(" gazed"), logprobs=[0.0])) == text
+
+
+def test_streamed_pieces_join_to_the_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    pieces = list(stream(small_model, small_tokenizer, "The cat", seed=3, **OPTIONS))
+    assert "".join(pieces) == unstopped_text(small_model, small_tokenizer, 3)
+    assert len(pieces) > 20 and all(pieces)
+
+
+def test_no_piece_holds_half_a_character(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    """A random model makes many invalid bytes; what decodes as a whole must equal what was shown."""
+    for seed in range(5):
+        completion = complete(small_model, small_tokenizer, "é", seed=seed, **{**OPTIONS, "temperature": 5.0})[0]
+        ids = completion.ids[:-1] if completion.finish_reason == "eot" else completion.ids
+        assert completion.text == small_tokenizer.decode(ids)
+
+
+def test_completions_come_in_the_order_of_the_prompts(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    prompts = ["The cat", "", "A boat came home with a fish for every cat", "x"]
+    together = complete(small_model, small_tokenizer, prompts, seed=1, num_return_sequences=2, **OPTIONS)
+    assert [(c.prompt, c.index) for c in together] == [(prompt, index) for prompt in prompts for index in (0, 1)]
+    for each in together:
+        alone = complete(small_model, small_tokenizer, each.prompt, seed=1, num_return_sequences=2, **OPTIONS)
+        assert alone[each.index].ids == each.ids
+        assert alone[each.index].text == each.text
+
+
+def test_a_completion_tells_what_it_takes_to_repeat_it(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    first = complete(small_model, small_tokenizer, "The cat", **OPTIONS)[0]
+    again = complete(small_model, small_tokenizer, "The cat", seed=first.seed, **OPTIONS)[0]
+    assert (first.ids, first.text, first.logprobs) == (again.ids, again.text, again.logprobs)
+    assert len(first.logprobs) == len(first.ids)
+    assert 0 < first.seconds_to_first_token <= first.seconds
+
+
+def test_finish_reasons(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    reasons = {complete(small_model, small_tokenizer, "a", seed=seed, **{**OPTIONS, "temperature": 4.0})[0].finish_reason
+               for seed in range(20)}  # fmt: skip
+    assert reasons == {"eot", "length"}
+    ended = complete(small_model, small_tokenizer, "a", max_new_tokens=0)[0]
+    assert (ended.text, ended.ids, ended.finish_reason) == ("", [], "length")
+
+
+def test_beams_give_text_and_stop_too(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    beams = complete(small_model, small_tokenizer, "The cat", num_beams=3, num_return_sequences=3, max_new_tokens=20)
+    assert len(beams) == 3 and all(len(beam.logprobs) == len(beam.ids) for beam in beams)
+    means = [sum(beam.logprobs) / len(beam.ids) for beam in beams]
+    assert all(a >= b - 1e-6 for a, b in pairwise(means))
+    stop = beams[0].text[3:5]
+    stopped = complete(small_model, small_tokenizer, "The cat", num_beams=3, max_new_tokens=20, stop=(stop,))[0]
+    assert stopped.finish_reason == "stop" and stopped.text == beams[0].text[: beams[0].text.find(stop)]
+
+
+def test_special_text_in_a_prompt_is_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    completion = complete(small_model, small_tokenizer, "<|endoftext|>", max_new_tokens=1)[0]
+    assert small_tokenizer.eot_token_id not in completion.prompt_ids
+
+
+def test_rows_advance_together(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    events = stream_batch(small_model, small_tokenizer, ["a", "b"], max_new_tokens=3, stop_at_eot=False)
+    assert [row for row, _, _ in events] == [0, 1] * 3
+
+
+@pytest.mark.parametrize("prompts", [5, [5], b"x", [b"x"], None])
+def test_prompts_that_are_not_text_are_refused(small_model, small_tokenizer, prompts) -> None:
+    with pytest.raises(InputTypeError):
+        complete(small_model, small_tokenizer, prompts)
+
+
+def test_a_model_padded_to_more_rows_than_the_tokenizer_has_ids(small_tokenizer: GPT2Tokenizer) -> None:
+    """As 50,304 rows for 50,257 ids: the ids that mean nothing are never chosen, by any way of choosing."""
+    model = random_model(GPT2Config(vocab_size=3000, n_positions=40, n_embd=24, n_layer=1, n_head=2))
+    for options in ({}, {"do_sample": True, "temperature": 9.0, "seed": 0}, {"num_beams": 4}, {"repetition_penalty": 1.5}):
+        completion = complete(model, small_tokenizer, "The cat", max_new_tokens=30, **options)[0]
+        assert max(completion.ids) < small_tokenizer.vocab_size
+
+
+def test_beams_behind_a_stop_string_are_cut(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    options = {"num_beams": 3, "max_new_tokens": 20}
+    whole = complete(small_model, small_tokenizer, "The cat", **options)[0]
+    stopped = complete(small_model, small_tokenizer, "The cat", stop=(whole.text[2:4],), **options)[0]
+    assert len(stopped.ids) == len(stopped.logprobs) < len(whole.ids)
+
+
+@given(lengths=st.lists(st.integers(0, 30), max_size=12), batch_size=st.integers(1, 5), n=st.integers(1, 2))
+@settings(max_examples=15)
+def test_many_prompts_come_in_order_whatever_shares_a_batch(
+    small_model, small_tokenizer, lengths: list[int], batch_size: int, n: int
+) -> None:
+    prompts = [f"{place} the cat" + " the dog" * length for place, length in enumerate(lengths)]
+    options = {"max_new_tokens": 4, "do_sample": True, "seed": 5, "num_return_sequences": n}
+    many = list(complete_in_batches(small_model, small_tokenizer, prompts, batch_size=batch_size, **options))
+    assert [[item.prompt for item in group] for group in many] == [[prompt] * n for prompt in prompts]
+    assert [[item.index for item in group] for group in many] == [list(range(n))] * len(prompts)
+    for prompt, group in zip(prompts, many, strict=True):
+        assert [item.ids for item in group] == [
+            item.ids for item in complete(small_model, small_tokenizer, prompt, **options)
+        ]
+
+
+def test_prompts_of_like_length_share_a_batch(small_model, small_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[int]] = []
+    original = completion.stream_batch
+
+    def noted(model, tokenizer, texts, *args, **options):
+        batches.append([len(tokenizer.encode(text)) for text in texts])
+        return original(model, tokenizer, texts, *args, **options)
+
+    monkeypatch.setattr(completion, "stream_batch", noted)
+    prompts = ["a" * length for length in (1, 30, 2, 29, 3, 28)]
+    assert len(list(complete_in_batches(small_model, small_tokenizer, prompts, batch_size=3, max_new_tokens=1))) == 6
+    assert batches == [sorted(batch, reverse=True) for batch in batches]
+    assert min(batches[0]) > max(batches[1])
+
+
+def test_without_a_seed_all_batches_share_the_one_that_is_drawn(small_model, small_tokenizer) -> None:
+    many = complete_in_batches(small_model, small_tokenizer, ["a", "b", "c"], batch_size=1, max_new_tokens=1, do_sample=True)
+    assert len({group[0].seed for group in many}) == 1

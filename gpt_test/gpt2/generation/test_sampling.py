@@ -1,0 +1,153 @@
+"""Sampling: each step against transformers' processors, and the draw against the distribution it draws from."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2.generation import sampling
+from gpt_config import GenerationConfig, InputError
+
+logits_rows = st.lists(st.lists(st.floats(-20, 20), min_size=7, max_size=7), min_size=1, max_size=4).map(torch.tensor)
+
+
+def processed(processor, logits: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+    return processor(torch.zeros(len(logits), 1, dtype=torch.long) if ids is None else ids, logits.clone())
+
+
+@given(logits_rows, st.integers(1, 7))
+def test_top_k_equals_transformers(logits: torch.Tensor, top_k: int) -> None:
+    process = pytest.importorskip("transformers").TopKLogitsWarper(top_k)
+    torch.testing.assert_close(sampling.apply_top_k(logits, top_k), processed(process, logits))
+
+
+@given(st.permutations(range(7)), st.floats(0.01, 0.99))
+def test_top_p_equals_transformers(order: list[int], top_p: float) -> None:
+    """On distinct probabilities: of equal ones either may be the last."""
+    probs = torch.tensor([[0.37, 0.23, 0.15, 0.11, 0.08, 0.05, 0.01]], dtype=torch.float64)[:, order]
+    sums = probs.sort(descending=True).values.cumsum(-1)
+    if (sums - top_p).abs().min() < 1e-6:  # on the edge rounding decides
+        return
+    process = pytest.importorskip("transformers").TopPLogitsWarper(top_p)
+    torch.testing.assert_close(sampling.apply_top_p(probs.log(), top_p), processed(process, probs.log()))
+
+
+def test_top_p_on_a_large_vocabulary_equals_transformers() -> None:
+    torch.manual_seed(0)
+    process = pytest.importorskip("transformers").TopPLogitsWarper
+    for scale in (0.01, 1.0, 5.0):  # flat: needs nearly all tokens; steep: a few
+        logits = scale * torch.randn(3, 5000, dtype=torch.float64)
+        for top_p in (0.1, 0.5, 0.95):
+            torch.testing.assert_close(sampling.apply_top_p(logits, top_p), processed(process(top_p), logits))
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=9), st.floats(0.01, 0.99))
+def test_top_p_keeps_the_first_of_equals(weights: list[int], top_p: float) -> None:
+    probs = torch.tensor([weights], dtype=torch.float64) / sum(weights)
+    order = sorted(range(len(weights)), key=lambda place: -weights[place])  # which keeps equals in order
+    reached, expected = 0.0, set()
+    for place in order:
+        if abs(reached - top_p) < 1e-6:  # on the edge rounding decides
+            return
+        if reached < top_p:
+            expected.add(place)
+        reached += weights[place] / sum(weights)
+    kept = sampling.apply_top_p(probs.log(), top_p).isfinite()[0]
+    assert set(kept.nonzero()[:, 0].tolist()) == expected
+
+
+def test_top_p_takes_any_rows() -> None:
+    """None, one without a batch, batches of batches; and where nothing can be kept, nothing is."""
+    logits = torch.randn(2, 3, 50, generator=torch.manual_seed(0))
+    kept = sampling.apply_top_p(logits, 0.8)
+    for row, of_batch in zip(logits.flatten(0, 1), kept.flatten(0, 1), strict=True):
+        assert torch.equal(sampling.apply_top_p(row, 0.8), of_batch)
+    assert sampling.apply_top_p(logits[0, :0], 0.8).shape == (0, 50)
+    for row in (torch.full((1, 5), -torch.inf), torch.full((1, 5), torch.nan)):
+        assert not sampling.apply_top_p(row, 0.8).isfinite().any()
+    assert not sampling.apply_top_p(logits[0], 0.0).isfinite().any()
+
+
+@given(logits_rows, st.floats(0.01, 1.0))
+def test_min_p_equals_transformers(logits: torch.Tensor, min_p: float) -> None:
+    logits = logits.double()
+    probs = logits.softmax(-1)
+    if (probs - min_p * probs.amax(-1, keepdim=True)).abs().min() < 1e-9 * probs.amax():
+        return
+    process = pytest.importorskip("transformers").MinPLogitsWarper(min_p)
+    torch.testing.assert_close(sampling.apply_min_p(logits, min_p), processed(process, logits))
+
+
+@given(logits_rows, st.floats(0.1, 5.0), st.data())
+def test_repetition_penalty_equals_transformers(logits: torch.Tensor, penalty: float, data) -> None:
+    ids = data.draw(
+        st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=len(logits), max_size=len(logits))
+    )
+    process = pytest.importorskip("transformers").RepetitionPenaltyLogitsProcessor(penalty)
+    expected = processed(process, logits, torch.tensor(ids))
+    before = logits.clone()
+    torch.testing.assert_close(sampling.apply_repetition_penalty(logits, ids, penalty), expected)
+    assert torch.equal(logits, before)
+
+
+@given(logits_rows, st.floats(1e-300, 1e300))
+def test_any_temperature_gives_a_distribution(logits: torch.Tensor, temperature: float) -> None:
+    probs = sampling.logits_to_probs(logits, GenerationConfig(do_sample=True, temperature=temperature))
+    torch.testing.assert_close(probs.sum(-1), torch.ones(len(logits), dtype=torch.float64))
+
+
+@given(logits_rows, st.floats(0.2, 3))
+def test_temperature_divides_logits(logits: torch.Tensor, temperature: float) -> None:
+    probs = sampling.logits_to_probs(logits, GenerationConfig(do_sample=True, temperature=temperature))
+    torch.testing.assert_close(probs, (logits.double() / temperature).softmax(-1))
+
+
+def test_the_order_is_that_of_transformers() -> None:
+    """Temperature first, then top-k, top-p and min-p on what is left."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(5, 200, dtype=torch.float64)
+    expected = logits
+    for process in (
+        transformers.TemperatureLogitsWarper(0.7), transformers.TopKLogitsWarper(30),
+        transformers.TopPLogitsWarper(0.8), transformers.MinPLogitsWarper(0.05),
+    ):  # fmt: skip
+        expected = processed(process, expected)
+    config = GenerationConfig(do_sample=True, temperature=0.7, top_k=30, top_p=0.8, min_p=0.05)
+    torch.testing.assert_close(sampling.logits_to_probs(logits, config), expected.softmax(-1))
+
+
+def test_top_k_larger_than_the_vocabulary_is_refused() -> None:
+    with pytest.raises(InputError, match="top_k=8 is more than the 7 tokens"):
+        sampling.apply_top_k(torch.zeros(1, 7), 8)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0, 1, exclude_max=True))
+def test_a_token_of_no_probability_is_never_drawn(weights: list[float], uniform: float) -> None:
+    probs = torch.tensor([weights], dtype=torch.float64)
+    if probs.sum() < 1e-6:
+        return
+    token = sampling.sample(probs / probs.sum(), [uniform]).item()
+    assert weights[token] > 0
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_interval(uniform: float) -> None:
+    probs = torch.tensor([[0.0, 0.25, 0.75, 0.0]], dtype=torch.float64)
+    assert sampling.sample(probs, [uniform]).item() == (1 if uniform == 0 else 2)
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    """Pearson's chi-squared over 20,000 draws with a fixed seed, at a level of one in a million."""
+    probs = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]], dtype=torch.float64)
+    draws, generator = 20_000, random.Random(7)
+    tokens = sampling.sample(probs.expand(draws, -1).contiguous(), [generator.random() for _ in range(draws)])
+    expected = probs[0] * draws
+    statistic = ((tokens.bincount(minlength=5) - expected) ** 2 / expected).sum().item()
+    assert statistic < 33.4  # 4 degrees of freedom, p = 1e-6
+    assert math.isfinite(statistic)

@@ -1,0 +1,425 @@
+"""Speculative decoding: whatever is guessed, the ids are those of plain decoding; where guesses hold, in fewer steps."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2, KVCache, complete, stream
+from gpt2.generation import draft_model as draft_model_module
+from gpt2.generation.decoder import Decoder
+from gpt2.generation.draft_model import DraftModel, check_vocabularies
+from gpt2.generation.loop import decode, start
+from gpt2.generation.speculation import PromptLookup, Speculation
+from gpt2.generation.window import Window
+from gpt_config import CheckpointError, ConfigError, GenerationConfig, GPT2Config, InputError
+from gpt_encoder import train_bpe
+from gpt_test.conftest import TRAINING_TEXT, repetitive_model
+
+V = 24
+CONFIG = GPT2Config(vocab_size=V, n_positions=32, n_embd=12, n_layer=2, n_head=2, eos_token_id=V - 1)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    return repetitive_model(CONFIG, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module", params=[1, 3, 20, 64], ids="draft model of context {}".format)
+def draft_model(request: pytest.FixtureRequest) -> GPT2:
+    """Nearly the model where their contexts allow it: it is right often, and often not."""
+    config = GPT2Config(vocab_size=V, n_positions=request.param, n_embd=12, n_layer=2, n_head=2)
+    draft_model = repetitive_model(config, dtype=torch.float64)
+    with torch.no_grad():
+        for ours, theirs in zip(draft_model.parameters(), repetitive_model(CONFIG).parameters(), strict=True):
+            ours[: len(theirs)] = theirs[: len(ours)]
+        draft_model.wte.weight.mul_(1 + 0.02 * torch.randn(V, 1, generator=torch.Generator().manual_seed(1)))
+    return draft_model
+
+
+@contextmanager
+def eager(seed: int = 0) -> Iterator[list[tuple[int, int]]]:
+    """Drafts of any number of tokens at every step, whether they pay or not; what is yielded collects (drafted, taken)."""
+    numbers, verified = random.Random(seed), []
+
+    def draft(self: Speculation, ids: list[int], room: int, generator: random.Random) -> list[int]:
+        n_drafts = min(room, numbers.randrange(10))
+        return self._drafter.propose(ids, n_drafts, generator) if n_drafts > 0 and self._drafter.evidence(ids) else []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Speculation, "draft", draft)
+        patch.setattr(Speculation, "verified", lambda _, *counts: verified.append(counts))
+        yield verified
+
+
+def new_rows(model: GPT2, prompts: list[list[int]], *, draft_model: GPT2 | None = None, use_cache: bool = True, **options):
+    """(ids, finish_reason) of each row, and its log-probabilities."""
+    config = GenerationConfig(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # prompts longer than the context are meant
+        rows = start(model, prompts, config)
+    for advanced in decode(model, rows, config, draft_model=draft_model, use_cache=use_cache, logprobs=True):
+        assert advanced
+    assert all(len(row.ids) == len(row.logprobs) for row in rows)
+    return [(row.ids, row.finish_reason) for row in rows], [row.logprobs for row in rows]
+
+
+options_strategy = st.fixed_dictionaries(
+    {
+        "max_new_tokens": st.integers(1, 80),
+        "do_sample": st.booleans(),
+        "temperature": st.sampled_from([0.1, 0.3, 0.6, 1.5]),
+        "top_k": st.sampled_from([None, 3]),
+        "top_p": st.sampled_from([None, 0.8]),
+        "min_p": st.sampled_from([None, 0.1]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3, 0.8]),
+        "stop_at_eot": st.booleans(),
+        "seed": st.integers(0, 99),
+    }
+)
+prompt_strategy = st.lists(st.integers(0, V - 2), min_size=1, max_size=40)
+
+
+def assert_the_same(rows, expected) -> None:
+    assert rows[0] == expected[0]
+    for ours, theirs in zip(rows[1], expected[1], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+@given(prompt=prompt_strategy, options=options_strategy)
+@settings(max_examples=40)
+def test_prompt_lookup_changes_nothing(model: GPT2, prompt: list[int], options: dict) -> None:
+    expected = new_rows(model, [prompt], **options)
+    assert_the_same(new_rows(model, [prompt], speculate=True, **options), expected)
+    with eager(options["seed"]):
+        assert_the_same(new_rows(model, [prompt], speculate=True, **options), expected)
+
+
+@given(prompt=prompt_strategy, options=options_strategy)
+@settings(max_examples=10)
+def test_a_draft_model_changes_nothing(model: GPT2, draft_model: GPT2, prompt: list[int], options: dict) -> None:
+    expected = new_rows(model, [prompt], **options)
+    assert_the_same(new_rows(model, [prompt], draft_model=draft_model, **options), expected)
+    with eager(options["seed"]):
+        assert_the_same(new_rows(model, [prompt], draft_model=draft_model, **options), expected)
+
+
+@pytest.mark.parametrize("draft_model", [20, 64], indirect=True)
+def test_drafts_are_taken_refused_and_taken_in_part(model: GPT2, draft_model: GPT2) -> None:
+    """Else the tests above would show little. A draft model of a shorter context has too little room for it."""
+    for options in ({"draft_model": draft_model, "temperature": 0.6}, {"speculate": True, "temperature": 0.15}):
+        with eager() as verified:
+            new_rows(model, [[1, 2, 3]], do_sample=True, seed=2, max_new_tokens=300, stop_at_eot=False, **options)
+        assert any(n_taken == n_drafts > 1 for n_drafts, n_taken in verified)
+        assert any(n_taken == 0 for _, n_taken in verified)
+        assert any(0 < n_taken < n_drafts for n_drafts, n_taken in verified)
+
+
+@given(prompts=st.lists(prompt_strategy, min_size=2, max_size=4), options=options_strategy)
+@settings(max_examples=15)
+def test_a_batch_is_the_same_and_its_last_row_too(model: GPT2, prompts: list[list[int]], options: dict) -> None:
+    """Rows end at different times; the one that is left is padded, and is guessed for from then on."""
+    options |= {"temperature": 1.5, "stop_at_eot": True}
+    expected = new_rows(model, prompts, **options)
+    with eager(options["seed"]):
+        assert_the_same(new_rows(model, prompts, speculate=True, **options), expected)
+
+
+def test_the_padded_row_that_is_left_of_a_batch_is_guessed_for(model: GPT2) -> None:
+    config = GenerationConfig(max_new_tokens=24, stop_at_eot=False)
+    alone = new_rows(model, [[5, 5, 5]], max_new_tokens=24, stop_at_eot=False)[0][0][0]
+    rows = start(model, [[1, 2, 3, 4, 5, 6, 7], [5, 5, 5]], config)
+    with eager() as verified:
+        for _ in decode(model, rows, config, draft_model=copy.deepcopy(model)):
+            rows[0].finish_reason = "stop"
+    assert rows[1].ids == alone
+    assert sum(n_taken for _, n_taken in verified) > 5
+
+
+def test_a_seed_keeps_the_models_distribution() -> None:
+    """Three tokens of a vocabulary of three against their exact probabilities, with drafts of another model."""
+    config = GPT2Config(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    model, other = (
+        repetitive_model(config, seed=3, dtype=torch.float64),
+        repetitive_model(config, seed=4, dtype=torch.float64),
+    )
+    texts = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    with torch.no_grad():
+        logits = model(torch.cat([torch.full((27, 1), 1), texts], dim=1))[:, :-1].double() / 1.2
+    probs = logits.log_softmax(-1).gather(-1, texts[..., None])[..., 0].sum(-1).exp()
+    assert probs.sum().item() == pytest.approx(1)
+    n, counts = 1500, torch.zeros(27)
+    with eager() as verified:
+        for seed in range(n):
+            options = {"do_sample": True, "temperature": 1.2, "seed": seed, "max_new_tokens": 3}
+            a, b, c = new_rows(model, [[1]], draft_model=other, **options)[0][0][0]
+            counts[9 * a + 3 * b + c] += 1
+    assert sum(n_taken for _, n_taken in verified) > 0.3 * n
+    statistic = ((counts - n * probs) ** 2 / (n * probs)).sum().item()
+    assert statistic < 26 + 5 * (2 * 26) ** 0.5
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_draft_model_that_is_the_model_is_always_right(do_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few forward passes of the model are needed: it draws by the numbers that the model will draw by."""
+    monkeypatch.setattr(draft_model_module, "relative_cost", lambda *_: 0.0)
+    model = repetitive_model(replace(CONFIG, n_positions=512), dtype=torch.float64)
+    options = {"do_sample": do_sample, "seed": 1, "temperature": 2.0, "repetition_penalty": 1.2, "stop_at_eot": False}
+    expected = new_rows(model, [[1, 2]], max_new_tokens=400, **options)
+    draft_model, passes = copy.deepcopy(model), []
+    model.ln_f.register_forward_hook(lambda _, __, x: passes.append(x.shape[1]))
+    assert_the_same(new_rows(model, [[1, 2]], max_new_tokens=400, draft_model=draft_model, **options), expected)
+    assert sum(passes) == 401  # the prompt and all tokens but the last: nothing is computed that is not used
+    assert len(passes) < 35
+
+
+def test_repetitive_text_takes_few_forward_passes(model: GPT2) -> None:
+    model = repetitive_model(replace(CONFIG, n_positions=256), dtype=torch.float64)
+    passes: list[int] = []
+    model.ln_f.register_forward_hook(lambda _, __, x: passes.append(x.shape[1]))
+    options = {"repetition_penalty": 0.5, "max_new_tokens": 200, "stop_at_eot": False}
+    ids = new_rows(model, [[1, 2, 3]], speculate=True, **options)[0][0][0]
+    assert ids[-60:-30] == ids[-30:], "the test needs a text that repeats itself"
+    assert len(passes) < 60
+
+
+class AlwaysWrong(PromptLookup):
+    """Knows what comes, and guesses otherwise."""
+
+    ids: ClassVar[list[int]] = []
+
+    def evidence(self, ids: list[int]) -> int:
+        return 4
+
+    def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
+        return [(token + 1) % V for token in self.ids[len(ids) : len(ids) + n_drafts]]
+
+
+def test_guesses_that_are_always_wrong_change_nothing_and_cost_little(model: GPT2, monkeypatch) -> None:
+    monkeypatch.setattr("gpt2.generation.loop.PromptLookup", AlwaysWrong)
+    options = {"max_new_tokens": 600, "stop_at_eot": False}
+    expected = new_rows(model, [[1, 2]], **options)
+    monkeypatch.setattr(AlwaysWrong, "ids", [1, 2, *expected[0][0][0]])
+    with eager():
+        assert_the_same(new_rows(model, [[1, 2]], speculate=True, **options), expected)
+    verified = []
+    monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
+    assert_the_same(new_rows(model, [[1, 2]], speculate=True, **options), expected)
+    assert len(verified) > 3 and all(n_taken == 0 for _, n_taken in verified)
+    assert sum(0.4 + 0.11 * n for n, _ in verified) < 0.02 * 600
+
+
+def test_fewer_guesses_than_they_cost_are_never_made() -> None:
+    """Two steps for two tokens gain nothing, whoever guesses."""
+    lookup = PromptLookup(1000)
+    text = [1, 2, 3, 1, 2, 3]
+    assert [len(Speculation(lookup, (1.5, 0.25)).draft(text, room, random.Random())) for room in (1, 2, 3, 4)] == [
+        0,
+        0,
+        0,
+        4,
+    ]
+    assert len(Speculation(lookup, (0.5, 0.1)).draft(text, 1, random.Random())) == 1
+
+
+def spy(calls: list, method):
+    def spied(self, *arguments):
+        calls.append(arguments)
+        return method(self, *arguments)
+
+    return spied
+
+
+def naive_lookup(ids: list[int], n_drafts: int) -> list[int]:
+    for n in (4, 3, 2):
+        for end in range(len(ids) - 1, n - 1, -1):
+            if ids[end - n : end] == ids[-n:]:
+                text = ids.copy()
+                for place in range(end, end + n_drafts):
+                    text.append(text[place])
+                return text[len(ids) :]
+    return []
+
+
+@given(ids=st.lists(st.integers(0, 3), min_size=1, max_size=60), data=st.data())
+def test_prompt_lookup_finds_the_latest_of_the_longest_matches(ids: list[int], data: st.DataObject) -> None:
+    """Also where the text grew by several tokens since it was last asked, and where the match reaches its end."""
+    lookup = PromptLookup(1000)
+    for length in sorted(data.draw(st.sets(st.integers(1, len(ids)), min_size=1, max_size=8))):
+        text, n_drafts = ids[:length], data.draw(st.integers(1, 9))
+        found = lookup.propose(text, n_drafts, random.Random()) if lookup.evidence(text) else []
+        assert found == naive_lookup(text, n_drafts)
+
+
+def test_of_a_long_prompt_only_what_the_model_sees_is_looked_up() -> None:
+    lookup = PromptLookup(10)
+    assert lookup.evidence([1, 2, 3, *range(10, 20), 1, 2]) == 0
+    assert lookup.evidence([1, 2, 3, *range(10, 20), 1, 2, 10, 1, 2]) == 2
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_a_draft_model_guesses_what_it_would_write(draft_model: GPT2, data: st.DataObject) -> None:
+    """Whatever it guessed before and however much of that was taken: no other test sees whether its cache is right."""
+    limit = draft_model.config.n_positions
+    drafter = DraftModel(draft_model, draft_model, lambda logits, texts, generators: logits.argmax(-1).tolist())
+    text = data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=30))
+    for n_drafts in data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=8)):
+        if not drafter.evidence(text):
+            assert limit == 1
+            return
+        drafts = drafter.propose(text, n_drafts, random.Random())
+        assert len(drafts) == min(n_drafts, limit // 2)
+        view = text[drafter._offset :]  # what it saw
+        assert drafter._offset == 0 or limit // 2 <= len(view) <= limit - len(drafts) + 1
+        decoder = Decoder(draft_model, [Window(view.copy(), limit)], len(drafts), use_cache=False)
+        for token in drafts:
+            assert decoder.next_logits().argmax() == token
+            decoder.windows[0].ids.append(token)
+        n_taken = data.draw(st.integers(0, len(drafts)))
+        text = text + drafts[:n_taken] + data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=3))
+
+
+def test_a_draft_that_makes_the_model_compute_nan_does_no_harm(model: GPT2, monkeypatch) -> None:
+    """Plain decoding never sees a token that is not in the text; where it is, both end alike."""
+    options = {"max_new_tokens": 60, "stop_at_eot": False}
+    expected = new_rows(model, [[1, 2]], **options)
+    absent = next(token for token in range(3, V) if token not in expected[0][0][0])
+    broken = copy.deepcopy(model)
+    broken.wte.register_forward_hook(lambda _, ids, x: x.masked_fill((ids[0] == absent)[..., None], torch.nan))
+
+    def propose(self: PromptLookup, ids: list[int], n_drafts: int, _: random.Random) -> list[int]:
+        right = expected[0][0][0][len(ids) - 2 :][:n_drafts]
+        return right if len(ids) % 2 else [*right[:-1], absent]
+
+    monkeypatch.setattr(PromptLookup, "evidence", lambda self, ids: 4)
+    monkeypatch.setattr(PromptLookup, "propose", propose)
+    with eager() as verified:
+        assert_the_same(new_rows(broken, [[1, 2]], speculate=True, **options), expected)
+    assert any(n_taken for _, n_taken in verified)
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_token_that_makes_the_model_compute_nan_ends_it_behind_that_token(model: GPT2, speculate: bool) -> None:
+    ids = new_rows(model, [[1, 2]], max_new_tokens=60, stop_at_eot=False)[0][0][0]
+    config = GenerationConfig(max_new_tokens=60, stop_at_eot=False, speculate=speculate)
+    last = ids[-1]
+    broken, seen = copy.deepcopy(model), []
+    broken.wte.register_forward_hook(lambda _, ids, x: x.masked_fill((ids[0] == last)[..., None], torch.nan))
+    rows = start(broken, [[1, 2]], config)
+    with eager(), pytest.raises(CheckpointError, match=r"^the model computes NaN"):
+        for _ in decode(broken, rows, config):
+            seen = rows[0].ids.copy()
+    assert seen == ids[: ids.index(last) + 1]
+
+
+def test_damaged_draft_models_are_said(model: GPT2) -> None:
+    damaged = copy.deepcopy(model)
+    with torch.no_grad():
+        damaged.ln_f.bias[0] = torch.nan
+    with eager(), pytest.raises(CheckpointError, match=r"^the draft model: the model computes NaN"):
+        new_rows(model, [[1, 2]], draft_model=damaged)
+
+
+def test_a_model_in_training_mode_is_guessed_for_without_dropout(model: GPT2) -> None:
+    options = {"max_new_tokens": 60, "speculate": True, "stop_at_eot": False}
+    expected = new_rows(model, [[1, 2]], **options)
+    trained = copy.deepcopy(model).train()
+    with eager() as verified:
+        assert_the_same(new_rows(trained, [[1, 2]], draft_model=model, **options), expected)
+    assert trained.training and any(n_taken for _, n_taken in verified)
+
+
+def test_without_a_cache_it_is_plain_decoding(model: GPT2) -> None:
+    options = {"max_new_tokens": 60, "stop_at_eot": False}
+    with eager() as verified:
+        assert_the_same(
+            new_rows(model, [[1]], use_cache=False, speculate=True, **options), new_rows(model, [[1]], **options)
+        )
+    assert not verified
+
+
+@given(seed=st.integers(0, 30), data=st.data())
+@settings(max_examples=20)
+def test_texts_stop_strings_and_streams_are_the_same(small_model, small_tokenizer, seed: int, data) -> None:
+    model = copy.deepcopy(small_model).double()
+    options = {"do_sample": True, "temperature": 0.4, "seed": seed, "max_new_tokens": 60}
+    whole = complete(model, small_tokenizer, "The cat", **options)[0].text
+    at = data.draw(st.integers(0, max(0, len(whole) - 3)))
+    options["stop"] = data.draw(st.sampled_from([(), (whole[at : at + 3] or "x", whole[at + 1 : at + 3] or "y")]))
+    expected = complete(model, small_tokenizer, "The cat", **options)[0]
+    with eager(seed):
+        found = complete(model, small_tokenizer, "The cat", speculate=True, **options)[0]
+        pieces = list(stream(model, small_tokenizer, "The cat", draft_model=model, **options))
+    for name in ("text", "ids", "finish_reason"):
+        assert getattr(found, name) == getattr(expected, name)
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-9)
+    assert "".join(pieces) == expected.text
+
+
+@pytest.mark.parametrize("end", [20, 21, 22, 23])
+def test_a_reader_gets_one_token_at_a_time_and_can_end_between_them(model: GPT2, end: int) -> None:
+    config = GenerationConfig(max_new_tokens=60, stop_at_eot=False)
+    rows = start(model, [[1, 2]], config)
+    with eager():
+        for step, advanced in enumerate(decode(model, rows, config, draft_model=copy.deepcopy(model)), 1):
+            assert advanced == rows and len(rows[0].ids) == step
+            if step == end:
+                rows[0].finish_reason = "stop"
+    assert rows[0].ids == new_rows(model, [[1, 2]], max_new_tokens=60, stop_at_eot=False)[0][0][0][:end]
+
+
+def test_generate_takes_both(model: GPT2, draft_model: GPT2) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model.generate(ids, max_new_tokens=50)
+    assert torch.equal(model.generate(ids, max_new_tokens=50, speculate=True), expected)
+    assert torch.equal(model.generate(ids, max_new_tokens=50, draft_model=draft_model), expected)
+
+
+def test_beams_are_not_guessed_for(model: GPT2) -> None:
+    for options in ({"speculate": True}, {"draft_model": model}):
+        with pytest.raises(ConfigError, match=r"num_beams=2 .* choose one"):
+            model.generate(torch.tensor([[1]]), num_beams=2, **options)
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(model, small_model, small_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^the draft model has a vocabulary of 300 tokens and the model one of 24: name"):
+        model.generate(torch.tensor([[1]]), draft_model=small_model)
+    other = train_bpe([TRAINING_TEXT[::-1]], vocab_size=300)
+    small_model.save_pretrained(tmp_path, tokenizer=other)
+    ours, theirs = GPT2.from_pretrained(small_folder), GPT2.from_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=f"{tmp_path.name} has 300 tokens as the model has, but not the same ones"
+    ) as caught:
+        stream(ours, train_bpe([TRAINING_TEXT], vocab_size=300), "The cat", draft_model=theirs).send(None)
+    assert "\n" not in str(caught.value)
+    check_vocabularies(ours, theirs, other)
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), data=st.data())
+@settings(max_examples=25)
+def test_a_cache_that_was_cut_goes_on_as_if_nothing_had_been_behind(model: GPT2, lengths: list[int], data) -> None:
+    cache, kept = KVCache(CONFIG, dtype=torch.float64), []
+    for length in lengths:
+        kept += (new := data.draw(st.lists(st.integers(0, V - 1), min_size=length, max_size=length)))
+        with torch.no_grad():
+            logits = model(torch.tensor([new]), kv_cache=cache)[0, -1]
+            torch.testing.assert_close(logits, model(torch.tensor([kept]))[0, -1], atol=1e-10, rtol=0)
+        del kept[data.draw(st.integers(0, len(kept))) :]
+        cache.truncate(len(kept))
+        assert cache.length == len(kept)
+    for length in (-1, cache.length + 1):
+        with pytest.raises(InputError, match=f"cannot be cut to {length}"):
+            cache.truncate(length)

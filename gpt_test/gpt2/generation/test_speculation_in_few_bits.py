@@ -1,0 +1,54 @@
+"""Speculative decoding in int8 and 16 bits, where last digits would make other tokens: the same ids, or no guesses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpt2 import GPT2
+from gpt2.fast.plan import DecodePlan
+from gpt2.generation.decoder import Decoder
+from gpt2.generation.speculation import Speculation
+from gpt2.generation.window import Window
+from gpt2.quantization.layers import rounds_each_alone
+from gpt2.quantization.quantize import quantize_int8
+from gpt_encoder.tokenizer import load_tokenizer
+from gpt_test.conftest import repetitive_model
+from gpt_test.gpt2.generation.test_speculation import CONFIG, eager, new_rows, spy
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])
+@pytest.mark.parametrize("prompt", ["a . dog . . a . dog . . a . dog", "no, no, no, no", "Tom and Sue. Tom and Sue. Tom"])
+def test_in_few_bits_it_changes_nothing_either(prompt: str, dtype: str) -> None:
+    """Rows that are rounded together would, of the shipped model, change three texts of four in int8, one in bfloat16."""
+    model = GPT2.from_pretrained("gpt2-tiny", dtype=dtype)
+    if not DecodePlan(model).takes_drafts:
+        pytest.skip("torch rounds otherwise on this processor, and nothing is guessed for")
+    ids = [load_tokenizer("gpt2-tiny").encode(prompt)]
+    with eager() as verified:
+        rows, expected = (new_rows(model, ids, max_new_tokens=120, speculate=is_on) for is_on in (True, False))
+    assert rows == expected  # the log-probabilities, too
+    assert any(n_taken > 0 for _, n_taken in verified) and any(n_taken < n_drafts for n_drafts, n_taken in verified)
+
+
+@pytest.mark.parametrize("engine", ["x86", "onednn", "hook"])
+def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, small_model: GPT2, monkeypatch) -> None:
+    """Not outside the plan, nor with kernels that cannot round the head's rows one by one."""
+    if engine == "onednn":
+        monkeypatch.setattr("gpt2.quantization.kernels._ENGINES", ("onednn",))
+    model = quantize_int8(repetitive_model(small_model.config))
+    takes_drafts = engine == "x86" and rounds_each_alone()
+    if engine == "hook":
+        model.h[0].register_forward_hook(lambda *_: None)
+    assert Decoder(model, [Window([1, 2, 3], 40)], 20).takes_drafts is takes_drafts
+    verified = []
+    monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
+    model.generate(torch.tensor([[1, 2, 1, 2, 1, 2]]), max_new_tokens=30, speculate=True)
+    assert takes_drafts or not verified
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_in_16_bits_nothing_is_guessed_for_outside_the_plan(dtype: torch.dtype) -> None:
+    model = repetitive_model(CONFIG, dtype=dtype)
+    model.h[0].register_forward_hook(lambda *_: None)
+    assert Decoder(model, [Window([1, 2, 3], 20)], 9).takes_drafts is (dtype == torch.float32)

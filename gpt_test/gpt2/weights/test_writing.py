@@ -1,0 +1,87 @@
+"""save_pretrained: folders that transformers loads with identical logits and ids, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2 import GPT2
+from gpt2.weights import writing as saving
+from gpt_config import GPT2Config
+from gpt_encoder import CharTokenizer, GPT2Tokenizer, load_tokenizer
+from gpt_test.conftest import TRAINING_TEXT, random_model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_round_trip_is_bit_equal(dtype: torch.dtype, small_config: GPT2Config, tmp_path: Path) -> None:
+    model = random_model(small_config, dtype=dtype)
+    model.save_pretrained(tmp_path)
+    loaded = GPT2.from_pretrained(tmp_path, dtype=str(dtype).removeprefix("torch."))
+    for (name, a), (other, b) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert name == other and a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_transformers_loads_it_with_identical_logits(odd: bool, small_tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 60, "n_head": 5, "n_positions": 37, "n_inner": 77} if odd else {"n_embd": 32, "n_head": 4}
+    config = GPT2Config(vocab_size=300, n_layer=2, **sizes, scale_attn_by_inverse_layer_idx=odd)
+    model = random_model(config, dtype=torch.float64)
+    model.save_pretrained(tmp_path, tokenizer=small_tokenizer)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert theirs.dtype == torch.float64
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer(TRAINING_TEXT[:60], return_tensors="pt").input_ids[:, :30]
+    assert torch.equal(ids, small_tokenizer.encode(TRAINING_TEXT[:60], return_tensors="pt")[:, :30])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-10, rtol=0)
+    base = transformers.AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(base.wte.weight, model.wte.weight)
+
+
+def test_config_json_has_n_ctx_and_dtype(small_model: GPT2, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert (values["n_ctx"], values["n_positions"], values["dtype"], values["model_type"]) == (40, 40, "float32", "gpt2")
+
+
+def test_the_tokenizer_comes_along(small_folder: Path, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    GPT2.from_pretrained(small_folder).save_pretrained(tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").encode(TRAINING_TEXT) == small_tokenizer.encode(TRAINING_TEXT)
+    new = GPT2(GPT2Config(n_embd=4, n_layer=1, n_head=1))
+    new.save_pretrained(tmp_path / "new")
+    assert load_tokenizer(tmp_path / "new").encode("Hello world") == [15496, 995]
+    characters = CharTokenizer.from_texts("abc")
+    small = GPT2(GPT2Config(vocab_size=characters.vocab_size, n_embd=4, n_layer=1, n_head=1))
+    small.save_pretrained(tmp_path / "char", tokenizer=characters)
+    assert isinstance(load_tokenizer(tmp_path / "char"), CharTokenizer)
+    small.save_pretrained(tmp_path / "none")
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(small_folder, small_model, tmp_path: Path) -> None:
+    """Its parameters are views of the very file that is written."""
+    small_model.save_pretrained(tmp_path)
+    loaded = GPT2.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), small_model.parameters(), strict=True))
+    again = GPT2.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), small_model.parameters(), strict=True))
+
+
+def test_a_failed_save_leaves_the_old_files(small_folder: Path, small_model: GPT2, tmp_path: Path, monkeypatch) -> None:
+    small_model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(tensors: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        random_model(small_model.config, seed=9).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from gpt2.weights.tokenizer import tokenizer_of
 from gpt2.weights.writing import write_tensors
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError
-from gpt_config.generation_config import GenerationConfig
+from gpt_config.generation_config import GenerationConfig, GenerationOptions
 from gpt_config.model_config import INT8_MODEL_TYPE
 from gpt_encoder.tokenizer import has_tokenizer
 
@@ -60,9 +60,26 @@ class GPT2(architecture.GPT2):
         """Write a folder that this package and transformers load: see `save_model`."""
         save_model(self, folder, tokenizer=tokenizer)
 
-    def generate(self, input_ids: Tensor, config: GenerationConfig | None = None, **options: Any) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        config: GenerationConfig | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = True,
+        draft_model: architecture.GPT2 | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Tensor:
         """Continue each row of `input_ids`: see `gpt2.generation.loop.generate`."""
-        return generate(self, input_ids, config, **options)
+        return generate(
+            self,
+            input_ids,
+            config,
+            attention_mask=attention_mask,
+            use_cache=use_cache,
+            draft_model=draft_model,
+            **options,
+        )
 
 
 def load_model(

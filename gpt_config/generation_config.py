@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
 
 from gpt_config.errors import ConfigError
 from gpt_config.validation import check_bool, check_real, check_seed, check_whole
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The fields of GenerationConfig as keyword arguments: `def generate(..., **options: Unpack[GenerationOptions])`."""
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    num_beams: int
+    speculate: bool
+    num_return_sequences: int
+    stop: Sequence[str]
+    stop_at_eot: bool
+    seed: int | None
+
+
+# What other programs call these options.
+_OTHER_NAMES = {
+    **dict.fromkeys(("max_tokens", "max_length", "max_completion_tokens", "max_gen_toks", "length"), "max_new_tokens"),
+    **dict.fromkeys(("num_samples", "nsamples", "n", "best_of"), "num_return_sequences"),
+    **dict.fromkeys(("stop_strings", "stop_sequences", "until"), "stop"),
+    **dict.fromkeys(("sample", "sampling"), "do_sample"),
+    **dict.fromkeys(("beams", "beam_size", "beam_width"), "num_beams"),
+    **dict.fromkeys(("random_seed", "generator"), "seed"),
+    **dict.fromkeys(("repeat_penalty", "frequency_penalty", "presence_penalty"), "repetition_penalty"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +62,22 @@ class GenerationConfig:
     stop: tuple[str, ...] = ()  # strings that end a continuation; they are not part of it
     stop_at_eot: bool = True  # end at the model's eos_token_id
     seed: int | None = None  # None draws one from the operating system
+
+    @classmethod
+    def of(cls, config: GenerationConfig | None, options: Mapping[str, Any]) -> GenerationConfig:
+        """`config`, or the defaults, with `options` in place of its fields; ConfigError names an unknown option's nearest.
+
+        >>> GenerationConfig.of(None, {"max_tokens": 5})
+        Traceback (most recent call last):
+        gpt_config.errors.ConfigError: max_tokens=5 is not an option of generation: use max_new_tokens
+        """
+        names = [field.name for field in fields(cls)]
+        for name, value in options.items():
+            if name not in names:
+                near = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, names, 1)), None)
+                remedy = f"use {near}" if near else f"there are {', '.join(names)}"
+                raise ConfigError(f"{name}={value!r} is not an option of generation: {remedy}")
+        return replace(config or cls(), **options)
 
     def __post_init__(self) -> None:
         check_whole("max_new_tokens", self.max_new_tokens, 0)

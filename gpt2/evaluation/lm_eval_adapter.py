@@ -25,7 +25,9 @@ from tqdm import tqdm
 
 from gpt2.evaluation.scoring import Request, log_likelihoods
 from gpt2.evaluation.windows import windows
-from gpt2.generation.loop import Continuation, decode, start
+from gpt2.generation.batch import Batch
+from gpt2.generation.loop import decode, start
+from gpt2.generation.row import Row
 from gpt2.pretrained import load_model
 from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config.errors import GPT2Error, InputError
@@ -147,7 +149,7 @@ class FromScratchLM(TemplateLM):
         for number, row in enumerate(rows):
             row.index = number  # one prompt may come several times, and is not to have the same luck each time
         streams = {id(row): _Stream(self, stop) for row in rows}
-        for advanced in decode(self._model, rows, config, vocab_size=self._tokenizer.vocab_size):
+        for advanced in decode(Batch(self._model, vocab_size=self._tokenizer.vocab_size), rows):
             for row in advanced:
                 streams[id(row)].read(row)
         return [streams[id(row)].text for row in rows]
@@ -161,7 +163,7 @@ class _Stream:
         self._n_read, self.text = 0, ""
         self._eot = lm._tokenizer.eot_token_id
 
-    def read(self, row: Continuation) -> None:
+    def read(self, row: Row) -> None:
         for token in row.ids[self._n_read :]:
             self._n_read += 1
             if token != self._eot:

@@ -13,7 +13,7 @@ from gpt2.model import GPT2
 from gpt2.quantization.quantize import is_int8
 
 
-def costs_of_verifying(model: GPT2, *, each_alone: bool) -> tuple[float, float]:
+def costs_of_verifying(model: GPT2, network: object) -> tuple[float, float]:
     """How much longer a step with drafts takes, in plain steps: with any, and for each of them.
 
     Measured with gpt2-tiny and 124M on a CPU, rounded up. It goes through Python, which several greedy steps in a row do
@@ -22,6 +22,7 @@ def costs_of_verifying(model: GPT2, *, each_alone: bool) -> tuple[float, float]:
     each draft; the latter, and bfloat16 without matrix units, half of them for each draft, and reads the weights again from
     the processor's cache. On a GPU it is supposed: kernels are launched one by one, and not replayed (`cuda_graph`).
     """
+    each_alone = type(network).__name__ == "_EachAlone"
     if GraphedSteps.fits(model):
         return 4.0, 0.1
     n_bytes = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))

@@ -161,6 +161,12 @@ class DecodePlan:
         return list(zip(tokens.tolist(), logits.tolist(), strict=True))
 
     @property
+    def for_drafts(self) -> DecodePlan | _EachAlone | None:
+        if not self.takes_drafts:
+            return None
+        return _EachAlone(self) if self.computes_each_alone else self
+
+    @property
     def takes_drafts(self) -> bool:
         """Whether what it gives for several tokens is what it gives for each, to the digits that matter."""
         return self.computes_each_alone or not self._is_int8
@@ -172,6 +178,17 @@ class DecodePlan:
         if self._has_int8_head and int8_matrix.pays(len(hidden_states), is_prompt=False):
             return self._matrix_head(hidden_states)
         return self._head(hidden_states, each_alone=self._is_int8 and self.computes_each_alone)
+
+
+class _EachAlone:
+    def __init__(self, plan: DecodePlan) -> None:
+        self._plan = plan
+
+    def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
+        return self._plan.hidden_states(input_ids, attention_mask=attention_mask, kv_cache=kv_cache, each_alone=True)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        return self._plan.logits(hidden_states, each_alone=True)
 
 
 def _is_plain_model(module: nn.Module) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Unpack
 
+from gpt2.generation.batch import Batch
 from gpt2.generation.draft_model import check_vocabularies
-from gpt2.generation.loop import Continuation, FinishReason, decode, start
+from gpt2.generation.loop import decode, start
+from gpt2.generation.row import FinishReason, Row
+from gpt2.generation.steps import Step
 from gpt2.generation.text_stream import TextStream
 from gpt2.model import GPT2
 from gpt_config.errors import InputTypeError
-from gpt_config.generation_config import GenerationConfig
+from gpt_config.generation_config import GenerationConfig, GenerationOptions
 from gpt_encoder.interface import Tokenizer
 
 
@@ -43,22 +46,28 @@ def complete(
     tokenizer: Tokenizer,
     prompts: str | Sequence[str],
     config: GenerationConfig | None = None,
-    **options: Any,
+    *,
+    draft_model: GPT2 | None = None,
+    on_step: Callable[[Step], object] = lambda step: None,
+    **options: Unpack[GenerationOptions],
 ) -> list[Completion]:
     """Continue one prompt or a batch of them: `num_return_sequences` completions of each, in the order of the prompts.
 
-    `options` are fields of GenerationConfig and win over `config`, or `draft_model`, as for `generate`.
+    `options` are fields of GenerationConfig and win over `config`; `draft_model` is as for `generate`.
 
     >>> complete(model, tokenizer, "Once upon a time", max_new_tokens=20)[0].text  # doctest: +SKIP
     """
     completions: dict[int, Completion] = {}
-    for row, _, completion in stream_batch(model, tokenizer, prompts, config, logprobs=True, **options):
+    events = stream_batch(
+        model, tokenizer, prompts, config, logprobs=True, draft_model=draft_model, on_step=on_step, **options
+    )
+    for row, _, completion in events:
         if completion is not None:
             completions[row] = completion
     return [completions[row] for row in sorted(completions)]
 
 
-# Prompts of like length share a batch, so that little of it is padding. They are sorted among so many batches at a time, for
+# Prompts of similar length share a batch, so that little of it is padding. They are sorted within this many batches, because
 # the first texts should not have to wait for the last.
 _SORTED_BATCHES = 16
 
@@ -72,7 +81,8 @@ def complete_in_batches(
     batch_size: int,
     logprobs: bool = True,
     draft_model: GPT2 | None = None,
-    **options: Any,
+    on_step: Callable[[Step], object] = lambda step: None,
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[list[Completion]]:
     """The completions of each of many prompts, in their order; `batch_size` prompts are run at once.
 
@@ -81,7 +91,7 @@ def complete_in_batches(
     >>> for completions in complete_in_batches(model, tokenizer, prompts, batch_size=32):  # doctest: +SKIP
     ...     print(completions[0].text)
     """
-    config = _with_seed(replace(config or GenerationConfig(), **options))
+    config = _with_seed(GenerationConfig.of(config, options))
     for first in range(0, len(prompts), _SORTED_BATCHES * batch_size):
         group = prompts[first : first + _SORTED_BATCHES * batch_size]
         lengths = [len(tokenizer.encode(prompt)) for prompt in group]
@@ -91,9 +101,10 @@ def complete_in_batches(
         for start_of_batch in range(0, len(group), batch_size):
             places = by_length[start_of_batch : start_of_batch + batch_size]
             texts = [group[place] for place in places]
-            for row, _, completion in stream_batch(
-                model, tokenizer, texts, config, logprobs=logprobs, draft_model=draft_model
-            ):
+            events = stream_batch(
+                model, tokenizer, texts, config, logprobs=logprobs, draft_model=draft_model, on_step=on_step
+            )
+            for row, _, completion in events:
                 if completion is not None:
                     done.setdefault(places[row // config.num_return_sequences], []).append(completion)
             while n_given in done:
@@ -102,7 +113,13 @@ def complete_in_batches(
 
 
 def stream(
-    model: GPT2, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig | None = None,
+    *,
+    draft_model: GPT2 | None = None,
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[str]:
     """The text that continues `prompt`, piece by piece as it is made; whole characters only.
 
@@ -112,7 +129,7 @@ def stream(
     ...     print(piece, end="", flush=True)
     """
     options["num_return_sequences"] = 1
-    for _, piece, _ in stream_batch(model, tokenizer, [prompt], config, **options):
+    for _, piece, _ in stream_batch(model, tokenizer, [prompt], config, draft_model=draft_model, **options):
         if piece:
             yield piece
 
@@ -125,22 +142,26 @@ def stream_batch(
     *,
     logprobs: bool = False,
     draft_model: GPT2 | None = None,
-    **options: Any,
+    on_step: Callable[[Step], object] = lambda step: None,
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[tuple[int, str, Completion | None]]:
-    """What both are made of: (row, new text, and the Completion once the row has ended), for all rows as they advance.
+    """What the others are made of: (row, new text, and the Completion once the row has ended), for all rows as they advance.
 
-    Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "". What is wrong
-    with the arguments is raised by the call itself, before anything is generated.
+    Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "". `on_step` is
+    told of each step of the batch (`generation.steps`). What is wrong with the arguments is raised by the call itself,
+    before anything is generated.
     """
+    config = _with_seed(GenerationConfig.of(config, options))
     if draft_model is not None:
         check_vocabularies(model, draft_model, tokenizer)
-        options["speculate"] = True
-    config = _with_seed(replace(config or GenerationConfig(), **options))
+        config = replace(config, speculate=True)
     texts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(texts, (list, tuple)):
         raise InputTypeError(f"prompts must be a str or a list of them, not {type(texts).__name__}")
-    rows = start(model, [tokenizer.encode(text) for text in texts], config)
-    return _advance(model, tokenizer, texts, rows, config, logprobs, draft_model)
+    rows = start(model, [tokenizer.encode(text) for text in texts], config, logprobs=logprobs)
+    batch = Batch(model, vocab_size=tokenizer.vocab_size, draft_model=draft_model, on_step=on_step)
+    prompt_of_row = [text for text in texts for _ in range(config.num_return_sequences)]
+    return _events(decode(batch, rows), [_TextRow(*pair, tokenizer) for pair in zip(rows, prompt_of_row, strict=True)])
 
 
 def _with_seed(config: GenerationConfig) -> GenerationConfig:
@@ -148,38 +169,38 @@ def _with_seed(config: GenerationConfig) -> GenerationConfig:
     return config if config.seed is not None else replace(config, seed=secrets.randbits(31))
 
 
-def _advance(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    rows: list[Continuation],
-    config: GenerationConfig,
-    logprobs: bool,
-    draft_model: GPT2 | None,
-) -> Iterator[tuple[int, str, Completion | None]]:
-    streams = [TextStream(tokenizer, config.stop) for _ in rows]
-    place_of = {id(row): place for place, row in enumerate(rows)}
-    began = time.perf_counter()
-    first_token_at: float | None = None
+class _TextRow:
+    """A row with its prompt and its text."""
 
-    def ended(place: int) -> Completion:
-        row, now = rows[place], time.perf_counter() - began
+    def __init__(self, row: Row, prompt: str, tokenizer: Tokenizer) -> None:
+        self.row, self.prompt = row, prompt
+        self.stream = TextStream(tokenizer, row.config.stop)
+
+    def completion(self, seconds_to_first_token: float, seconds: float) -> Completion:
+        row = self.row
         return Completion(
-            prompt=texts[place // config.num_return_sequences],
-            text=streams[place].text,
+            prompt=self.prompt,
+            text=self.stream.text,
             prompt_ids=row.prompt_ids,
             ids=row.ids,
             logprobs=row.logprobs,
             finish_reason=row.finish_reason or "length",
             index=row.index,
-            seed=config.seed or 0,
-            seconds_to_first_token=now if first_token_at is None else first_token_at,
-            seconds=now,
+            seed=row.config.seed or 0,
+            seconds_to_first_token=seconds_to_first_token,
+            seconds=seconds,
         )
 
-    for advanced in decode(model, rows, config, vocab_size=tokenizer.vocab_size, logprobs=logprobs, draft_model=draft_model):
-        first_token_at = time.perf_counter() - began if first_token_at is None else first_token_at
+
+def _events(advances: Iterator[list[Row]], text_rows: list[_TextRow]) -> Iterator[tuple[int, str, Completion | None]]:
+    place_of = {id(text_row.row): place for place, text_row in enumerate(text_rows)}
+    began, to_first_token = time.perf_counter(), None
+    for advanced in advances:
+        if to_first_token is None:
+            to_first_token = time.perf_counter() - began
         for row in advanced:
             place = place_of[id(row)]
-            piece = streams[place].read(row)
-            yield place, piece, ended(place) if row.finish_reason else None
+            piece, completion = text_rows[place].stream.read(row), None
+            if row.finish_reason:
+                completion = text_rows[place].completion(to_first_token, time.perf_counter() - began)
+            yield place, piece, completion

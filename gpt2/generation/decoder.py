@@ -5,10 +5,13 @@ It knows the model, its cache and its context, and of the ways to choose a token
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,15 +25,42 @@ from gpt2.model import GPT2
 from gpt2.quantization.quantize import is_int8
 from gpt_config.errors import CheckpointError
 
-# For so long, and so many tokens, greedy steps follow each other without a look at them: too short to be seen in a stream.
-_SECONDS_AT_ONCE, _MAX_AT_ONCE = 0.02, 16
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """How many greedy steps follow each other before anyone looks: too few to be seen in a stream."""
+
+    seconds_at_once: float = 0.02
+    max_at_once: int = 16
+
+
+class Network(Protocol):
+    """What computes: a `GPT2`, or a plan of one."""
+
+    def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
+        """(B, T, C) of `input_ids` (B, T); a plan may give the last token's alone, (B, 1, C)."""
+
+    def logits(self, hidden_states: Tensor, /) -> Tensor:
+        """(N, V) of (N, C)."""
+
+
+@dataclass(frozen=True)
+class GreedyRun:
+    """Greedy tokens that were computed one after the other.
+
+    `failed` says that a step raised an error, as the int8 kernel does at NaN: the cache is as it was before, and the caller
+    goes on one token at a time, which tells whether the text gets that far.
+    """
+
+    tokens: list[int]
+    failed: bool = False
 
 
 class Decoder:
     """Next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
 
-    With `use_cache=False` every call computes all views anew: slow, plain, and what the cached path is tested against.
-    With `only_largest` a logit that cannot be the largest of its row, or of its first `vocab_size`, may be -inf.
+    With `use_cache=False` every call computes all views from the start: slow, plain, and what the cached path is tested
+    against. With `only_largest` a logit that cannot be the largest of its row, or of its first `vocab_size`, may be -inf.
     """
 
     def __init__(
@@ -42,14 +72,18 @@ class Decoder:
         use_cache: bool = True,
         only_largest: bool = False,
         vocab_size: int | None = None,
+        limits: DecoderLimits = DecoderLimits(),
     ) -> None:
         self.windows = windows
+        self.only_largest = only_largest
         self._model = model
         self._use_cache = use_cache
         self._tokens_left = max_new_tokens
-        self._only_largest, self._vocab_size = only_largest, vocab_size
+        self._vocab_size = vocab_size
+        self._limits = limits
         self._plan = DecodePlan(model, only_last=True) if use_cache and DecodePlan.fits(model) else None
-        self._network = self._plan or model
+        self._network: Network = self._plan or model
+        # Made for texts that are long enough to repay it.
         has_greedy_head = only_largest and self._plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
         self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
         self._graphed = GraphedSteps(model, vocab_size) if self._plan and GraphedSteps.fits(model) else None
@@ -60,20 +94,15 @@ class Decoder:
 
     @property
     def room(self) -> int:
-        """How many drafts the next call can take: up to the last new token but one, none where the view is computed anew."""
+        """How many drafts the next call can take: all that fit in the cache but the last slot; 0 before the prefill."""
         return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
 
     @property
-    def takes_drafts(self) -> bool:
-        """Whether tokens are the same with drafts: not in few bits where rows are rounded together, as outside the plan."""
+    def verifier(self) -> Network | None:
+        """What computes drafts so that the tokens stay the same; None where rounding could change them."""
         if self._plan:
-            return self._plan.takes_drafts
-        return not (is_int8(self._model) or is_coarse(self._model.wpe.weight))
-
-    @property
-    def computes_each_alone(self) -> bool:
-        """Whether drafts are computed so that each has the bits of a step of its own, which takes longer."""
-        return self._plan is not None and self._plan.computes_each_alone
+            return self._plan.for_drafts
+        return None if is_int8(self._model) or is_coarse(self._model.wpe.weight) else self._model
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
@@ -84,7 +113,7 @@ class Decoder:
         the window and after each draft, or (1, V) where they make the model compute NaN. Append what is taken and `reject`
         the rest.
         """
-        if self._model.training:  # a dropout that changes greedy ids would surprise whoever forgot eval()
+        if self._model.training:  # a dropout that changes greedy ids would surprise those who forgot eval()
             self._model.eval()
             try:
                 return self.next_logits(drafts)
@@ -97,58 +126,55 @@ class Decoder:
         else:
             logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
         self._tokens_left -= 1 + len(drafts)
-        # In Python, for every operation on tensors takes a little of what a step spends outside the products.
+        # In Python, because every operation on tensors takes a little of what a step spends outside the products.
         if not all(map(math.isfinite, logits.amax(-1).tolist())):
             if drafts:  # one that is not taken must do no harm, so see what there is without them
                 self.reject(1 + len(drafts))
-                self._forget_graph()  # for NaN may be in slots that it masks
+                self._forget_graph()  # because NaN may be in slots that it masks
                 return self.next_logits()
             raise CheckpointError(
                 "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
             )
         return logits
 
-    @torch.inference_mode()
-    def greedy_tokens(self, eot: int | None) -> list[int]:
-        """The most probable next tokens of the only window, up to `eot`, as many as take a moment. Append them.
-
-        An empty list where `next_logits` must be asked: for several windows, padding, a full cache, where the next step
-        fails or computes NaN, and without `only_largest`.
-        """
-        cache, plan = self._cache, self._plan
-        if plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self._only_largest:
-            return []
+    def n_greedy_at_once(self) -> int:
+        """How many greedy tokens the only window can get in one call of `greedy_tokens`, which must follow; 0 where
+        `next_logits` must be asked: for several windows, padding, a full cache, and without `only_largest`."""
+        cache = self._cache
+        if self._plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self.only_largest:
+            return 0
         n, graphed = min(self._n_at_once, cache.max_length - cache.length), self._graphed
         if graphed and (room := graphed.room(cache)):
             n = min(n, room)
         elif graphed and graphed.is_to_come(cache.max_length - cache.length - 1, self._tokens_left):
-            return []
-        else:
-            graphed = None
-        if self._greedy_head:
-            n = self._greedy_head.leave_alone(n)
-        if n == 0:
-            return []
+            return 0
+        return self._greedy_head.leave_alone(n) if self._greedy_head else n
+
+    @torch.inference_mode()
+    def greedy_tokens(self, n: int, eot: int | None) -> GreedyRun:
+        """The `n` most probable next tokens of the only window, as `n_greedy_at_once` allows; fewer if `eot` or NaN ends
+        them. Append them."""
+        cache, plan, graphed = self._cache, self._plan, self._graphed
+        assert cache is not None and plan is not None
         length, start, last = cache.length, time.perf_counter(), self.windows[0].ids[-1]
         try:
-            steps = (
-                graphed.greedy_tokens(last, n, cache) if graphed else plan.greedy_tokens(last, n, self._vocab_size, cache)
-            )
+            if graphed and graphed.room(cache):
+                steps = graphed.greedy_tokens(last, n, cache)
+            else:
+                steps = plan.greedy_tokens(last, n, self._vocab_size, cache)
         except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
-            cache.truncate(length)
-            self._only_largest = False
-            return []
+            return GreedyRun([], failed=True)
         seconds = max(time.perf_counter() - start, 1e-6)
-        self._n_at_once = int(min(_MAX_AT_ONCE, 1 + _SECONDS_AT_ONCE * n / seconds))
+        self._n_at_once = int(min(self._limits.max_at_once, 1 + self._limits.seconds_at_once * n / seconds))
         tokens = [token for token, _ in itertools.takewhile(lambda step: math.isfinite(step[1]), steps)]
         if eot in tokens:
             tokens = tokens[: tokens.index(eot) + 1]
         cache.truncate(length + len(tokens))
         self._tokens_left -= len(tokens)
-        return tokens
+        return GreedyRun(tokens, failed=not tokens)
 
     def reject(self, n_tokens: int) -> None:
-        """Forget the last tokens that were read: the drafts that were not appended to the window."""
+        """Forget the last tokens that were read: those that were not appended to the window."""
         if n_tokens and self._cache is not None:
             self._cache.truncate(self._cache.length - n_tokens)
             self._tokens_left += n_tokens
@@ -157,6 +183,41 @@ class Decoder:
         """Go on with the windows at these places, in this order; a place may come several times, as beams do."""
         self.windows = [self.windows[row] for row in rows]
         self._select_computed(torch.tensor(rows, device=self._device))
+
+    @torch.inference_mode()
+    def join(self, windows: list[Window], max_new_tokens: int) -> Tensor:
+        """Prefill more windows and go on with all: logits (B, V) of the token after each of the new ones, which are last."""
+        new = copy.copy(self)
+        new.windows, new._cache, new._mask, new._graphed = windows, None, None, None
+        new._tokens_left = max_new_tokens
+        logits = new.next_logits()
+        self._tokens_left = max(self._tokens_left, new._tokens_left)
+        self.windows = [*self.windows, *windows]
+        if self._cache is not None and new._cache is not None:
+            self._merge([(self._cache, self._mask), (new._cache, new._mask)])
+        self._forget_graph()
+        return logits
+
+    def _merge(self, parts: list[tuple[KVCache, Tensor | None]]) -> None:
+        """One cache of the rows of all parts, their last tokens in the same slot; shorter rows are padded on the left."""
+        length = max(cache.length for cache, _ in parts)
+        n_slots = min(self._model.config.n_positions, length + self._tokens_left)
+        merged = self._new_cache(len(self.windows), n_slots)
+        assert merged is not None
+        mask = torch.ones(len(self.windows), n_slots, dtype=torch.int64, device=self._device)
+        first = 0
+        for cache, part_mask in parts:
+            n_rows, pad = cache.layers[0].shape[1], length - cache.length
+            rows = slice(first, first + n_rows)
+            for target, source in zip(merged.layers, cache.layers, strict=True):
+                target[:, rows, :, :pad] = 0  # it is masked, but NaN times a weight of 0 would be NaN
+                target[:, rows, :, pad:length] = source[:, :, :, : cache.length]
+            mask[rows, :pad] = 0
+            if part_mask is not None:
+                mask[rows, pad:length] = part_mask[:, : cache.length]
+            first += n_rows
+        merged.advance(length)
+        self._cache, self._mask = merged, None if bool(mask.all()) else mask
 
     def _select_computed(self, rows: Tensor) -> None:
         if self._cache is not None:
@@ -202,7 +263,8 @@ class Decoder:
             return self._graphed.logits(tokens, cache)
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
         input_ids = torch.tensor(tokens, device=self._device)[:, None]
-        logits = self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1])
+        hidden = self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1]
+        logits = self._logits(hidden)
         if self._graphed:
             self._graphed.watch(tokens, logits, cache, mask, self._tokens_left)
         return logits
@@ -211,14 +273,13 @@ class Decoder:
         """The window's last token and the drafts in one forward pass, which reads the weights once for all of them."""
         input_ids = torch.tensor([[self.windows[0].ids[-1], *drafts]], device=self._device)
         mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
-        plan = self._plan
-        if plan is None or not plan.computes_each_alone:
-            return self._logits(self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0])
-        hidden = plan.hidden_states(input_ids, attention_mask=mask, kv_cache=cache, each_alone=True)
-        return plan.logits(hidden[0], each_alone=True)
+        network = self.verifier
+        assert network is not None  # the caller has asked
+        hidden = network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0]  # (1 + drafts, C)
+        return self._logits(hidden) if network is self._network else network.logits(hidden)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self._greedy_head.logits(hidden) if self._greedy_head else None
+        logits = self._greedy_head.logits(hidden) if self._greedy_head and self.only_largest else None
         return self._network.logits(hidden) if logits is None else logits
 
     def _new_cache(self, batch_size: int, n_slots: int) -> KVCache | None:

@@ -18,7 +18,7 @@ from gpt2.weights.tokenizer import folder_of, tokenizer_of
 from gpt_config.errors import CheckpointError, InputError
 from gpt_encoder.interface import Tokenizer
 
-# (logits (B, V), the B texts, their generators) -> a token for each: the decode loop's own way to choose.
+# (logits (B, V), the B texts, their generators) -> a token for each: the way in which the row's own tokens are chosen.
 Choose = Callable[[Tensor, list[list[int]], list[random.Random]], list[int]]
 
 _EVIDENCE = 4  # until it has shown how good it is, as good as the longest match

@@ -7,6 +7,7 @@ chained in the order of `logits_to_probs`, which is that of transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import numpy as np
 import torch
@@ -120,3 +121,37 @@ def greedy(logits: Tensor) -> Tensor:
     if logits.device.type == "cpu":  # NumPy's takes a twentieth of the time there
         return torch.from_numpy(logits.to(torch.promote_types(logits.dtype, torch.float32)).numpy().argmax(-1))
     return logits.argmax(-1)
+
+
+@torch.inference_mode()
+def choose(
+    logits: Tensor,
+    texts: list[list[int]],
+    generators: list[Random],
+    config: GenerationConfig,
+    vocab_size: int | None,
+) -> list[int]:
+    """The next token of each text (B), by one config, from logits (B, V) and each text's own random generator."""
+    if config.greedy and config.repetition_penalty == 1:
+        return tokens_of(greedy(logits[:, :vocab_size]))
+    # In float64 and on the CPU, because not every device has it: the same tokens wherever the model runs.
+    logits = logits.cpu().double()
+    logits = apply_repetition_penalty(logits, texts, config.repetition_penalty)[:, :vocab_size]
+    if config.greedy:
+        return tokens_of(greedy(logits))
+    probs = logits_to_probs(logits, config)
+    return tokens_of(sample(probs, [generator.random() for generator in generators]))
+
+
+def tokens_of(ids: Tensor) -> list[int]:
+    """(B,) int64 as a list."""
+    tokens: list[int] = ids.tolist()
+    return tokens
+
+
+@torch.inference_mode()
+def logprobs_of(logits: Tensor, tokens: list[int]) -> list[float]:
+    """The natural logarithm of each token's probability in its row of `logits` (B, V)."""
+    chosen = torch.tensor(tokens)[:, None]  # (B, 1)
+    found: list[float] = logits.cpu().double().log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt2.generation.loop import Continuation
+from gpt2.generation.row import Row
 from gpt_encoder.interface import Tokenizer
 from gpt_encoder.stream_decoder import StreamDecoder
 
@@ -24,7 +24,7 @@ class TextStream:
     def text(self) -> str:
         return "".join(self._pieces)
 
-    def read(self, row: Continuation) -> str:
+    def read(self, row: Row) -> str:
         """The text that the row's tokens since the last call complete. A stop string in it ends the row."""
         piece = ""
         while self._n_read < len(row.ids) and not self.stopped:

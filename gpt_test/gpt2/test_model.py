@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -254,3 +255,59 @@ def test_a_model_can_be_compiled_to_a_graph() -> None:
 def test_refused_config_never_reaches_the_model() -> None:
     with pytest.raises(ConfigError):
         GPT2(GPT2Config(n_embd=10, n_head=3))
+
+
+def test_a_cache_for_another_model_is_refused_in_a_line() -> None:
+    model = random_model(GPT2Config(**ODD))
+    for other in ({"n_layer": 1}, {"n_head": 1}, {"n_embd": 3 * ODD["n_embd"]}):
+        cache = KVCache(GPT2Config(**{**ODD, **other}))
+        with pytest.raises(
+            InputError, match=r"^the cache is for \d layers of \d heads of size \d+, and this model has"
+        ) as caught:
+            model(torch.tensor([[1]]), kv_cache=cache)
+        assert "\n" not in str(caught.value) and cache.length == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_call_that_an_exception_ends_leaves_the_cache_as_it_was(error: type[BaseException]) -> None:
+    """Ctrl-C or a hook, in the last layer: the same call again gives what it would have given."""
+    config = GPT2Config(**ODD)
+    model, cache = random_model(config), KVCache(config)
+    with torch.no_grad():
+        expected = model(torch.tensor([[1, 2, 3, 4]]))[:, 2:]
+        model(torch.tensor([[1, 2]]), kv_cache=cache)
+
+        def fail(*_: object) -> None:
+            raise error
+
+        hook = model.h[-1].register_forward_hook(fail)
+        with pytest.raises(error):
+            model(torch.tensor([[3, 4]]), kv_cache=cache)
+        hook.remove()
+        assert cache.length == 2
+        torch.testing.assert_close(model(torch.tensor([[3, 4]]), kv_cache=cache), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_copied_cache_goes_on_by_itself(mode) -> None:
+    config = GPT2Config(**ODD)
+    model, cache = random_model(config), KVCache(config)
+    with mode():
+        model(torch.tensor([[1, 2]]), kv_cache=cache)
+    other = copy.deepcopy(cache)
+    with torch.no_grad():
+        expected = model(torch.tensor([[1, 2, 3]]))[:, -1]
+        torch.testing.assert_close(model(torch.tensor([[3]]), kv_cache=other)[:, -1], expected)
+        assert (cache.length, other.length) == (2, 3)
+        torch.testing.assert_close(model(torch.tensor([[3]]), kv_cache=cache)[:, -1], expected)
+
+
+def test_a_token_after_cached_ones_sees_them_in_training_too() -> None:
+    """Dropout of attention is written out on a CPU, with a causal mask of its own."""
+    rates = {"attn_pdrop": 1e-9, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # which drop nothing, but take that way
+    config = GPT2Config(**ODD, **rates)
+    model, cache = random_model(config).train(), KVCache(config)
+    with torch.no_grad():
+        expected = model(torch.tensor([[1, 2, 3]]))[:, -1]
+        model(torch.tensor([[1, 2]]), kv_cache=cache)
+        torch.testing.assert_close(model(torch.tensor([[3]]), kv_cache=cache)[:, -1], expected)

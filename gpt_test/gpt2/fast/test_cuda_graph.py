@@ -22,10 +22,11 @@ from gpt2 import GPT2
 from gpt2.fast import cuda_graph as decode_graph
 from gpt2.fast.cuda_graph import GraphedSteps
 from gpt2.fast.plan import DecodePlan
-from gpt2.generation import decoder
-from gpt2.generation import loop as generation
-from gpt2.generation.decoder import Decoder
-from gpt2.generation.loop import Continuation, decode, start
+from gpt2.generation import batch
+from gpt2.generation.batch import Batch
+from gpt2.generation.decoder import Decoder, DecoderLimits
+from gpt2.generation.loop import decode, start
+from gpt2.generation.row import Row
 from gpt2.generation.window import Window
 from gpt2.kv_cache import KVCache
 from gpt_config import CheckpointError, GenerationConfig, GPT2Config, GPT2Warning, InputError
@@ -81,7 +82,7 @@ def graphs(slots_at_once: int = 7, record: Callable[..., Any] = Recorded) -> Ite
         warnings.filterwarnings("error", "no CUDA graph", GPT2Warning)
         patch.setattr(GraphedSteps, "fits", staticmethod(lambda model: True))
         patch.setattr(decode_graph, "captured", captured)
-        patch.setattr(generation, "costs_of_verifying", lambda model, each_alone: (0.1, 0.1))  # guess often
+        patch.setattr(batch, "costs_of_verifying", lambda model, network: (0.1, 0.1))  # guess often
         patch.setattr(decode_graph, "_refused", set())
         for name, value in (("_STEPS_BEFORE", 1), ("_STEPS_LEFT", 1), ("_SLOTS_AT_ONCE", slots_at_once)):
             patch.setattr(decode_graph, name, value)
@@ -89,12 +90,18 @@ def graphs(slots_at_once: int = 7, record: Callable[..., Any] = Recorded) -> Ite
 
 
 def continued(
-    model: GPT2, prompts: list[list[int]], config: GenerationConfig, *, vocab_size: int | None = None, logprobs: bool = False
-) -> list[Continuation]:
+    model: GPT2,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    *,
+    vocab_size: int | None = None,
+    logprobs: bool = False,
+    limits: DecoderLimits | None = None,
+) -> list[Row]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "a prompt has")
-        rows = start(model, prompts, config)
-    for _ in decode(model, rows, config, vocab_size=vocab_size, logprobs=logprobs):
+        rows = start(model, prompts, config, logprobs=logprobs)
+    for _ in decode(Batch(model, vocab_size=vocab_size, limits=limits), rows):
         pass
     return rows
 
@@ -211,7 +218,7 @@ def test_guesses_go_beyond_a_graph() -> None:
             steps.windows[0].ids.append(token)
         if drafts:
             steps.next_logits([7, 8, 9])  # the last at position 7, the first that is not the graph's
-            assert steps.greedy_tokens(None) == []
+            assert steps.n_greedy_at_once() == 0
             steps.reject(3)
         else:
             steps.next_logits()
@@ -327,13 +334,13 @@ def test_where_one_cannot_be_recorded_it_is_not_tried_again() -> None:
 
 
 def test_several_greedy_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
     at_once = numbers_at_once(GraphedSteps, monkeypatch)
     model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     expected = continued(model, [[1, 2, 3]], config)[0].ids
     assert sum(a != b for a, b in itertools.pairwise(expected)) > 5
     with graphs(slots_at_once=24):
-        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
+        limits = DecoderLimits(seconds_at_once=99)
+        assert continued(model, [[1, 2, 3]], config, limits=limits)[0].ids == expected
     assert at_once == [1, 16, 1]  # behind the prompt's and the one that the graph repeats; the last is what is left
 
 

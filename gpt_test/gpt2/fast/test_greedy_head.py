@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2 import GPT2
 from gpt2.fast import greedy_head
 from gpt2.fast.greedy_head import GreedyHead
+from gpt2.generation.batch import Batch
 from gpt2.generation.loop import decode, start
 from gpt2.model import TokenEmbedding
 from gpt2.quantization.layers import Int8Linear
@@ -273,8 +274,8 @@ def test_other_ways_to_choose_are_as_without(
 
 def test_log_probabilities_come_from_all_logits(small_model: GPT2, at_once: None, counted: list[int]) -> None:
     config = GenerationConfig(max_new_tokens=5)
-    rows = start(small_model, [[1, 2, 3]], config)
-    for _ in decode(small_model, rows, config, logprobs=True):
+    rows = start(small_model, [[1, 2, 3]], config, logprobs=True)
+    for _ in decode(Batch(small_model), rows):
         pass
     assert not counted
     assert all(-20 < value < 0 for value in rows[0].logprobs)
@@ -283,6 +284,6 @@ def test_log_probabilities_come_from_all_logits(small_model: GPT2, at_once: None
 def test_only_ids_of_the_tokenizer_are_looked_at(small_model: GPT2, at_once: None, counted: list[int]) -> None:
     config = GenerationConfig(max_new_tokens=8, stop_at_eot=False)
     rows = start(small_model, [[1, 2, 3]], config)
-    for _ in decode(small_model, rows, config, vocab_size=9):
+    for _ in decode(Batch(small_model, vocab_size=9), rows):
         pass
     assert counted and max(rows[0].ids) < 9

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from gpt2 import GPT2, complete, stream
 from gpt2.generation import completion
 from gpt2.generation.completion import complete_in_batches, stream_batch
-from gpt2.generation.loop import Continuation
+from gpt2.generation.row import Row
 from gpt2.generation.text_stream import TextStream
-from gpt_config import GPT2Config, InputTypeError
+from gpt_config import GenerationConfig, GPT2Config, InputTypeError
 from gpt_encoder import GPT2Tokenizer
 from gpt_test.conftest import random_model
 
@@ -51,7 +51,7 @@ def test_of_two_stop_strings_in_one_token_the_one_that_ends_first_cuts(openai_to
     """So it does not matter how the text is cut into tokens."""
     for stop, text in ((("gazed", "az"), " g"), (("azed", "gaz"), " "), (("zed", "ed", "gazed!"), " ga")):
         stream = TextStream(openai_tokenizer, stop)
-        assert stream.read(Continuation([1], 0, ids=openai_tokenizer.encode(" gazed"), logprobs=[0.0])) == text
+        assert stream.read(Row([1], GenerationConfig(), 9, ids=openai_tokenizer.encode(" gazed"), logprobs=[0.0])) == text
 
 
 def test_streamed_pieces_join_to_the_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2
 from gpt2.fast.greedy_head import GreedyHead
-from gpt2.generation import decoder
-from gpt2.generation.decoder import Decoder
+from gpt2.generation.batch import Batch
+from gpt2.generation.decoder import Decoder, DecoderLimits
 from gpt2.generation.loop import decode, start
-from gpt2.generation.speculation import Speculation
+from gpt2.generation.speculation import PromptLookup, Speculation
 from gpt2.generation.window import Window
 from gpt2.quantization.quantize import quantize_int8
 from gpt_config import CheckpointError, GenerationConfig, GPT2Config, InputError
@@ -30,18 +31,34 @@ def model_in(dtype: str) -> GPT2:
     return quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
 
 
+# However long they take, as many as are allowed.
+AS_MANY_AS_ALLOWED = DecoderLimits(seconds_at_once=99)
+
+
+def several_at_once(steps: Decoder, eot: int | None = None) -> list[int]:
+    """The greedy tokens that come without a look at them; empty where a single step must be asked for."""
+    n_tokens = steps.n_greedy_at_once()
+    return steps.greedy_tokens(n_tokens, eot).tokens if n_tokens else []
+
+
 def greedy_ids(
-    model: GPT2, prompt: list[int], n: int, *, several: bool, vocab_size: int = 60, eot: int | None = None
+    model: GPT2,
+    prompt: list[int],
+    n: int,
+    *,
+    several: bool,
+    vocab_size: int = 60,
+    eot: int | None = None,
+    limits: DecoderLimits = AS_MANY_AS_ALLOWED,
 ) -> list[int]:
     window = Window(list(prompt), CONFIG.n_positions)
-    steps = Decoder(model, [window], n, only_largest=True, vocab_size=vocab_size)
+    steps = Decoder(model, [window], n, only_largest=True, vocab_size=vocab_size, limits=limits)
     found: list[int] = []
     while len(found) < n and eot not in found:
-        tokens = steps.greedy_tokens(eot) if several else []
+        tokens = several_at_once(steps, eot) if several else []
         tokens = tokens or [int(steps.next_logits()[0, :vocab_size].argmax())]
         window.ids += tokens
         found += tokens
-        assert steps._cache is not None and steps._cache.length in (len(window.view) - 1, CONFIG.n_positions)
     return found
 
 
@@ -53,28 +70,25 @@ def test_they_are_those_of_single_steps(dtype: str, prompt: list[int], n: int, d
     model, vocab_size = model_in(dtype), data.draw(st.integers(1, 60))
     expected = greedy_ids(model, prompt, n, several=False, vocab_size=vocab_size)
     eot = data.draw(st.none() | st.sampled_from(expected))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "_MAX_AT_ONCE", data.draw(st.integers(1, 9)))
-        patch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
-        found = greedy_ids(model, prompt, n, several=True, vocab_size=vocab_size, eot=eot)
+    limits = DecoderLimits(seconds_at_once=99, max_at_once=data.draw(st.integers(1, 9)))
+    found = greedy_ids(model, prompt, n, several=True, vocab_size=vocab_size, eot=eot, limits=limits)
     assert found == expected[: len(found)]
     assert len(found) == (expected.index(eot) + 1 if eot is not None else n)
 
 
-def test_several_come_at_once_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_come_at_once_where_they_can() -> None:
     """Else the test above would compare single steps with themselves."""
-    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
     model, window = model_in("float32"), Window([1, 2, 3], CONFIG.n_positions)
 
     def steps(**options: bool) -> list[int]:
         window.ids[:] = [1, 2, 3]
-        made = Decoder(model, [window], 20, **{"only_largest": True, **options})
-        assert made.greedy_tokens(None) == []  # there is nothing computed yet
+        made = Decoder(model, [window], 20, **{"only_largest": True, "limits": AS_MANY_AS_ALLOWED, **options})
+        assert several_at_once(made) == []  # there is nothing computed yet
         window.ids.append(int(made.next_logits().argmax()))
-        window.ids += made.greedy_tokens(None)
-        return made.greedy_tokens(None)
+        window.ids += several_at_once(made)
+        return several_at_once(made)
 
-    assert len(steps()) == decoder._MAX_AT_ONCE
+    assert len(steps()) == AS_MANY_AS_ALLOWED.max_at_once
     assert steps(only_largest=False) == steps(use_cache=False) == []
 
 
@@ -84,9 +98,9 @@ def test_padding_and_other_windows_are_left_to_single_steps() -> None:
     for _ in range(2):
         for window, token in zip(windows, both.next_logits().argmax(-1).tolist(), strict=True):
             window.ids.append(token)
-        assert both.greedy_tokens(None) == []
+        assert several_at_once(both) == []
     both.select([0])  # which is padded
-    assert both.greedy_tokens(None) == []
+    assert several_at_once(both) == []
 
 
 def test_what_is_sound_comes_before_damage_is_said() -> None:
@@ -95,24 +109,23 @@ def test_what_is_sound_comes_before_damage_is_said() -> None:
     with torch.no_grad():
         model.wpe.weight[12] = torch.nan  # of the thirteenth token
     window = Window([1], CONFIG.n_positions)
-    steps = Decoder(model, [window], 20, only_largest=True)
+    steps = Decoder(model, [window], 20, only_largest=True, limits=AS_MANY_AS_ALLOWED)
     with pytest.raises(CheckpointError, match="NaN"):
         while True:
-            window.ids += steps.greedy_tokens(None) or [int(steps.next_logits().argmax())]
+            window.ids += several_at_once(steps) or [int(steps.next_logits().argmax())]
     assert window.ids == [1, *sound[:12]]
 
 
 @pytest.mark.parametrize("end", [5, None])
-def test_in_int8_damage_behind_the_end_does_no_harm(end: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_int8_damage_after_the_end_does_no_harm(end: int | None) -> None:
     """Its kernel raises at NaN: the tokens before come all the same, and so does the error if the text goes on."""
-    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
     model, config = model_in("int8"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     with torch.no_grad():
         model.wpe.weight[12] = torch.nan  # of the thirteenth token
     sound = greedy_ids(model_in("int8"), [1], 12, several=False)
     rows = start(model, [[1]], config)
     with contextlib.nullcontext() if end else pytest.raises((RuntimeError, CheckpointError)):
-        for _ in decode(model, rows, config):
+        for _ in decode(Batch(model, limits=AS_MANY_AS_ALLOWED), rows):
             if len(rows[0].ids) == end:
                 rows[0].finish_reason = "stop"
     assert rows[0].ids == sound[:end]
@@ -122,13 +135,13 @@ def test_a_model_that_becomes_another_on_the_way_is_said_in_a_line() -> None:
     model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1]], config)
     with pytest.raises(InputError, match=r"the cache is torch\.float32"):
-        for _ in decode(model, rows, config):
+        for _ in decode(Batch(model), rows):
             model.double()
 
 
 def test_a_clock_that_stands_still_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.perf_counter", lambda: 1.0)
-    assert len(greedy_ids(model_in("float32"), [1], 20, several=True)) == 20
+    assert len(greedy_ids(model_in("float32"), [1], 20, several=True, limits=DecoderLimits())) == 20
 
 
 def test_they_end_where_a_greedy_head_spares_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +149,6 @@ def test_they_end_where_a_greedy_head_spares_reading(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("gpt2.fast.greedy_head._MIN_BYTES", 1)
     monkeypatch.setattr("gpt2.fast.greedy_head._PAYS", {torch.float32: (12, 16)})
     monkeypatch.setattr("gpt2.fast.greedy_head._MAX_PART", 1)
-    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
     is_spared: list[bool] = []
     logits = GreedyHead.logits
 
@@ -153,33 +165,50 @@ def test_they_end_where_a_greedy_head_spares_reading(monkeypatch: pytest.MonkeyP
     assert is_spared == [True] * 9
 
 
-def test_a_reader_ends_a_row_among_tokens_that_came_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
+def test_a_reader_ends_a_row_among_tokens_that_came_at_once() -> None:
     model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1, 2, 3]], config)
     n_reads = 0
-    for _ in decode(model, rows, config):
+    for _ in decode(Batch(model, limits=AS_MANY_AS_ALLOWED), rows):
         n_reads += 1
         if n_reads == 6:  # the second token of the second call, which gives more
             rows[0].finish_reason = "stop"
     assert n_reads == len(rows[0].ids) == 6
 
 
-def test_guesses_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+class Rehearsed(Speculation):
+    """Speculation that drafts by a rule of the test, and keeps how long the text was at each call and what was verified."""
+
+    def __init__(self, drafts: list[int]) -> None:
+        super().__init__(PromptLookup(CONFIG.n_positions), (0.0, 0.0))
+        self.drafts, self.lengths, self.n_drafts = drafts, [], []
+
+    def draft(self, ids: list[int], room: int, generator: random.Random) -> list[int]:
+        self.lengths.append(len(ids))
+        return self.drafts[:room]
+
+    def verified(self, n_drafts: int, n_taken: int) -> None:
+        self.n_drafts.append(n_drafts)
+
+
+def rehearsed(drafts: list[int], n: int, limits: DecoderLimits = AS_MANY_AS_ALLOWED) -> tuple[list[int], Rehearsed]:
+    """`n` greedy ids with these drafts at every step, and what was asked for."""
+    model, speculation = model_in("float32"), Rehearsed(drafts)
+    config = GenerationConfig(max_new_tokens=n, stop_at_eot=False, speculate=True)
+    rows = start(model, [[1, 2, 3]], config)
+    for _ in decode(Batch(model, make_speculation=lambda *_: speculation, limits=limits), rows):
+        pass
+    return rows[0].ids, speculation
+
+
+def test_guesses_come_first() -> None:
     """Greedy steps without a look at them would take their place for ever."""
-    n_drafts: list[int] = []
-    monkeypatch.setattr(Speculation, "draft", lambda self, ids, room, generator: [7][:room])
-    monkeypatch.setattr(Speculation, "verified", lambda self, drafts, taken: n_drafts.append(drafts))
-    model, ids = model_in("float32"), torch.tensor([[1, 2, 3]])
-    plain = model.generate(ids, max_new_tokens=9, stop_at_eot=False)
-    assert torch.equal(model.generate(ids, max_new_tokens=9, stop_at_eot=False, speculate=True), plain)
-    assert len(n_drafts) >= 4
+    ids, speculation = rehearsed([7], 9)
+    assert ids == greedy_ids(model_in("float32"), [1, 2, 3], 9, several=False)
+    assert len(speculation.n_drafts) >= 4
 
 
-def test_where_there_are_no_guesses_several_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "_SECONDS_AT_ONCE", 99)
-    monkeypatch.setattr(decoder, "_MAX_AT_ONCE", 8)
-    n_calls: list[int] = []
-    monkeypatch.setattr(Speculation, "draft", lambda self, ids, room, generator: n_calls.append(len(ids)) or [])
-    model_in("float32").generate(torch.tensor([[1, 2, 3]]), max_new_tokens=18, stop_at_eot=False, speculate=True)
-    assert [after - before for before, after in itertools.pairwise(n_calls)] == [1, 1, 8]  # and the rest of the 18
+def test_where_there_are_no_guesses_several_tokens_come_at_once() -> None:
+    _, speculation = rehearsed([], 18, DecoderLimits(seconds_at_once=99, max_at_once=8))
+    lengths = itertools.pairwise(speculation.lengths)
+    assert [after - before for before, after in lengths] == [1, 1, 8]  # and the rest of the 18

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2
+from gpt2.generation.batch import Batch
 from gpt2.generation.loop import decode, start
 from gpt_config import CheckpointError, ConfigError, GenerationConfig, GPT2Config, InputError, InputTypeError
 from gpt_test.conftest import random_model, transformers_twin
@@ -30,7 +31,7 @@ def twin(model: GPT2):
 def new_ids(model: GPT2, prompts: list[list[int]], *, use_cache: bool = True, **options) -> list[list[int]]:
     config = GenerationConfig(**options)
     rows = start(model, prompts, config)
-    for _ in decode(model, rows, config, use_cache=use_cache):
+    for _ in decode(Batch(model, use_cache=use_cache), rows):
         pass
     return [row.ids for row in rows]
 
@@ -164,8 +165,8 @@ def test_no_new_tokens_is_the_prompt(model: GPT2) -> None:
 
 def test_logprobs_are_the_models_own(model: GPT2, twin) -> None:
     config = GenerationConfig(do_sample=True, temperature=0.5, top_k=5, seed=3, max_new_tokens=30, stop_at_eot=False)
-    rows = start(model, [[1, 2, 3], [7]], config)
-    for _ in decode(model, rows, config, logprobs=True):
+    rows = start(model, [[1, 2, 3], [7]], config, logprobs=True)
+    for _ in decode(Batch(model), rows):
         pass
     for row in rows:
         ids = torch.tensor([row.prompt_ids + row.ids])
@@ -177,7 +178,7 @@ def test_logprobs_are_the_models_own(model: GPT2, twin) -> None:
 def test_a_reader_can_end_a_row(model: GPT2) -> None:
     config = GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1], [2], [3]], config)
-    for step, advanced in enumerate(decode(model, rows, config)):
+    for step, advanced in enumerate(decode(Batch(model), rows)):
         assert all(row.finish_reason is None or step == 19 for row in advanced)
         if step == 4:
             rows[1].finish_reason = "stop"
@@ -255,6 +256,6 @@ def test_a_prompt_may_hold_what_is_not_to_be_chosen(model: GPT2, num_beams: int)
     """The penalty on what was said meets ids beyond the part of the vocabulary that is chosen from."""
     config = GenerationConfig(max_new_tokens=5, repetition_penalty=1.5, num_beams=num_beams, stop_at_eot=False)
     rows = start(model, [[57, 3]], config)
-    for _ in decode(model, rows, config, vocab_size=20):
+    for _ in decode(Batch(model, vocab_size=20), rows):
         pass
     assert len(rows[0].ids) == 5 and max(rows[0].ids) < 20

@@ -6,11 +6,10 @@ import copy
 import itertools
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -18,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache, complete, stream
-from gpt2.generation import draft_model as draft_model_module
+from gpt2.generation.batch import Batch
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.draft_model import DraftModel, check_vocabularies
 from gpt2.generation.loop import decode, start
-from gpt2.generation.speculation import PromptLookup, Speculation
+from gpt2.generation.speculation import Drafter, PromptLookup, Speculation
 from gpt2.generation.window import Window
 from gpt_config import CheckpointError, ConfigError, GenerationConfig, GPT2Config, InputError
 from gpt_encoder import train_bpe
@@ -64,13 +63,22 @@ def eager(seed: int = 0) -> Iterator[list[tuple[int, int]]]:
         yield verified
 
 
-def new_rows(model: GPT2, prompts: list[list[int]], *, draft_model: GPT2 | None = None, use_cache: bool = True, **options):
+def new_rows(
+    model: GPT2,
+    prompts: list[list[int]],
+    *,
+    draft_model: GPT2 | None = None,
+    use_cache: bool = True,
+    make_speculation: Callable[[Drafter, tuple[float, float]], Speculation] = Speculation,
+    **options,
+):
     """(ids, finish_reason) of each row, and its log-probabilities."""
     config = GenerationConfig(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # prompts longer than the context are meant
-        rows = start(model, prompts, config)
-    for advanced in decode(model, rows, config, draft_model=draft_model, use_cache=use_cache, logprobs=True):
+        rows = start(model, prompts, config, logprobs=True)
+    batch = Batch(model, draft_model=draft_model, use_cache=use_cache, make_speculation=make_speculation)
+    for advanced in decode(batch, rows):
         assert advanced
     assert all(len(row.ids) == len(row.logprobs) for row in rows)
     return [(row.ids, row.finish_reason) for row in rows], [row.logprobs for row in rows]
@@ -142,7 +150,7 @@ def test_the_padded_row_that_is_left_of_a_batch_is_guessed_for(model: GPT2) -> N
     alone = new_rows(model, [[5, 5, 5]], max_new_tokens=24, stop_at_eot=False)[0][0][0]
     rows = start(model, [[1, 2, 3, 4, 5, 6, 7], [5, 5, 5]], config)
     with eager() as verified:
-        for _ in decode(model, rows, config, draft_model=copy.deepcopy(model)):
+        for _ in decode(Batch(model, draft_model=copy.deepcopy(model)), rows):
             rows[0].finish_reason = "stop"
     assert rows[1].ids == alone
     assert sum(n_taken for _, n_taken in verified) > 5
@@ -172,15 +180,20 @@ def test_a_seed_keeps_the_models_distribution() -> None:
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_a_draft_model_that_is_the_model_is_always_right(do_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few forward passes of the model are needed: it draws by the numbers that the model will draw by."""
-    monkeypatch.setattr(draft_model_module, "relative_cost", lambda *_: 0.0)
+def test_a_draft_model_that_is_the_model_is_always_right(do_sample: bool) -> None:
+    """Few forward passes of the model are needed: it draws by the numbers that the model will draw by."""
+
+    def free(drafter: Drafter, costs: tuple[float, float]) -> Speculation:
+        drafter.cost = lambda n_drafts: 0.0
+        return Speculation(drafter, costs)
+
     model = repetitive_model(replace(CONFIG, n_positions=512), dtype=torch.float64)
     options = {"do_sample": do_sample, "seed": 1, "temperature": 2.0, "repetition_penalty": 1.2, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], max_new_tokens=400, **options)
     draft_model, passes = copy.deepcopy(model), []
     model.ln_f.register_forward_hook(lambda _, __, x: passes.append(x.shape[1]))
-    assert_the_same(new_rows(model, [[1, 2]], max_new_tokens=400, draft_model=draft_model, **options), expected)
+    options |= {"max_new_tokens": 400, "draft_model": draft_model, "make_speculation": free}
+    assert_the_same(new_rows(model, [[1, 2]], **options), expected)
     assert sum(passes) == 401  # the prompt and all tokens but the last: nothing is computed that is not used
     assert len(passes) < 35
 
@@ -195,28 +208,51 @@ def test_repetitive_text_takes_few_forward_passes(model: GPT2) -> None:
     assert len(passes) < 60
 
 
-class AlwaysWrong(PromptLookup):
-    """Knows what comes, and guesses otherwise."""
+class Recorded(Speculation):
+    """Speculation that keeps (drafted, taken) of each step with drafts. `drafter` is used in place of the batch's own."""
 
-    ids: ClassVar[list[int]] = []
+    def __init__(self, costs: tuple[float, float], drafter: Drafter) -> None:
+        super().__init__(drafter, costs)
+        self.steps: list[tuple[int, int]] = []
+
+    def verified(self, n_drafts: int, n_taken: int) -> None:
+        self.steps.append((n_drafts, n_taken))
+        super().verified(n_drafts, n_taken)
+
+
+@dataclass
+class FromText:
+    """Drafts by a rule from the text that is known to come."""
+
+    rule: Callable[[int, list[int]], list[int]]  # (length of the text so far, the next tokens) -> drafts
+    text: list[int]
 
     def evidence(self, ids: list[int]) -> int:
         return 4
 
+    def cost(self, n_drafts: int) -> float:
+        return 0.0
+
     def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
-        return [(token + 1) % V for token in self.ids[len(ids) : len(ids) + n_drafts]]
+        return self.rule(len(ids), self.text[len(ids) : len(ids) + n_drafts])
 
 
-def test_guesses_that_are_always_wrong_change_nothing_and_cost_little(model: GPT2, monkeypatch) -> None:
-    monkeypatch.setattr("gpt2.generation.loop.PromptLookup", AlwaysWrong)
+def test_guesses_that_are_always_wrong_change_nothing_and_cost_little(model: GPT2) -> None:
     options = {"max_new_tokens": 600, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], **options)
-    monkeypatch.setattr(AlwaysWrong, "ids", [1, 2, *expected[0][0][0]])
+    always_wrong = FromText(lambda _, right: [(token + 1) % V for token in right], [1, 2, *expected[0][0][0]])
+    options |= {"speculate": True}
     with eager():
-        assert_the_same(new_rows(model, [[1, 2]], speculate=True, **options), expected)
-    verified = []
-    monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
-    assert_the_same(new_rows(model, [[1, 2]], speculate=True, **options), expected)
+        made = new_rows(model, [[1, 2]], make_speculation=lambda _, costs: Speculation(always_wrong, costs), **options)
+        assert_the_same(made, expected)
+    recorded: list[Recorded] = []
+
+    def record(_: Drafter, costs: tuple[float, float]) -> Speculation:
+        recorded.append(Recorded(costs, always_wrong))
+        return recorded[-1]
+
+    assert_the_same(new_rows(model, [[1, 2]], make_speculation=record, **options), expected)
+    verified = recorded[0].steps
     assert len(verified) > 3 and all(n_taken == 0 for _, n_taken in verified)
     assert sum(0.4 + 0.11 * n for n, _ in verified) < 0.02 * 600
 
@@ -232,14 +268,6 @@ def test_fewer_guesses_than_they_cost_are_never_made() -> None:
         4,
     ]
     assert len(Speculation(lookup, (0.5, 0.1)).draft(text, 1, random.Random())) == 1
-
-
-def spy(calls: list, method):
-    def spied(self, *arguments):
-        calls.append(arguments)
-        return method(self, *arguments)
-
-    return spied
 
 
 def naive_lookup(ids: list[int], n_drafts: int) -> list[int]:
@@ -292,22 +320,17 @@ def test_a_draft_model_guesses_what_it_would_write(draft_model: GPT2, data: st.D
         text = text + drafts[:n_taken] + data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=3))
 
 
-def test_a_draft_that_makes_the_model_compute_nan_does_no_harm(model: GPT2, monkeypatch) -> None:
+def test_a_draft_that_makes_the_model_compute_nan_does_no_harm(model: GPT2) -> None:
     """Plain decoding never sees a token that is not in the text; where it is, both end alike."""
     options = {"max_new_tokens": 60, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], **options)
     absent = next(token for token in range(3, V) if token not in expected[0][0][0])
     broken = copy.deepcopy(model)
     broken.wte.register_forward_hook(lambda _, ids, x: x.masked_fill((ids[0] == absent)[..., None], torch.nan))
-
-    def propose(self: PromptLookup, ids: list[int], n_drafts: int, _: random.Random) -> list[int]:
-        right = expected[0][0][0][len(ids) - 2 :][:n_drafts]
-        return right if len(ids) % 2 else [*right[:-1], absent]
-
-    monkeypatch.setattr(PromptLookup, "evidence", lambda self, ids: 4)
-    monkeypatch.setattr(PromptLookup, "propose", propose)
+    drafter = FromText(lambda length, right: right if length % 2 else [*right[:-1], absent], [1, 2, *expected[0][0][0]])
+    options |= {"speculate": True, "make_speculation": lambda _, costs: Speculation(drafter, costs)}
     with eager() as verified:
-        assert_the_same(new_rows(broken, [[1, 2]], speculate=True, **options), expected)
+        assert_the_same(new_rows(broken, [[1, 2]], **options), expected)
     assert any(n_taken for _, n_taken in verified)
 
 
@@ -320,7 +343,7 @@ def test_a_token_that_makes_the_model_compute_nan_ends_it_behind_that_token(mode
     broken.wte.register_forward_hook(lambda _, ids, x: x.masked_fill((ids[0] == last)[..., None], torch.nan))
     rows = start(broken, [[1, 2]], config)
     with eager(), pytest.raises(CheckpointError, match=r"^the model computes NaN"):
-        for _ in decode(broken, rows, config):
+        for _ in decode(Batch(broken), rows):
             seen = rows[0].ids.copy()
     assert seen == ids[: ids.index(last) + 1]
 
@@ -374,7 +397,7 @@ def test_a_reader_gets_one_token_at_a_time_and_can_end_between_them(model: GPT2,
     config = GenerationConfig(max_new_tokens=60, stop_at_eot=False)
     rows = start(model, [[1, 2]], config)
     with eager():
-        for step, advanced in enumerate(decode(model, rows, config, draft_model=copy.deepcopy(model)), 1):
+        for step, advanced in enumerate(decode(Batch(model, draft_model=copy.deepcopy(model)), rows), 1):
             assert advanced == rows and len(rows[0].ids) == step
             if step == end:
                 rows[0].finish_reason = "stop"

@@ -8,13 +8,12 @@ import torch
 from gpt2 import GPT2
 from gpt2.fast.plan import DecodePlan
 from gpt2.generation.decoder import Decoder
-from gpt2.generation.speculation import Speculation
 from gpt2.generation.window import Window
 from gpt2.quantization.layers import rounds_each_alone
 from gpt2.quantization.quantize import quantize_int8
 from gpt_encoder.tokenizer import load_tokenizer
 from gpt_test.conftest import repetitive_model
-from gpt_test.gpt2.generation.test_speculation import CONFIG, eager, new_rows, spy
+from gpt_test.gpt2.generation.test_speculation import CONFIG, eager, new_rows
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])
@@ -22,7 +21,7 @@ from gpt_test.gpt2.generation.test_speculation import CONFIG, eager, new_rows, s
 def test_in_few_bits_it_changes_nothing_either(prompt: str, dtype: str) -> None:
     """Rows that are rounded together would, of the shipped model, change three texts of four in int8, one in bfloat16."""
     model = GPT2.from_pretrained("gpt2-tiny", dtype=dtype)
-    if not DecodePlan(model).takes_drafts:
+    if DecodePlan(model).for_drafts is None:
         pytest.skip("torch rounds otherwise on this processor, and nothing is guessed for")
     ids = [load_tokenizer("gpt2-tiny").encode(prompt)]
     with eager() as verified:
@@ -40,10 +39,9 @@ def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, sma
     takes_drafts = engine == "x86" and rounds_each_alone()
     if engine == "hook":
         model.h[0].register_forward_hook(lambda *_: None)
-    assert Decoder(model, [Window([1, 2, 3], 40)], 20).takes_drafts is takes_drafts
-    verified = []
-    monkeypatch.setattr(Speculation, "verified", spy(verified, Speculation.verified))
-    model.generate(torch.tensor([[1, 2, 1, 2, 1, 2]]), max_new_tokens=30, speculate=True)
+    assert (Decoder(model, [Window([1, 2, 3], 40)], 20).verifier is not None) is takes_drafts
+    with eager() as verified:
+        model.generate(torch.tensor([[1, 2, 1, 2, 1, 2]]), max_new_tokens=30, speculate=True)
     assert takes_drafts or not verified
 
 
@@ -51,4 +49,4 @@ def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, sma
 def test_in_16_bits_nothing_is_guessed_for_outside_the_plan(dtype: torch.dtype) -> None:
     model = repetitive_model(CONFIG, dtype=dtype)
     model.h[0].register_forward_hook(lambda *_: None)
-    assert Decoder(model, [Window([1, 2, 3], 20)], 9).takes_drafts is (dtype == torch.float32)
+    assert (Decoder(model, [Window([1, 2, 3], 20)], 9).verifier is not None) is (dtype == torch.float32)

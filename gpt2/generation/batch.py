@@ -1,0 +1,269 @@
+"""Batch: rows that are decoded together. They come with `admit`, advance with `step`, and go when they have ended.
+
+It knows ids, not text. Rows may join a running batch, longer or shorter than it, and may differ in every option. What a row
+gets does not depend on the rows beside it, up to the rounding of a product of several rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+from torch import Tensor
+
+from gpt2.fast.costs import costs_of_verifying
+from gpt2.generation import sampling
+from gpt2.generation.beam_search import beam_search
+from gpt2.generation.decoder import Decoder, DecoderLimits
+from gpt2.generation.draft_model import DraftModel
+from gpt2.generation.row import Row
+from gpt2.generation.speculation import Drafter, PromptLookup, Speculation
+from gpt2.generation.steps import BeamSearch, GreedyTokens, OneToken, Prefill, Step, VerifyDrafts
+from gpt2.model import GPT2
+
+
+class Batch:
+    """The rows that a model continues now.
+
+    Only ids below `vocab_size` are chosen, because models are often padded to more rows than the tokenizer has ids.
+    `use_cache=False` computes every token from the start. While one row is alone it gets drafts if its config has
+    `speculate`, or if there is a `draft_model` of the same vocabulary; `make_speculation` makes what decides how many. One
+    step prefills at most `max_prefill_tokens` tokens of prompts, but at least one prompt. `on_step` is told of every step
+    before it runs. The model must not change while rows run, because their next tokens may have been computed already.
+
+    >>> batch = Batch(model)  # doctest: +SKIP
+    >>> batch.admit(start(model, prompts, config))  # doctest: +SKIP
+    >>> while batch.rows:  # doctest: +SKIP
+    ...     for advanced in batch.step():
+    ...         print([row.ids[-1] for row in advanced])
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        *,
+        vocab_size: int | None = None,
+        use_cache: bool = True,
+        draft_model: GPT2 | None = None,
+        max_prefill_tokens: int | None = None,
+        on_step: Callable[[Step], object] = lambda step: None,
+        make_speculation: Callable[[Drafter, tuple[float, float]], Speculation] = Speculation,
+        limits: DecoderLimits | None = None,
+    ) -> None:
+        self._model, self._draft_model = model, draft_model
+        self._vocab_size, self._use_cache = vocab_size, use_cache
+        self._max_prefill_tokens = max_prefill_tokens
+        self._on_step, self._make_speculation = on_step, make_speculation
+        self._limits = limits or DecoderLimits()
+        self._waiting: list[Row] = []
+        self._searches: list[list[Row]] = []  # rows of beam search, those of one prompt together
+        self._places: list[Row] = []  # the decoder's rows in order; an ended one stays until half of them have ended
+        self._decoder: Decoder | None = None
+        self._one_at_a_time = False  # after greedy tokens could not be computed together
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that have not ended."""
+        found = [row for group in self._searches for row in group] + self._places + self._waiting
+        return [row for row in found if row.finish_reason is None]
+
+    def admit(self, rows: Sequence[Row]) -> None:
+        """Let rows join, from the next step on. Those of one prompt's beams stand together, as `start` makes them."""
+        for row in rows:
+            if row.config.num_beams == 1 or row.config.max_new_tokens == 0:
+                self._waiting.append(row)
+            elif row.index and self._searches and self._searches[-1][0].prompt_ids == row.prompt_ids:
+                self._searches[-1].append(row)
+            else:
+                self._searches.append([row])
+
+    def step(self) -> Iterator[list[Row]]:
+        """Do one step; yields the rows that got a token, once for each round of tokens.
+
+        Between two rounds the reader may end a row by its `finish_reason`. CheckpointError if the model computes NaN.
+        """
+        self._retire()
+        if empty := [row for row in self._waiting if row.n_tokens_left == 0]:
+            for row in empty:
+                row.finish_reason = "length"
+            yield empty
+        self._waiting = [row for row in self._waiting if row.finish_reason is None]
+        step = self._next_step()
+        if step is None:
+            return
+        self._on_step(step)
+        match step:
+            case BeamSearch():
+                yield self._search(self._searches.pop(0))
+            case Prefill():
+                yield self._prefill(step.n_rows)
+            case VerifyDrafts():
+                yield from self._verify(step.drafts)
+            case GreedyTokens():
+                yield from self._greedy_tokens(step.n_tokens)
+            case OneToken():
+                yield self._one_token()
+        self._retire()
+
+    def _next_step(self) -> Step | None:
+        """What to do next; None if no row is left."""
+        if self._searches:
+            return BeamSearch(len(self._searches[0]))
+        if self._waiting:
+            return Prefill(self._n_rows_to_prefill())
+        if self._decoder is None:
+            return None
+        only_largest = all(row.takes_only_the_largest for row in self._places if row.finish_reason is None)
+        self._decoder.only_largest = only_largest and not self._one_at_a_time
+        if len(self._places) == 1:
+            if drafts := self._drafts(self._places[0], self._decoder):
+                return VerifyDrafts(tuple(drafts))
+            if n_tokens := self._decoder.n_greedy_at_once():
+                return GreedyTokens(n_tokens)
+        return OneToken(len(self._places))
+
+    def _search(self, rows: list[Row]) -> list[Row]:
+        """Fill the rows of one prompt with the best beams of a search from it."""
+        config = rows[0].config
+        beams = beam_search(
+            self._model, rows[0].prompt_ids, config, vocab_size=self._vocab_size, use_cache=self._use_cache
+        )  # fmt: skip
+        for row, beam in zip(rows, beams, strict=False):
+            row.ids, row.finish_reason = beam.ids, "eot" if beam.at_eot else "length"
+            row.logprobs = beam.logprobs if row.wants_logprobs else []
+        return rows
+
+    def _n_rows_to_prefill(self) -> int:
+        limit, n_tokens = self._max_prefill_tokens, 0
+        for n_rows, row in enumerate(self._waiting):
+            n_tokens += len(row.window.view)
+            if n_rows and limit is not None and n_tokens > limit:
+                return n_rows
+        return len(self._waiting)
+
+    def _prefill(self, n_rows: int) -> list[Row]:
+        """The first token of each of the first rows that wait."""
+        rows, self._waiting = self._waiting[:n_rows], self._waiting[n_rows:]
+        windows, most = [row.window for row in rows], max(row.n_tokens_left for row in rows)
+        if self._decoder is None:
+            self._decoder = Decoder(
+                self._model,
+                windows,
+                most,
+                use_cache=self._use_cache,
+                only_largest=all(row.takes_only_the_largest for row in rows),
+                vocab_size=self._vocab_size,
+                limits=self._limits,
+            )
+            if len(rows) == 1:
+                self._drafts(rows[0], self._decoder)  # there is no room yet, but this step counts too
+            logits = self._decoder.next_logits()
+        else:
+            self._drop_ended(self._decoder)
+            logits = self._decoder.join(windows, most)
+        self._places += rows
+        return self._give(rows, logits)
+
+    def _one_token(self) -> list[Row]:
+        assert self._decoder is not None
+        return self._give(self._places, self._decoder.next_logits())
+
+    def _greedy_tokens(self, n_tokens: int) -> Iterator[list[Row]]:
+        row, decoder, eot = self._places[0], self._decoder, self._model.config.eos_token_id
+        assert decoder is not None
+        run = decoder.greedy_tokens(n_tokens, eot if row.config.stop_at_eot else None)
+        self._one_at_a_time = run.failed
+        if row.speculation and run.tokens:
+            row.speculation.stepped(len(run.tokens) - 1)
+        n_given = 0
+        try:
+            for token in run.tokens:
+                n_given += 1
+                row.append(token, None, eot)
+                yield [row]
+                if row.finish_reason:
+                    return
+        finally:
+            decoder.reject(len(run.tokens) - n_given)
+
+    def _verify(self, drafts: Sequence[int]) -> Iterator[list[Row]]:
+        """The tokens that are chosen after the only row and after each draft, for as long as the drafts are these tokens."""
+        row, decoder = self._places[0], self._decoder
+        assert decoder is not None and row.speculation is not None
+        places = decoder.next_logits(drafts).split(1)  # (1, V) each: after the row, after its first draft, and so on
+        n_given = 0
+        try:
+            for logits, draft in zip(places, [*drafts, None], strict=False):
+                n_given += 1
+                yield self._give([row], logits)
+                if row.ids[-1] != draft or row.finish_reason:
+                    break
+        finally:
+            decoder.reject(len(places) - n_given)
+        row.speculation.verified(len(drafts), n_given - 1)
+
+    def _give(self, rows: list[Row], logits: Tensor) -> list[Row]:
+        """Choose a token of each row's logits (B, V) and append it; the rows that were still open."""
+        tokens = self._choose(rows, logits)
+        logprobs: Sequence[float | None] = [None] * len(rows)
+        if any(row.wants_logprobs for row in rows):
+            logprobs = sampling.logprobs_of(logits, tokens)
+        advanced = [row for row in rows if row.finish_reason is None]
+        eot = self._model.config.eos_token_id
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if row.finish_reason is None:
+                row.append(token, logprob if row.wants_logprobs else None, eot)
+            else:
+                row.window.ids.append(token)  # an ended row is computed along until the batch is made smaller
+        return advanced
+
+    def _choose(self, rows: list[Row], logits: Tensor) -> list[int]:
+        """A token for each row, those with one config together."""
+        first = rows[0].config
+        if all(row.config is first for row in rows):
+            texts, generators = [row.window.ids for row in rows], [row.generator for row in rows]
+            return sampling.choose(logits, texts, generators, first, self._vocab_size)
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(id(row.config), []).append(place)
+        tokens = [0] * len(rows)
+        for group in places.values():
+            chosen = self._choose([rows[place] for place in group], logits[group])
+            for place, token in zip(group, chosen, strict=True):
+                tokens[place] = token
+        return tokens
+
+    def _drafts(self, row: Row, decoder: Decoder) -> list[int]:
+        """Drafts of what follows the only row; often none."""
+        if not (row.config.speculate or self._draft_model) or decoder.verifier is None:
+            return []
+        if row.speculation is None:
+            costs = costs_of_verifying(self._model, decoder.verifier)
+            drafter: Drafter
+            drafter = self._draft_model_for(row) if self._draft_model else PromptLookup(self._model.config.n_positions)
+            row.speculation = self._make_speculation(drafter, costs)
+        return row.speculation.draft(row.window.ids, decoder.room, row.generator)
+
+    def _draft_model_for(self, row: Row) -> DraftModel:
+        assert self._draft_model is not None
+
+        def choose(logits: Tensor, texts: list[list[int]], generators: list[Random]) -> list[int]:
+            return sampling.choose(logits, texts, generators, row.config, self._vocab_size)
+
+        return DraftModel(self._draft_model, self._model, choose)
+
+    def _retire(self) -> None:
+        """Let ended rows go. It copies the cache of the others, so it waits until half of them have ended."""
+        n_live = sum(row.finish_reason is None for row in self._places)
+        if self._decoder is None or 2 * n_live > len(self._places):
+            return
+        if n_live == 0:
+            self._places, self._decoder, self._one_at_a_time = [], None, False
+        else:
+            self._drop_ended(self._decoder)
+
+    def _drop_ended(self, decoder: Decoder) -> None:
+        live = [place for place, row in enumerate(self._places) if row.finish_reason is None]
+        if len(live) < len(self._places):
+            self._places = [self._places[place] for place in live]
+            decoder.select(live)

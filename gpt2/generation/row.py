@@ -1,0 +1,72 @@
+"""Row: the whole state of one continuation. It knows no model, and no row beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import secrets
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from gpt2.generation.speculation import Speculation
+from gpt2.generation.window import Window
+from gpt_config.generation_config import GenerationConfig
+
+FinishReason = Literal["eot", "stop", "length"]
+
+
+@dataclass
+class Row:
+    """One continuation of one prompt. A `Batch` appends to `ids` and `logprobs`; the reader may set `finish_reason`.
+
+    `logprobs` are natural logarithms of the model's own probabilities, before temperature, penalties and cut-offs; they are
+    filled if `wants_logprobs`. An end-of-text token that ended the row is the last of `ids`.
+    """
+
+    prompt_ids: list[int]
+    config: GenerationConfig
+    n_positions: int  # of the model that continues it
+    index: int = 0  # which of the num_return_sequences of its prompt
+    wants_logprobs: bool = False
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None  # "eot": end-of-text token; "stop": stop string; "length": max_new_tokens
+    speculation: Speculation | None = None  # what has been learned of the drafts for this row
+
+    @cached_property
+    def window(self) -> Window:
+        """The prompt and what follows it, and how much of that the model sees."""
+        return Window(self.prompt_ids + self.ids, self.n_positions)
+
+    @cached_property
+    def generator(self) -> random.Random:
+        """Random numbers from (seed, prompt, index) alone: not from the batch, nor from what ran before.
+
+        Python's generator gives the same numbers on every platform and device. The prompt is part of the key, so that
+        different prompts under one seed draw different numbers.
+        """
+        seed = secrets.randbits(63) if self.config.seed is None else self.config.seed
+        key = f"{seed},{self.index},{self.prompt_ids}".encode()
+        return random.Random(hashlib.blake2b(key, digest_size=16).digest())
+
+    @property
+    def takes_only_the_largest(self) -> bool:
+        """Whether nothing is asked of the logits but which one is the largest."""
+        return self.config.greedy and self.config.repetition_penalty == 1 and not self.wants_logprobs
+
+    @property
+    def n_tokens_left(self) -> int:
+        """How many tokens it may still get."""
+        return self.config.max_new_tokens - len(self.ids)
+
+    def append(self, token: int, logprob: float | None, eot_token: int | None) -> None:
+        """Take the next token, and end if it is the last one."""
+        self.window.ids.append(token)
+        self.ids.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        if self.config.stop_at_eot and token == eot_token:
+            self.finish_reason = "eot"
+        elif len(self.ids) >= self.config.max_new_tokens:
+            self.finish_reason = "length"

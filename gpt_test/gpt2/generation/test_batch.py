@@ -1,0 +1,208 @@
+"""Batch: rows that join, differ in every option and end at any time get the ids that each gets alone."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2
+from gpt2.generation.batch import Batch
+from gpt2.generation.decoder import DecoderLimits
+from gpt2.generation.loop import decode, start
+from gpt2.generation.row import Row
+from gpt2.generation.steps import BeamSearch, GreedyTokens, OneToken, Prefill, Step, StepCounts, VerifyDrafts
+from gpt_config import CheckpointError, GenerationConfig, GPT2Config
+from gpt_test.conftest import random_model, repetitive_model
+
+CONFIG = GPT2Config(vocab_size=40, n_positions=24, n_embd=24, n_layer=2, n_head=3, eos_token_id=39, bos_token_id=38)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    return random_model(CONFIG)
+
+
+@dataclass
+class Arrival:
+    """Rows of one prompt, the step before which they come, and after how many tokens the reader ends them."""
+
+    step: int
+    prompt: list[int]
+    options: dict
+    reader_ends_at: int | None
+
+
+options_strategy = st.fixed_dictionaries(
+    {
+        "max_new_tokens": st.integers(0, 40),
+        "do_sample": st.booleans(),
+        "temperature": st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+        "top_k": st.sampled_from([None, 1, 5]),
+        "top_p": st.sampled_from([None, 0.7]),
+        "min_p": st.sampled_from([None, 0.2]),
+        "repetition_penalty": st.sampled_from([1.0, 1.0, 1.3, 0.8]),
+        "num_return_sequences": st.sampled_from([1, 1, 2]),
+        "speculate": st.booleans(),
+        "stop_at_eot": st.booleans(),
+        "seed": st.integers(0, 9),
+    }
+) | st.fixed_dictionaries({"num_beams": st.just(2), "max_new_tokens": st.integers(0, 9), "seed": st.just(0)})
+arrivals_strategy = st.lists(
+    st.builds(
+        Arrival,
+        step=st.integers(0, 30),
+        prompt=st.lists(st.integers(0, 37), min_size=1, max_size=30),
+        options=options_strategy,
+        reader_ends_at=st.none() | st.integers(1, 20),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def rows_of(model: GPT2, arrival: Arrival) -> list[Row]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # prompts longer than the context are meant
+        return start(model, [arrival.prompt], GenerationConfig(**arrival.options), logprobs=len(arrival.prompt) % 2 == 0)
+
+
+def read(row: Row, arrival: Arrival) -> None:
+    if len(row.ids) == arrival.reader_ends_at and row.finish_reason is None:
+        row.finish_reason = "stop"
+
+
+def alone(model: GPT2, arrival: Arrival) -> list[tuple[list[int], str | None]]:
+    """What each row gets in a batch of its own, without a cache and without drafts: the slow way."""
+    rows = rows_of(model, Arrival(0, arrival.prompt, {**arrival.options, "speculate": False}, arrival.reader_ends_at))
+    groups = [rows] if arrival.options.get("num_beams") else [[row] for row in rows]
+    for group in groups:
+        for advanced in decode(Batch(model, use_cache=False), group):
+            for row in advanced:
+                read(row, arrival)
+    return [(row.ids, row.finish_reason) for row in rows]
+
+
+@given(arrivals=arrivals_strategy, max_prefill_tokens=st.sampled_from([None, 1, 30]))
+@settings(max_examples=60)
+def test_rows_that_come_and_go_get_the_ids_that_they_get_alone(
+    model: GPT2, arrivals: list[Arrival], max_prefill_tokens: int | None
+) -> None:
+    """Float32; prompts and texts go past the context, so that views slide at different times."""
+    batch = Batch(model, max_prefill_tokens=max_prefill_tokens)
+    groups = [rows_of(model, arrival) for arrival in arrivals]
+    arrival_of = {id(row): arrival for group, arrival in zip(groups, arrivals, strict=True) for row in group}
+    n_steps = 0
+    while batch.rows or n_steps <= 30:
+        for group, arrival in zip(groups, arrivals, strict=True):
+            if arrival.step == n_steps:
+                batch.admit(group)
+        for advanced in batch.step():
+            for row in advanced:
+                read(row, arrival_of[id(row)])
+        n_steps += 1
+    for group, arrival in zip(groups, arrivals, strict=True):
+        assert [(row.ids, row.finish_reason) for row in group] == alone(model, arrival)
+        for row in group:
+            assert len(row.logprobs) == (len(row.ids) if row.wants_logprobs else 0)
+
+
+@pytest.mark.parametrize("prompts", [([1] * 4, [2] * 15), ([1] * 15, [2] * 4)], ids=["longer", "shorter"])
+def test_a_row_joins_a_running_batch_without_a_second_prefill_of_it(model: GPT2, prompts: tuple[list[int], ...]) -> None:
+    """Else the test above would hold for a batch that starts again at each arrival."""
+    n_read: list[int] = []
+    hook = model.wte.register_forward_hook(lambda _, inputs, __: n_read.append(inputs[0].numel()))
+    try:
+        batch = Batch(model)
+        first, second = (start(model, [prompt], GenerationConfig(max_new_tokens=6, stop_at_eot=False)) for prompt in prompts)
+        batch.admit(first)
+        for _ in range(3):
+            list(batch.step())
+        batch.admit(second)
+        while batch.rows:
+            list(batch.step())
+    finally:
+        hook.remove()
+    # The prompt; two steps of one row; the second prompt; three steps of both, the first row's last; the rest of the second.
+    assert n_read == [len(prompts[0]), 1, 1, len(prompts[1]), 2, 2, 2, 1, 1]
+
+
+def test_each_kind_of_step_is_told_before_it_runs(model: GPT2) -> None:
+    repeating, told = repetitive_model(CONFIG), []
+    counts = StepCounts()
+
+    def on_step(step: Step) -> None:
+        told.append(step)
+        counts(step)
+
+    options = {"max_new_tokens": 20, "stop_at_eot": False}
+    for chosen in ({"speculate": True, "repetition_penalty": 0.5}, {}, {"num_beams": 2, "max_new_tokens": 3}):
+        rows = start(repeating, [[1, 2, 1, 2, 1, 2]], GenerationConfig(**{**options, **chosen}))
+        limits = DecoderLimits(seconds_at_once=99)
+        for _ in decode(Batch(repeating, on_step=on_step, limits=limits), rows):
+            pass
+    rows = start(repeating, [[1, 2], [3]], GenerationConfig(max_new_tokens=2, stop_at_eot=False))
+    for _ in decode(Batch(repeating, on_step=on_step), rows):
+        pass
+    assert {type(step) for step in told} == {Prefill, VerifyDrafts, GreedyTokens, OneToken, BeamSearch}
+    assert told[-2:] == [Prefill(n_rows=2), OneToken(n_rows=2)]
+    assert sum(counts.by_name.values()) == len(told) and "prefill 3" in str(counts)
+
+
+def test_an_interrupted_step_leaves_rows_that_go_on(model: GPT2) -> None:
+    """Ctrl-C in the middle of a layer: the cache has the length it had, and the next step gives the same token."""
+    config = GenerationConfig(max_new_tokens=12, do_sample=True, seed=1, stop_at_eot=False)
+    expected = start(model, [[1, 2, 3], [4]], config)
+    for _ in decode(Batch(model), expected):
+        pass
+    rows, batch = start(model, [[1, 2, 3], [4]], config), Batch(model)
+    interrupted = []
+
+    def interrupt(*_: object) -> None:
+        if len(rows[0].ids) == 5 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+    hook = model.h[1].mlp.register_forward_hook(interrupt)
+    try:
+        batch.admit(rows)
+        with pytest.raises(KeyboardInterrupt):
+            while batch.rows:
+                list(batch.step())
+        while batch.rows:
+            list(batch.step())
+    finally:
+        hook.remove()
+    assert interrupted and [row.ids for row in rows] == [row.ids for row in expected]
+
+
+def test_a_reader_that_stops_reading_leaves_the_batch_sound(model: GPT2) -> None:
+    """Whoever closes a step among its tokens goes on with the next one, and no token is lost or doubled."""
+    config = GenerationConfig(max_new_tokens=30, stop_at_eot=False)
+    rows, batch = start(model, [[1, 2, 3]], config), Batch(model, limits=DecoderLimits(seconds_at_once=99))
+    batch.admit(rows)
+    n_closed = 0
+    while batch.rows:
+        step = batch.step()
+        next(step, None)
+        step.close()
+        n_closed += 1
+    assert n_closed == 30 and rows[0].ids == alone(model, Arrival(0, [1, 2, 3], vars_of(config), None))[0][0]
+
+
+def vars_of(config: GenerationConfig) -> dict:
+    return {"max_new_tokens": config.max_new_tokens, "stop_at_eot": config.stop_at_eot}
+
+
+def test_damage_that_one_row_meets_is_said() -> None:
+    model = random_model(CONFIG)
+    with torch.no_grad():
+        model.wte.weight[7] = torch.nan
+    batch = Batch(model)
+    batch.admit(start(model, [[1, 7]], GenerationConfig(max_new_tokens=3)))
+    with pytest.raises(CheckpointError, match="NaN"):
+        list(batch.step())

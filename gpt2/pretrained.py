@@ -7,6 +7,7 @@ The class in `model.py` is the architecture alone. The one here, which is `gpt2.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -176,22 +177,29 @@ def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, toke
         tokenizer.save_pretrained(folder)
 
 
-def load_fastest(name_or_folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> GPT2:
+def load_fastest(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    agree: Callable[[architecture.GPT2, architecture.GPT2], bool] | None = None,
+) -> GPT2:
     """The model in the first dtype, from the fastest on, whose greedy text is that of float32; else in float32.
 
-    `is_int8` and `model.dtype` tell which it is. It takes about as long as to generate 50 tokens.
+    `is_int8` and `model.dtype` tell which it is. Each dtype takes about as long as to generate 50 tokens. `agree` of a
+    candidate and the model in float32 decides in place of `says_the_same`.
     """
+    agree = agree or says_the_same
     target = resolve_device(device)
     reference = load_model(name_or_folder, device=target)
     for dtype in _candidates(target):
         candidate = load_model(name_or_folder, device=target, dtype=dtype)
-        if says_the_same(candidate, reference):
+        if agree(candidate, reference):
             return candidate
     return reference
 
 
 def _candidates(device: torch.device) -> tuple[str, ...]:
-    """The dtypes that may be faster than float32, the fastest first: measured on a CPU, supposed on others."""
+    """The dtypes that may be faster than float32, the fastest first: measured on a CPU, estimated on others."""
     if device.type == "cpu":
         return "int8", "bfloat16"
     if device.type == "cuda":
@@ -200,11 +208,11 @@ def _candidates(device: torch.device) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def says_the_same(candidate: GPT2, reference: GPT2) -> bool:
+def says_the_same(candidate: architecture.GPT2, reference: architecture.GPT2) -> bool:
     """Whether `reference` would choose the tokens of the greedy text that `candidate` writes, ties aside."""
     config = reference.config
     start = torch.tensor([[config.bos_token_id or 0]], device=reference.device)
-    ids = candidate.generate(start, max_new_tokens=min(_N_TOKENS, config.n_positions - 1), stop_at_eot=False)
+    ids = generate(candidate, start, max_new_tokens=min(_N_TOKENS, config.n_positions - 1), stop_at_eot=False)
     log_probs = reference(ids[:, :-1]).float().log_softmax(-1)[0]
     chosen = log_probs.gather(1, ids[0, 1:, None])[:, 0]
     return bool((log_probs.amax(-1) - chosen < _TIE).all())

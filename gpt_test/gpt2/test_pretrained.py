@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+
 import torch
 
 from gpt2 import GPT2
-from gpt2 import pretrained as auto_dtype
-from gpt2.pretrained import says_the_same
+from gpt2.pretrained import load_fastest, says_the_same
 from gpt2.quantization.quantize import is_int8
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
@@ -17,15 +17,14 @@ def test_the_shipped_model_is_in_int8() -> None:
     assert is_int8(GPT2.from_pretrained("gpt2-tiny", dtype="auto"))
 
 
-def test_what_does_not_say_the_same_is_left_for_the_next(small_folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dtype_with_another_text_is_left_for_the_next(small_folder: Path) -> None:
     tried = []
 
     def refuse(candidate: GPT2, reference: GPT2) -> bool:
         tried.append("int8" if is_int8(candidate) else candidate.dtype)
         return False
 
-    monkeypatch.setattr(auto_dtype, "says_the_same", refuse)
-    model = GPT2.from_pretrained(small_folder, dtype="auto")
+    model = load_fastest(small_folder, agree=refuse)
     assert tried == ["int8", torch.bfloat16]
     assert model.dtype == torch.float32 and not is_int8(model)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from gpt_config import ConfigError, GenerationConfig, GPT2Error
+from gpt_config.generation_config import GenerationOptions
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,22 @@ def test_temperature_zero_is_greedy() -> None:
     assert GenerationConfig(do_sample=True, temperature=0).greedy
     assert GenerationConfig().greedy
     assert not GenerationConfig(do_sample=True).greedy
+
+
+def test_typed_options_are_the_fields() -> None:
+    """Else a type checker would refuse an option that there is, or let a misspelt one pass."""
+    assert set(GenerationOptions.__annotations__) == {field.name for field in dataclasses.fields(GenerationConfig)}
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"),
+    [
+        ("max_tokens", "max_new_tokens"), ("max_length", "max_new_tokens"), ("temprature", "temperature"),
+        ("topk", "top_k"), ("num_samples", "num_return_sequences"), ("stop_strings", "stop"),
+        ("nonsense", "max_new_tokens, do_sample"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_named_with_the_nearest(option: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{option}=5 is not an option of generation: .*{nearest}") as caught:
+        GenerationConfig.of(GenerationConfig(), {"seed": 1, option: 5})
+    assert "\n" not in str(caught.value)

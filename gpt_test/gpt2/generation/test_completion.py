@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, complete, stream
-from gpt2.generation import completion
 from gpt2.generation.completion import complete_in_batches, stream_batch
 from gpt2.generation.row import Row
 from gpt2.generation.text_stream import TextStream
@@ -151,19 +150,17 @@ def test_many_prompts_come_in_order_whatever_shares_a_batch(
         ]
 
 
-def test_prompts_of_like_length_share_a_batch(small_model, small_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches: list[list[int]] = []
-    original = completion.stream_batch
-
-    def noted(model, tokenizer, texts, *args, **options):
-        batches.append([len(tokenizer.encode(text)) for text in texts])
-        return original(model, tokenizer, texts, *args, **options)
-
-    monkeypatch.setattr(completion, "stream_batch", noted)
+def test_prompts_of_similar_length_share_a_batch(small_model, small_tokenizer) -> None:
+    shapes: list[tuple[int, ...]] = []  # (rows, tokens of the longest) of each prefill
+    hook = small_model.wte.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
     prompts = ["a" * length for length in (1, 30, 2, 29, 3, 28)]
-    assert len(list(complete_in_batches(small_model, small_tokenizer, prompts, batch_size=3, max_new_tokens=1))) == 6
-    assert batches == [sorted(batch, reverse=True) for batch in batches]
-    assert min(batches[0]) > max(batches[1])
+    try:
+        many = list(complete_in_batches(small_model, small_tokenizer, prompts, batch_size=3, max_new_tokens=1))
+    finally:
+        hook.remove()
+    lengths = sorted((len(small_tokenizer.encode(prompt)) for prompt in prompts), reverse=True)
+    assert len(many) == 6 and lengths[2] > lengths[3]
+    assert shapes == [(3, lengths[0]), (3, lengths[3])]
 
 
 def test_without_a_seed_all_batches_share_the_one_that_is_drawn(small_model, small_tokenizer) -> None:

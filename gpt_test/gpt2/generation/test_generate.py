@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,6 +203,7 @@ def test_options_win_over_the_config(model: GPT2) -> None:
         ([[1]], {"top_k": 0}, ConfigError, "top_k=0"),
         ([[1]], {"top_k": 61, "do_sample": True}, InputError, "top_k=61 is more than the 60"),
         ([[1]], {"stop": ("a",)}, InputError, "need a tokenizer"),
+        ([[1]], {"max_tokens": 5}, ConfigError, "^max_tokens=5 is not an option of generation: use max_new_tokens"),
         ([[1]], {"attention_mask": torch.ones(1, 2)}, InputError, "attention_mask has shape"),
     ],
 )
@@ -259,3 +261,19 @@ def test_a_prompt_may_hold_what_is_not_to_be_chosen(model: GPT2, num_beams: int)
     for _ in decode(Batch(model, vocab_size=20), rows):
         pass
     assert len(rows[0].ids) == 5 and max(rows[0].ids) < 20
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_a_misspelt_option(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api", reason="mypy is not installed (pip install -r requirements-dev.txt)")
+    calls = (
+        "GPT2.from_pretrained('gpt2').generate(torch.tensor([[1]]), {}=3)",
+        "complete(GPT2.from_pretrained('gpt2'), load_tokenizer('gpt2'), 'a', {}=3)",
+        "stream(GPT2.from_pretrained('gpt2'), load_tokenizer('gpt2'), 'a', {}=3)",
+    )
+    head = "import torch\nfrom gpt2 import GPT2, complete, stream\nfrom gpt_encoder import load_tokenizer\n"
+    for option, is_fine in (("max_new_tokens", True), ("max_new_token", False)):
+        file = tmp_path / f"{option}.py"
+        file.write_text(head + "\n".join(call.format(option) for call in calls))
+        report, _, _ = api.run(["--follow-imports=silent", str(file)])
+        assert report.count(f'Unexpected keyword argument "{option}"') == (0 if is_fine else 3), report

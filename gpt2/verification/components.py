@@ -125,7 +125,8 @@ _NORMS = {"ln_1.weight": ("C",), "ln_1.bias": ("C",), "ln_2.weight": ("C",), "ln
 
 def _called(module: nn.Module, parameters: dict[str, Tensor], *arguments: Any) -> Tensor:
     """What `module` gives with these for its parameters; every one must be named."""
-    return torch.func.functional_call(module.eval(), parameters, arguments, strict=True)
+    out: Tensor = torch.func.functional_call(module.eval(), parameters, arguments, strict=True)
+    return out
 
 
 def _without(prefix: str, i: dict[str, Tensor]) -> dict[str, Tensor]:

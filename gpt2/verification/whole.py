@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gpt2.kv_cache import KVCache
 from gpt2.pretrained import GPT2, load_model
-from gpt2.reference import numpy_gpt2, numpy_optimizers, python_gpt2
+from gpt2.reference import numpy_gpt2, numpy_layers, numpy_optimizers, python_gpt2
 from gpt2.reference.numpy_generation import stream_ids
 from gpt2.reference.numpy_kv_cache import KVCache as NumpyKVCache
 from gpt2.reference.numpy_model import NumpyGPT2
@@ -112,7 +112,8 @@ class _Engines:
 
 @torch.no_grad()
 def _torch_logits(engines: _Engines, ids: Array, dtype: str) -> Tensor:
-    return engines.torch(dtype)(torch.from_numpy(ids))
+    logits: Tensor = engines.torch(dtype)(torch.from_numpy(ids))  # (B, T) -> (B, T, V)
+    return logits
 
 
 def _python_logits(engines: _Engines) -> Iterator[Pair]:
@@ -200,7 +201,7 @@ def _central_differences(engines: _Engines) -> Iterator[Pair]:
 def _loss_along(model: NumpyGPT2, way: dict[str, Array], step: float, inputs: Array, targets: Array) -> float:
     parameters = {key: value + step * way[key] for key, value in model.parameters.items()}
     logits, _ = numpy_gpt2.gpt2_forward(parameters, model.config, inputs)
-    return numpy_gpt2.cross_entropy_forward(logits, targets)[0]
+    return numpy_layers.cross_entropy_forward(logits, targets)[0]
 
 
 def _transformers_gradients(engines: _Engines) -> Iterator[Pair]:
@@ -256,7 +257,8 @@ def _transformers_greedy(engines: _Engines, prompt: Array) -> list[int]:
     ids = torch.from_numpy(prompt)
     model = engines.transformers("float64")
     options = {"max_new_tokens": _NEW_TOKENS, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
-    return model.generate(ids, **options)[0, prompt.shape[1] :].tolist()
+    new: list[int] = model.generate(ids, **options)[0, prompt.shape[1] :].tolist()
+    return new
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------

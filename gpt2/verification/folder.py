@@ -1,4 +1,4 @@
-"""What breaks model folders in practice, looked for in the files as they are, before any reader has mended them."""
+"""What breaks model folders in practice, looked for in the files as they are, before any reader has corrected them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,30 @@ _COMPILED, _HEAD, _TABLE = "_orig_mod.", "lm_head.weight", "wte.weight"
 
 
 def folder_checks(folder: Path) -> Iterator[Outcome]:
-    """All of them, on a folder with one model.safetensors; others have a reader that the engines do not share."""
+    """All checks of the files. Without transformers, one outcome names the extra that installs it."""
     yield _outcome("config: n_ctx", *_n_ctx(folder))
+    is_readable = yield from _weights_checks(folder)
+    if is_readable or not importlib.util.find_spec("transformers"):
+        yield _outcome("transformers: reads the folder", *_transformers(folder))
+
+
+def _weights_checks(folder: Path) -> Generator[Outcome, None, bool]:
+    """Those of one model.safetensors; returns whether it can be read. Other files have a reader that the engines do not
+    share."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        yield _outcome("weights", Status.SKIPPED, "not in one model.safetensors: save the model anew to have them checked")
-        return
+        yield _outcome("weights", Status.SKIPPED, "not in one model.safetensors: save the model again to have them checked")
+        return False
     try:
         tensors = read_header(path)
     except GPT2Error as error:
         yield _outcome("weights", Status.FAIL, str(error))
-        return
+        return False
     yield _outcome("weights: names", *_names(tensors))
     yield _outcome("weights: tied head", *_tied(tensors))
     yield _outcome("weights: finite numbers", *_finite(tensors))
     yield _outcome("tokenizer: fits the vocabulary", *_vocabulary(folder, tensors))
-    yield _outcome("transformers: reads the folder", *_transformers(folder))
+    return True
 
 
 def _outcome(part: str, status: Status, note: str = "") -> Outcome:
@@ -109,7 +117,7 @@ def _vocabulary(folder: Path, tensors: dict[str, StoredTensor]) -> tuple[Status,
 def _transformers(folder: Path) -> tuple[Status, str]:
     """Whether it loads, with every parameter found; the logits are compared among the checks of the whole model."""
     if not importlib.util.find_spec("transformers"):
-        return Status.SKIPPED, "transformers is not installed"
+        return Status.SKIPPED, "transformers is not installed (pip install 'gpt2-from-scratch[verify]')"
     from transformers import GPT2LMHeadModel
     from transformers.utils import logging
 

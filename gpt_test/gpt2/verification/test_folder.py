@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt2 import GPT2
+from gpt2.verification import verify
 from gpt2.verification.checks import Outcome, Status
 from gpt2.verification.folder import folder_checks
 from gpt_encoder import GPT2Tokenizer
@@ -88,6 +90,20 @@ def test_what_transformers_does_not_find(folder: Path) -> None:
     rewrite(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "ln_f.bias"})
     found = outcome(folder, "transformers: reads the folder")
     assert found.status == Status.FAIL and "ln_f.bias" in found.note
+
+
+def test_without_transformers_one_line_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the checks of the other engines are made."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    outcomes = list(verify(folder))
+    assert not any("transformers" in (found.subject, found.oracle) for found in outcomes)
+    assert {found.status for found in outcomes} == {Status.PASS, Status.SKIPPED}
+    assert {"block, backward", "greedy ids"} <= {found.part for found in outcomes}
+    [line] = [found for found in outcomes if found.note]
+    assert line.part == "transformers: reads the folder" and line.status == Status.SKIPPED
+    assert line.note == "transformers is not installed (pip install 'gpt2-from-scratch[verify]')"
+    (folder / "model.safetensors").unlink()
+    assert outcome(folder, "transformers: reads the folder") == line
 
 
 def test_a_file_that_is_cut_off(folder: Path) -> None:

@@ -21,12 +21,10 @@ def test_openais_and_a_learned_vocabulary_pass(openai_tokenizer: GPT2Tokenizer, 
 
 
 @pytest.mark.parametrize(("method", "part"), [("encode", "ids of texts"), ("decode", "texts of ids")])
-def test_what_is_broken_fails(
-    monkeypatch: pytest.MonkeyPatch, small_tokenizer: GPT2Tokenizer, method: str, part: str
-) -> None:
+def test_what_is_broken_fails(small_tokenizer: GPT2Tokenizer, method: str, part: str) -> None:
     whole = getattr(GPT2Tokenizer, method)
-    monkeypatch.setattr(GPT2Tokenizer, method, lambda self, given: whole(self, given)[::-1])
-    found = statuses(small_tokenizer)
+    broken = type("Broken", (GPT2Tokenizer,), {method: lambda self, given: whole(self, given)[::-1]})
+    found = statuses(broken(small_tokenizer.vocabulary))
     assert found.pop(part) == Status.FAIL and set(found.values()) == {Status.PASS}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gpt2.benchmark.engines import Engine, Prompts
+from gpt2.benchmark.engine import Engine, Prompts
 from gpt2.benchmark.results import Entrant
 from gpt2.pretrained import GPT2
 

@@ -1,10 +1,11 @@
-"""An engine in a process of its own."""
+"""An engine in a process of its own. It knows no particular engine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2.benchmark.engines import Place, Prompts, open_engine
+from gpt2.benchmark.engine import Place, Prompts
+from gpt2.benchmark.engines import open_engine
 from gpt2.benchmark.processes import Apart
 from gpt2.benchmark.subject import Subject
 

@@ -1,58 +1,18 @@
-"""Engines: what generates the tokens. The interface, our own engine, and how one is opened. Peers stand in peers.py."""
+"""Which engines there are, and how one is opened. Our own engine is here; those of other packages are in peers.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
+from gpt2.benchmark.engine import Engine, OpenableEngine, Place, Prompts
 from gpt2.benchmark.machine import free_memory, n_parameters
+from gpt2.benchmark.peers import CTranslate2Engine, LlamaEngine, TransformersEngine
 from gpt2.benchmark.results import LeftOutError
 from gpt2.benchmark.settings import DTYPES, OURS
 from gpt2.benchmark.subject import Subject
+from gpt2.weights.folder import locate_model
 from gpt_config.errors import DeviceError
-
-Prompts = Sequence[Sequence[int]]
-
-# A peer's module and class; it is imported when the peer takes part.
-_PEERS = {"transformers": "TransformersEngine", "ctranslate2": "CTranslate2Engine", "llama-cpp-python": "LlamaEngine"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an engine computes."""
-
-    threads: int
-    device: str = "cpu"
-
-
-class Engine(Protocol):
-    """A model in memory, ready to generate."""
-
-    name: str
-    dtype: str
-
-    def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
-        """The most probable `n_new` tokens after each prompt, one after another; none of them ends a text."""
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
-
-
-class OpenableEngine(Engine, Protocol):
-    """One that is opened in two steps, each of which raises LeftOutError for a dtype that the engine does not have."""
-
-    def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
-        """Read what `prepare` has made."""
-
-    @staticmethod
-    def prepare(subject: Subject, dtype: str) -> Path:
-        """Put the subject into the engine's own format; returns where it is."""
-        ...
 
 
 class OurEngine:
@@ -66,6 +26,7 @@ class OurEngine:
         return subject.folder
 
     def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
+        locate_model(path)  # before torch is imported, which takes seconds
         import torch
 
         from gpt2.pretrained import GPT2
@@ -88,29 +49,32 @@ class OurEngine:
         return ids[:, longest:].tolist()
 
     def close(self) -> None:
-        """Drop the model."""
+        """Delete the model."""
         del self._model
 
 
+# Peers by the names of their packages, which are imported when an engine is prepared or opened.
+_ENGINES: dict[str, type[OpenableEngine]] = {
+    OURS: OurEngine,
+    "transformers": TransformersEngine,
+    "ctranslate2": CTranslate2Engine,
+    "llama-cpp-python": LlamaEngine,
+}
+
+
 def generating_engines(peers: Sequence[str]) -> list[str]:
-    """Ours and those of the peers that generate."""
-    return [OURS, *(name for name in peers if name in _PEERS)]
+    """The names of our engine and of those peers that generate."""
+    return [OURS, *(name for name in peers if name in _ENGINES)]
 
 
 def prepare_engine(name: str, subject: Subject, dtype: str) -> Path:
-    """Put the subject into the format of the engine of that name. LeftOutError if it cannot take part."""
-    return _engine_class(name).prepare(subject, dtype)
+    """Write the subject in the format of the engine `name`; returns the path. LeftOutError if it cannot take part."""
+    return _ENGINES[name].prepare(subject, dtype)
 
 
 def open_engine(name: str, path: Path, subject: Subject, dtype: str, place: Place) -> Engine:
-    """The engine of that name, on what it has prepared. LeftOutError if it cannot take part, or has no room."""
+    """The engine `name`, on what it has prepared. LeftOutError if it cannot take part, or does not fit into memory."""
     needed, free = n_parameters(subject.config) * DTYPES[dtype], free_memory(place.device)
     if free is not None and needed > free:
         raise LeftOutError(f"no room: its weights take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
-    return _engine_class(name)(path, subject, dtype, place)
-
-
-def _engine_class(name: str) -> type[OpenableEngine]:
-    if name == OURS:
-        return OurEngine
-    return getattr(import_module("gpt2.benchmark.peers"), _PEERS[name])
+    return _ENGINES[name](path, subject, dtype, place)

@@ -6,24 +6,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from gpt2.benchmark.agreement import Oracle
-from gpt2.benchmark.engine_process import EngineApart
-from gpt2.benchmark.engines import Engine, Prompts, generating_engines, prepare_engine
+from gpt2.benchmark.bench import Bench
+from gpt2.benchmark.engine import Engine, Prompts
+from gpt2.benchmark.engines import generating_engines, prepare_engine
 from gpt2.benchmark.machine import WeightStream
 from gpt2.benchmark.measure import Contender, speed, spread, take_turns
-from gpt2.benchmark.results import Entrant, Row, timed_rows
+from gpt2.benchmark.results import Entrant, Quantity, Row, timed_rows
 from gpt2.benchmark.settings import DTYPES
 from gpt2.benchmark.subject import prompt_rows
 
-if TYPE_CHECKING:
-    from gpt2.benchmark.run import Bench
-
 SECTIONS = ("decode", "prefill", "batch")
 MEMORY = "memory"  # stands among the engines, for what reading all weights allows
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all engines generate, and what is counted of it."""
+
+    quantity: Quantity
+    prompts: Prompts
+    n_new: int
 
 
 def generating(bench: Bench) -> None:
@@ -51,7 +57,7 @@ def _all_engines(bench: Bench) -> Iterator[list[Engine]]:
                 bench.say(f"loading {name} {dtype}")
                 try:
                     path = prepare_engine(name, bench.subject, dtype)
-                    engines.append(EngineApart(name, path, bench.subject, dtype, bench.place))
+                    engines.append(bench.parts.open_engine(name, path, bench.subject, dtype, bench.place))
                 except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
                     bench.results.leave_out(section, name, dtype, error)
         yield engines
@@ -64,8 +70,8 @@ def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
     settings = bench.settings
     n = settings.new_tokens
     prompts = prompt_rows(bench.subject, bench.texts.prompts, [settings.prompt_tokens])
-    called = f"prompt {settings.prompt_tokens}, {n} new"
-    engines, entrants = _checked(bench, "decode", called, None, engines, oracle, prompts, n)
+    quantity = Quantity("decode", f"prompt {settings.prompt_tokens}, {n} new", None, "tokens/s", n)
+    engines, entrants = _checked(bench, engines, oracle, _Task(quantity, prompts, n))
     stream = WeightStream(bench.subject.config, bench.device)
     runs = [partial(engine.generate, prompts, length) for engine in engines for length in (n, 1)]
     bench.say(f"decode: {settings.rounds} rounds")
@@ -74,9 +80,10 @@ def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
     stream_times = [seconds / stream.N_READS for seconds in reads]
     whole, first = times[0::2], times[1::2]
     later = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(whole, first, strict=True)]
-    bench.results.rows += timed_rows("decode", called, None, entrants, whole, n, "tokens/s")
+    bench.results.rows += timed_rows(quantity, entrants, whole)
     limits = _memory_limits(bench, stream, stream_times)
-    apart = timed_rows("decode", "after the first token", None, entrants, later, n - 1, "tokens/s")
+    after_first = Quantity("decode", "after the first token", None, "tokens/s", n - 1)
+    apart = timed_rows(after_first, entrants, later)
     shared = [_with_share(row, seconds, stream_times, n - 1) for row, seconds in zip(apart, later, strict=True)]
     bench.results.rows += shared + list(limits.values())
 
@@ -108,7 +115,8 @@ def _with_share(row: Row, seconds: list[float], stream_seconds: list[float], n_t
 
 def _prefill(bench: Bench, engines: list[Engine], oracle: Oracle, length: int) -> None:
     prompts = prompt_rows(bench.subject, bench.texts.prompts, [length])
-    _in_turns(bench, "prefill", "to the first token", length, engines, oracle, prompts, 1, amount=length)
+    quantity = Quantity("prefill", "to the first token", length, "tokens/s", length)
+    _in_turns(bench, engines, oracle, _Task(quantity, prompts, 1))
 
 
 def _batch(bench: Bench, engines: list[Engine], oracle: Oracle, batch_size: int) -> None:
@@ -117,51 +125,34 @@ def _batch(bench: Bench, engines: list[Engine], oracle: Oracle, batch_size: int)
     half, span = (settings.prompt_tokens + 1) // 2, settings.prompt_tokens // 2
     lengths = [settings.prompt_tokens - span * row // max(1, batch_size - 1) for row in range(batch_size)]
     prompts = prompt_rows(bench.subject, bench.texts.prompts, lengths)
-    amount = batch_size * settings.new_tokens
     setting = f"prompts of {half} to {settings.prompt_tokens}, {settings.new_tokens} new each"
-    _in_turns(bench, "batch", setting, batch_size, engines, oracle, prompts, settings.new_tokens, amount=amount)
+    quantity = Quantity("batch", setting, batch_size, "tokens/s", batch_size * settings.new_tokens)
+    _in_turns(bench, engines, oracle, _Task(quantity, prompts, settings.new_tokens))
 
 
-def _in_turns(
-    bench: Bench,
-    section: str,
-    setting: str,
-    number: int,
-    engines: list[Engine],
-    oracle: Oracle,
-    prompts: Prompts,
-    n_new: int,
-    *,
-    amount: int,
-) -> None:
-    engines, entrants = _checked(bench, section, setting, number, engines, oracle, prompts, n_new)
-    bench.say(f"{section} {number}: {bench.settings.rounds} rounds")
-    contenders = [Contender(partial(engine.generate, prompts, n_new)) for engine in engines]
+def _in_turns(bench: Bench, engines: list[Engine], oracle: Oracle, task: _Task) -> None:
+    quantity = task.quantity
+    engines, entrants = _checked(bench, engines, oracle, task)
+    bench.say(f"{quantity.section} {quantity.number}: {bench.settings.rounds} rounds")
+    contenders = [Contender(partial(engine.generate, task.prompts, task.n_new)) for engine in engines]
     times = take_turns(contenders, bench.settings.rounds, pause=bench.pause)
-    bench.results.rows += timed_rows(section, setting, number, entrants, times, amount, "tokens/s")
+    bench.results.rows += timed_rows(quantity, entrants, times)
 
 
-def _checked(
-    bench: Bench,
-    section: str,
-    setting: str,
-    number: int | None,
-    engines: list[Engine],
-    oracle: Oracle,
-    prompts: Prompts,
-    n_new: int,
-) -> tuple[list[Engine], list[Entrant]]:
-    """Those engines that give the right ids, where their precision is float32; the others get a row without a figure."""
+def _checked(bench: Bench, engines: list[Engine], oracle: Oracle, task: _Task) -> tuple[list[Engine], list[Entrant]]:
+    """The engines that give the right ids, if their precision is float32; each other one gets a row without a figure."""
+    section, number = task.quantity.section, task.quantity.number
     bench.say(f"{section}{'' if number is None else f' {number}'}: comparing the ids of {len(engines)} engines")
     sound, entrants = [], []
     for engine in engines:
         try:
-            entrant = oracle.judge(engine, prompts, n_new, engine.generate(prompts, n_new))
+            found = engine.generate(task.prompts, task.n_new)
+            entrant = oracle.judge(engine, task.prompts, task.n_new, found)
         except Exception as error:  # as above
             bench.results.leave_out(section, engine.name, engine.dtype, error)
             continue
         if entrant.agrees is False:
-            bench.results.rows.append(Row(section, setting, number, entrant, "tokens/s", None))
+            bench.results.rows.append(task.quantity.row(entrant, None))
         else:
             sound.append(engine)
             entrants.append(entrant)

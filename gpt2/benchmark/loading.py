@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
+from gpt2.benchmark.bench import Bench
 from gpt2.benchmark.engines import generating_engines, prepare_engine
 from gpt2.benchmark.measure import Contender, take_turns
-from gpt2.benchmark.processes import run_python
-from gpt2.benchmark.results import Entrant, Row, timed_rows
+from gpt2.benchmark.results import Entrant, Quantity, Row, timed_rows
 from gpt2.benchmark.settings import OURS
 from gpt2.benchmark.subject import prompt_rows
-
-if TYPE_CHECKING:
-    from gpt2.benchmark.run import Bench
 
 _SETTING = "start a process, load, first token"
 
@@ -76,7 +72,7 @@ def loading(bench: Bench) -> None:
                 runs.append(run)
     bench.say(f"load: {bench.settings.rounds} rounds")
     times = take_turns([Contender(run) for run in runs], bench.settings.rounds, warm_ups=0)
-    bench.results.rows += timed_rows("load", _SETTING, None, entrants, times, None, "s")
+    bench.results.rows += timed_rows(Quantity("load", _SETTING, None, "s"), entrants, times)
 
 
 def _judge(name: str, dtype: str, found: list[int], expected: list[int]) -> Entrant:
@@ -93,10 +89,10 @@ def _start(bench: Bench, name: str, dtype: str) -> Callable[[], str]:
     prompt = bench.subject.tokenizer.decode(ids)
     if name == OURS:
         options = ["--from_pretrained", str(path), "--dtype", dtype, "--device", device, "--max_tokens", "1", "--json"]
-        return partial(run_python, ["-m", "gpt2", "generate", *options, "--", prompt], threads)
+        return partial(bench.parts.run_python, ["-m", "gpt2", "generate", *options, "--", prompt], threads)
     strings = json.dumps(_names(bench, name, ids))
     return partial(
-        run_python,
+        bench.parts.run_python,
         ["-c", _PROGRAMS[name], str(path), dtype, str(threads), prompt, json.dumps(ids), strings, device],
         threads,
     )
@@ -105,7 +101,5 @@ def _start(bench: Bench, name: str, dtype: str) -> Callable[[], str]:
 def _names(bench: Bench, name: str, ids: list[int]) -> list[str]:
     if name != "ctranslate2":
         return []
-    from gpt2.benchmark.peers import token_strings
-
-    names = token_strings(bench.subject)
+    names = bench.subject.token_strings
     return [names[token] for token in ids]

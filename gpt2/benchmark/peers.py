@@ -1,14 +1,14 @@
-"""The engines of others, each fed as its own documentation says. Their packages are imported when one is made."""
+"""The engines of other packages, each used as its own documentation says. A package is imported when its engine is made."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from gpt2.benchmark.engines import Place, Prompts
+from gpt2.benchmark.engine import Place, Prompts
 from gpt2.benchmark.results import LeftOutError
 from gpt2.benchmark.subject import Subject
+from gpt_encoder.tokenizer import GPT2Tokenizer
 
 
 class TransformersEngine:
@@ -43,7 +43,8 @@ class TransformersEngine:
         with torch.inference_mode():
             device = self._model.device
             ids = self._model.generate(input_ids.to(device), attention_mask=mask.to(device), max_new_tokens=n_new)
-        return ids[:, longest:].tolist()
+        rows: list[list[int]] = ids[:, longest:].tolist()
+        return rows
 
     def close(self) -> None:
         """Drop the model."""
@@ -88,7 +89,7 @@ class CTranslate2Engine:
         self._generator = ctranslate2.Generator(
             str(path), device="cpu", compute_type=dtype, inter_threads=1, intra_threads=place.threads
         )
-        self._tokens = token_strings(subject)
+        self._tokens = subject.token_strings
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
         """One call for all prompts; no token ends a text."""
@@ -103,13 +104,6 @@ class CTranslate2Engine:
         self._generator.unload_model()
 
 
-def token_strings(subject: Subject) -> list[str]:
-    """The name of each id, as the vocabulary files have it."""
-    vocabulary = json.loads((subject.folder / "vocab.json").read_text(encoding="utf-8"))
-    names = {token_id: name for name, token_id in vocabulary.items()}
-    return [names[token_id] for token_id in range(len(names))]
-
-
 class LlamaEngine:
     """llama.cpp by llama-cpp-python. Its int8 is q8_0: blocks of 32 weights with a scale each."""
 
@@ -119,10 +113,14 @@ class LlamaEngine:
     def prepare(subject: Subject, dtype: str) -> Path:
         """A GGUF file."""
         from gpt2.formats.gguf import write_gguf
+        from gpt2.pretrained import load_model
 
+        tokenizer = subject.tokenizer
+        if not isinstance(tokenizer, GPT2Tokenizer):
+            raise LeftOutError("has byte pairs only")
         path = subject.work / f"{dtype}.gguf"
         if not path.exists():
-            write_gguf(subject, path, dtype)
+            write_gguf(load_model(subject.folder), tokenizer, path, dtype)
         return path
 
     def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:

@@ -89,31 +89,42 @@ class Results:
         }
 
 
-def timed_rows(
-    section: str,
-    setting: str,
-    number: int | None,
-    entrants: Sequence[Entrant],
-    seconds: Sequence[Sequence[float]],
-    amount: float | None,
-    unit: str,
-) -> list[Row]:
-    """A row for each of `entrants`, from its seconds in each round; `amount` of None leaves seconds as they are.
+@dataclass(frozen=True)
+class Quantity:
+    """What a section times: its names in the results, the unit, and how many of these units one run does.
 
-    Each is held against ours of the same dtype, if that is among them. Seconds that are not above zero (a difference of
-    two times may be lost in noise) make no figure.
+    An `amount` of None leaves seconds as they are.
     """
+
+    section: str
+    setting: str
+    number: int | None
+    unit: str
+    amount: float | None = None
+
+    def row(self, entrant: Entrant, value: Spread | None, times_as_fast: Spread | None = None) -> Row:
+        """An engine's figure of this quantity."""
+        return Row(self.section, self.setting, self.number, entrant, self.unit, value, times_as_fast)
+
+
+def timed_rows(quantity: Quantity, entrants: Sequence[Entrant], seconds: Sequence[Sequence[float]]) -> list[Row]:
+    """A row for each of `entrants`, from its seconds in each round.
+
+    Each is compared with ours of the same dtype, if that is among them. If a round took zero seconds or less (a difference
+    of two times may be lost in noise), the row has no figure.
+    """
+    amount = quantity.amount
     ours = {entrant.dtype: times for entrant, times in zip(entrants, seconds, strict=True) if entrant.engine == OURS}
     rows = []
     for entrant, times in zip(entrants, seconds, strict=True):
         if min(times) <= 0:
-            rows.append(Row(section, setting, number, entrant, unit, None))
+            rows.append(quantity.row(entrant, None))
             continue
         base = ours.get(entrant.dtype)
         is_peer = entrant.engine != OURS and base is not None and min(base) > 0
         ratio = times_as_fast(base, times) if is_peer and base is not None else None
         value = spread(times) if amount is None else speed(times, amount)
-        rows.append(Row(section, setting, number, entrant, unit, value, ratio))
+        rows.append(quantity.row(entrant, value, ratio))
     return rows
 
 

@@ -1,13 +1,12 @@
-"""A whole benchmark: its sections in their order, into one set of results. It measures nothing itself."""
+"""A whole benchmark: runs its sections in order and collects their results. It measures nothing itself."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gpt2.benchmark.engines import Place
+from gpt2.benchmark.bench import Bench, Measure, Parts, Say
 from gpt2.benchmark.machine import environment, installed_version
 from gpt2.benchmark.results import LeftOutError, Results
 from gpt2.benchmark.settings import SECTIONS, Settings
@@ -15,44 +14,11 @@ from gpt2.benchmark.subject import Subject, make_subject, temporary_folder
 from gpt2.benchmark.texts import Texts
 from gpt_config.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
+# The packages that a peer's model files are made with.
+_NEEDED_TOO = {"ctranslate2": ("transformers",), "llama-cpp-python": ("gguf",)}
 
-# What a peer needs besides itself to be given a model.
-_NEEDED_TOO = {"llama-cpp-python": ("gguf",)}
-
-# Measured on a CPU alone: on what else they compute depends on how they were built.
+# Measured on a CPU only: which other devices they support depends on how they were built.
 _ON_A_CPU = ("ctranslate2", "llama-cpp-python")
-
-Say = Callable[[str], None]
-
-
-@dataclasses.dataclass
-class Bench:
-    """What each section is given. `say` tells the user what is going on."""
-
-    settings: Settings
-    subject: Subject
-    texts: Texts
-    results: Results
-    say: Say
-
-    @property
-    def place(self) -> Place:
-        """Where engines compute."""
-        return Place(self.settings.threads, self.settings.device)
-
-    @property
-    def device(self) -> torch.device:
-        """The same, as torch has it."""
-        import torch
-
-        return torch.device(self.settings.device)
-
-    @property
-    def pause(self) -> float:
-        """Seconds between two engines: with several threads, some still spin after their work."""
-        return 0.0 if self.settings.threads == 1 else 0.25
 
 
 def run_benchmark(
@@ -62,16 +28,19 @@ def run_benchmark(
     texts: Texts,
     say: Say,
     show_unfinished: Callable[[Results], object] = lambda results: None,
+    *,
+    parts: Parts | None = None,
 ) -> Results:
     """Measure what `settings` ask for on the model `name`, or on random weights in the shape of `preset`.
 
-    ConfigError or InputError if they do not fit the model. What goes wrong with an engine is noted and the rest goes on.
-    Where Ctrl-C or SIGTERM ends the process, `show_unfinished` is called before, if anything was measured.
+    ConfigError or InputError if they do not fit the model. If an engine fails, the results say why and the rest goes on.
+    If Ctrl-C or SIGTERM ends the process, `show_unfinished` is called before, unless nothing was measured yet.
     """
     import torch
 
     from gpt2.device import resolve_device
 
+    parts = parts or Parts()
     device = resolve_device(settings.device)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device={settings.device!r} cannot be timed: use cpu or cuda")
@@ -82,7 +51,7 @@ def run_benchmark(
         environment(settings.threads, device), dataclasses.asdict(settings) | {"model": name or f"random weights, {preset}"}
     )
     results.settings["texts"] = texts.described()
-    settings = dataclasses.replace(settings, peers=_able_peers(settings, results))
+    settings = dataclasses.replace(settings, peers=able_peers(settings, results, parts.installed_version))
 
     def last_words() -> None:
         if results.rows:
@@ -90,15 +59,17 @@ def run_benchmark(
             show_unfinished(results)
 
     try:
-        with temporary_folder(last_words) as work:
-            _run_sections(Bench(settings, _subject(settings, name, preset, work, say), texts, results, say))
+        with temporary_folder(last_words, parts.temporary_root) as work:
+            run_sections(Bench(settings, _subject(settings, name, preset, work, say), texts, results, say, parts))
     finally:
         torch.set_num_threads(threads)
     return results
 
 
-def _able_peers(settings: Settings, results: Results) -> tuple[str, ...]:
-    """Those of the peers that can be imported, and compute where they are to; the others are noted."""
+def able_peers(
+    settings: Settings, results: Results, installed_version: Callable[[str], str | None] = installed_version
+) -> tuple[str, ...]:
+    """The peers that are installed and compute on the device of `settings`; `results` say why others are left out."""
     able = []
     for peer in settings.peers:
         missing = [package for package in (peer, *_NEEDED_TOO.get(peer, ())) if installed_version(package) is None]
@@ -115,7 +86,7 @@ def _able_peers(settings: Settings, results: Results) -> tuple[str, ...]:
 
 def _subject(settings: Settings, name: str | None, preset: str, work: Path, say: Say) -> Subject:
     if set(settings.sections) == {"scaling"}:
-        return Subject(work / "model", work)  # it makes its own models: nobody will look at this one
+        return Subject(work / "model", work)  # it makes its own models and does not use this one
     say(f"model: {name or f'random weights, {preset}'}")
     subject = make_subject(name, preset, settings.seed, work)
     _check_lengths(settings, subject.config.n_positions)
@@ -137,8 +108,21 @@ def _check_lengths(settings: Settings, limit: int) -> None:
             raise InputError(f"{option} is {value}, and the model sees {limit} tokens: choose less")
 
 
-def _run_sections(bench: Bench) -> None:
-    # Here, for a section brings along what it measures: torch, and some of its peers.
+def run_sections(bench: Bench) -> None:
+    """Measure the sections that are asked for, in order. If an engine's process ends, the other sections are measured."""
+    wanted = [section for section in SECTIONS if section in bench.settings.sections]
+    measures = all_measures() if bench.parts.measures is None else bench.parts.measures
+    for measure in measures:
+        if mine := [section for section in wanted if section in measure.sections]:
+            try:
+                measure.run(bench)
+            except LeftOutError as error:  # a process that ended while it was timed
+                bench.results.leave_out(mine[0], "the rest", "", error)
+
+
+def all_measures() -> list[Measure]:
+    """Those of all sections, in order."""
+    # Imported here: a section imports what it measures, torch and some of the peers.
     from gpt2.benchmark.generating import SECTIONS as GENERATING
     from gpt2.benchmark.generating import generating
     from gpt2.benchmark.loading import loading
@@ -146,11 +130,10 @@ def _run_sections(bench: Bench) -> None:
     from gpt2.benchmark.tokenizing import tokenizing
     from gpt2.benchmark.training import training
 
-    wanted = [section for section in SECTIONS if section in bench.settings.sections]
-    parts = (("tokenizer",), tokenizing), (GENERATING, generating), (("load",), loading), (("training",), training)
-    for sections, measure in (*parts, (("scaling",), scaling)):
-        if mine := [section for section in wanted if section in sections]:
-            try:
-                measure(bench)
-            except LeftOutError as error:  # a process that ended while it was timed: the other sections are measured
-                bench.results.leave_out(mine[0], "the rest", "", error)
+    return [
+        Measure(("tokenizer",), tokenizing),
+        Measure(GENERATING, generating),
+        Measure(("load",), loading),
+        Measure(("training",), training),
+        Measure(("scaling",), scaling),
+    ]

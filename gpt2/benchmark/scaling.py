@@ -7,18 +7,15 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gpt2.benchmark.bench import Bench
 from gpt2.benchmark.engines import generating_engines
-from gpt2.benchmark.machine import free_memory, n_parameters
+from gpt2.benchmark.machine import n_parameters
 from gpt2.benchmark.measure import Spread
-from gpt2.benchmark.processes import run_python
 from gpt2.benchmark.results import Entrant, LeftOutError, Row
 from gpt2.benchmark.subject import is_preset
 from gpt_config.model_config import GPT2Config
-
-if TYPE_CHECKING:
-    from gpt2.benchmark.run import Bench
 
 # Besides the weights: torch, the cache and what is computed at a time.
 _BESIDE = 1_000_000_000
@@ -42,7 +39,7 @@ def _check_room(bench: Bench, size: str) -> None:
     if not is_preset(size):
         return  # a model of the user's: its size is known when it is loaded
     needed = 4 * n_parameters(GPT2Config.preset(size)) + _BESIDE  # it is made in float32, whatever it then runs in
-    free, disk = free_memory(), shutil.disk_usage(bench.subject.work).free
+    free, disk = bench.parts.free_memory(), shutil.disk_usage(bench.subject.work).free
     for what, there in (("memory", free), ("the temporary folder's disk", disk)):
         if there is not None and needed > there:
             raise LeftOutError(f"no room: it takes {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB of {what} are free")
@@ -77,7 +74,9 @@ def _rows(size: str, entrant: Entrant, found: dict[str, Any]) -> list[Row]:
 
 
 def _in_a_process(bench: Bench, task: str, **arguments: Any) -> dict[str, Any]:
-    out = run_python(["-m", "gpt2.benchmark.scaling_process", task, json.dumps(arguments)], bench.settings.threads)
+    out = bench.parts.run_python(
+        ["-m", "gpt2.benchmark.scaling_process", task, json.dumps(arguments)], bench.settings.threads
+    )
     values: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     if "left_out" in values:
         raise LeftOutError(values["left_out"])

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2.benchmark.engines import Place, open_engine, prepare_engine
+from gpt2.benchmark.engine import Place
+from gpt2.benchmark.engines import open_engine, prepare_engine
 from gpt2.benchmark.machine import peak_memory
 from gpt2.benchmark.measure import Contender, spread, take_turns
 from gpt2.benchmark.results import LeftOutError
@@ -60,13 +61,13 @@ def _subject(work: str) -> Subject:
     return Subject(Path(work) / "model", Path(work))
 
 
-_TASKS: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prepare, "measure": measure}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prepare, "measure": measure}
 
 
 def main() -> None:
     """Run the task; what an engine cannot do is part of the answer."""
     try:
-        print(json.dumps(_TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))
+        print(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))
     except (LeftOutError, GPT2Error) as error:
         print(json.dumps({"left_out": str(error)}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -43,6 +44,13 @@ class Subject:
 
         return load_tokenizer(self.folder)
 
+    @cached_property
+    def token_strings(self) -> list[str]:
+        """The token of each id, in the printable alphabet of the vocabulary files."""
+        vocabulary = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
+        names = {token_id: name for name, token_id in vocabulary.items()}
+        return [names[token_id] for token_id in range(len(names))]
+
 
 def make_subject(name: str | None, preset: str, seed: int, work: Path) -> Subject:
     """The model `name`, or one of random weights in the shape of `preset`, as one safetensors file in `work`."""
@@ -78,13 +86,13 @@ def is_preset(size: str) -> bool:
 
 
 @contextlib.contextmanager
-def temporary_folder(last_words: Callable[[], object] = lambda: None) -> Iterator[Path]:
-    """A folder that is gone afterwards, and also when Ctrl-C or SIGTERM ends the process: it may hold gigabytes.
+def temporary_folder(last_words: Callable[[], object] = lambda: None, root: Path | None = None) -> Iterator[Path]:
+    """A folder in `root` that is removed afterwards, also if Ctrl-C or SIGTERM ends the process: it may hold gigabytes.
 
-    `last_words` is called before such an end, which nothing that it raises prevents.
+    `last_words` is called before such an end. Whatever it raises, the process ends.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="gpt2-benchmark-"))
+        folder = Path(tempfile.mkdtemp(prefix="gpt2-benchmark-", dir=root))
     except OSError as error:
         raise WriteError(f"cannot make a temporary folder ({error}): make room, or set TMPDIR to another place") from None
 

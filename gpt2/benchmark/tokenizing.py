@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
 
+from gpt2.benchmark.bench import Bench
 from gpt2.benchmark.codecs import MAKERS, CodecAtWork
 from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.processes import Apart
-from gpt2.benchmark.results import Entrant, LeftOutError, Row, timed_rows
+from gpt2.benchmark.results import Entrant, LeftOutError, Quantity, Row, timed_rows
 from gpt2.benchmark.settings import OURS
-
-if TYPE_CHECKING:
-    from gpt2.benchmark.run import Bench
 
 
 def tokenizing(bench: Bench) -> None:
@@ -30,10 +27,11 @@ def tokenizing(bench: Bench) -> None:
             else:
                 stack.callback(codecs[name].close)
         for text in bench.texts.by_name if OURS in codecs else ():
-            _measure_text(bench, text, codecs)
+            measure_text(bench, text, codecs)
 
 
-def _measure_text(bench: Bench, text: str, codecs: dict[str, Apart]) -> None:
+def measure_text(bench: Bench, text: str, codecs: dict[str, Apart]) -> None:
+    """Check and time all codecs on the text of that name."""
     codecs = _checked(bench, text, codecs)
     megabytes = len(bench.texts.by_name[text].encode()) / 1e6
     settings = {
@@ -47,7 +45,7 @@ def _measure_text(bench: Bench, text: str, codecs: dict[str, Apart]) -> None:
     for setting, contenders in settings.items():
         bench.say(f"tokenizer: {setting}, {bench.settings.rounds} rounds")
         times = take_turns(contenders, bench.settings.rounds)
-        bench.results.rows += timed_rows("tokenizer", setting, None, entrants, times, megabytes, "MB/s")
+        bench.results.rows += timed_rows(Quantity("tokenizer", setting, None, "MB/s", megabytes), entrants, times)
 
 
 def _renewed(codec: Apart) -> tuple[Apart]:

@@ -4,20 +4,22 @@ share of the device's operations that it makes use of."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gpt2.benchmark.bench import Bench
 from gpt2.benchmark.machine import free_memory, n_parameters, read_per_token
 from gpt2.benchmark.measure import Contender, take_turns
-from gpt2.benchmark.results import Entrant, LeftOutError, Row, timed_rows
+from gpt2.benchmark.peers import load_transformers
+from gpt2.benchmark.results import Entrant, LeftOutError, Quantity, Row, timed_rows
 from gpt2.benchmark.settings import OURS, Settings
 from gpt2.benchmark.subject import prompt_rows
 from gpt2.pretrained import GPT2, load_model
@@ -27,9 +29,6 @@ from gpt2.training.loop import training_operations
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.objective import Objective
 from gpt_config.training_config import TrainingConfig
-
-if TYPE_CHECKING:
-    from gpt2.benchmark.run import Bench
 
 _PRECISIONS = ("float32", "bfloat16")  # of the products; weights and moments are float32
 _RATE = 1e-4
@@ -45,8 +44,12 @@ class Learner:
     loss: Callable[[], float]
 
 
-def training(bench: Bench) -> None:
-    """Measure each precision that is asked for."""
+# The bench, the rows of ids (B, T + 1), and the dtype of the products.
+MakeLearner = Callable[[Bench, NDArray[Any], str], Learner]
+
+
+def training(bench: Bench, makers: Mapping[str, MakeLearner] | None = None) -> None:
+    """Measure each precision that is asked for. `makers` are by default `LEARNERS`: ours, and those of the peers."""
     settings = bench.settings
     setting = f"{settings.train_rows} rows of {settings.train_context}, dropout {settings.dropout:g}"
     setting += ", compiled" * settings.compile
@@ -57,20 +60,20 @@ def training(bench: Bench) -> None:
         if dtype not in _PRECISIONS:
             continue
         try:
-            _measure(bench, setting, dtype)
+            _measure(bench, setting, dtype, LEARNERS if makers is None else makers)
         except Exception as error:  # most likely memory, in a step that was timed; the rest is measured
             bench.results.leave_out("training", "all", dtype, error)
 
 
-def _measure(bench: Bench, setting: str, dtype: str) -> None:
+def _measure(bench: Bench, setting: str, dtype: str, makers: Mapping[str, MakeLearner]) -> None:
     settings = bench.settings
-    sound = _checked(bench, setting, _learners(bench, dtype), dtype)
+    sound = _checked(bench, setting, _learners(bench, dtype, makers), dtype)
     bench.say(f"training {dtype}: {settings.rounds} rounds")
     contenders = [Contender(partial(_timed_step, learner, bench.device)) for _, learner in sound]
     times = take_turns(contenders, settings.rounds)
     entrants, limit = [entrant for entrant, _ in sound], _tokens_at_peak(bench, dtype)
     tokens = settings.train_rows * settings.train_context
-    for row in timed_rows("training", setting, None, entrants, times, tokens, "tokens/s"):
+    for row in timed_rows(Quantity("training", setting, None, "tokens/s", tokens), entrants, times):
         share = row.value.median / limit if row.value is not None else None
         bench.results.rows.append(replace(row, share_of_limit=share))
 
@@ -87,10 +90,9 @@ def _tokens_at_peak(bench: Bench, dtype: str) -> float:
     return measured_peak(bench.device, getattr(torch, dtype)) / operations
 
 
-def _learners(bench: Bench, dtype: str) -> dict[str, Learner]:
+def _learners(bench: Bench, dtype: str, makers: Mapping[str, MakeLearner]) -> dict[str, Learner]:
     settings = bench.settings
     ids = np.array(prompt_rows(bench.subject, bench.texts.prompts, [settings.train_context + 1] * settings.train_rows))
-    makers = {OURS: _ours, "transformers": _transformers}
     learners = {}
     for name, make in makers.items():
         if name != OURS and name not in settings.peers:
@@ -185,8 +187,6 @@ def _ours(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
 
 def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
     """transformers' model, torch's AdamW with the same numbers, and the gradient shortened: what one writes by hand."""
-    from gpt2.benchmark.peers import load_transformers
-
     settings, device = bench.settings, bench.device
     model = load_transformers(bench.subject.folder, torch.float32).to(device).train()
     for module in model.modules():
@@ -201,7 +201,8 @@ def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
 
     def loss() -> torch.Tensor:
         # It would move the labels on by one itself, and so learn from one token less than it is given.
-        return compute(input_ids=rows, labels=targets, shift_labels=targets, use_cache=False).loss
+        value: torch.Tensor = compute(input_ids=rows, labels=targets, shift_labels=targets, use_cache=False).loss
+        return value
 
     def autocast() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if dtype == "float32" else torch.autocast(device.type, torch.bfloat16)
@@ -223,3 +224,7 @@ def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
         return value
 
     return Learner(step, evaluated)
+
+
+# What trains, by the name of its package.
+LEARNERS: dict[str, MakeLearner] = {OURS: _ours, "transformers": _transformers}

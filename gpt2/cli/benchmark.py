@@ -90,7 +90,8 @@ def benchmark(**options: Any) -> None:
             plot(results, picture)
 
     results = run_benchmark(
-        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True), show_unfinished
+        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True), show_unfinished,
+        parts=click.get_current_context().obj,
     )  # fmt: skip
     show(results)
     if picture is not None:  # last: if it cannot be written, an hour's figures are not lost

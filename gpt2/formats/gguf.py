@@ -1,19 +1,27 @@
-"""A GPT-2 as a GGUF file for llama.cpp, written with the `gguf` package. It knows names and shapes, not arithmetic.
+"""Write a GPT-2 as a GGUF file for llama.cpp, with the `gguf` package. It knows names and shapes, not arithmetic.
 
-GGUF's own documentation has the metadata; names and layout of the tensors are those llama.cpp reads for "gpt2": matrices
-as (outputs, inputs), the transpose of the published ones.
+GGUF's own documentation describes the metadata. Names and layout of the tensors are those that llama.cpp reads for "gpt2":
+matrices are (outputs, inputs), the transpose of the published ones.
 """
 
 from __future__ import annotations
 
+import os
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.benchmark.peers import token_strings
-from gpt2.benchmark.subject import Subject
+from gpt_config.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gpt2.model import GPT2
+    from gpt_config.model_config import GPT2Config
+    from gpt_encoder.tokenizer import GPT2Tokenizer
+
+# dtype -> gguf's name of it
+_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
 
 _OUTSIDE = {
     "wte.weight": "token_embd.weight",
@@ -31,23 +39,32 @@ _IN_BLOCK = {
 }
 
 
-def write_gguf(subject: Subject, path: Path, dtype: str) -> None:
-    """Write the subject's weights and vocabulary; int8 is q8_0. Vectors and positions stay float32."""
-    import gguf
+def write_gguf(model: GPT2, tokenizer: GPT2Tokenizer, path: str | os.PathLike[str], dtype: str = "float32") -> None:
+    """Write the weights of a float32 `model` and the vocabulary of `tokenizer`.
 
-    from gpt2.pretrained import load_model
-
-    writer = gguf.GGUFWriter(path, "gpt2")
-    _add_metadata(writer, subject)
-    kind = _kinds()[dtype]
-    for name, tensor in load_model(subject.folder).state_dict().items():
-        is_matrix = tensor.dim() == 2 and name != "wpe.weight"
-        _add(
-            writer,
-            gguf_name(name),
-            tensor.t() if is_matrix and name != "wte.weight" else tensor,
-            kind if is_matrix else None,
+    `dtype` is that of matrices: float32, float16, bfloat16, or int8, which is llama.cpp's Q8_0. Vectors and positions stay
+    float32. InputError if `dtype` is another one, if the package gguf is not installed, or if the model has fewer rows than
+    the tokenizer has tokens.
+    """
+    if dtype not in _KINDS:
+        raise InputError(f"dtype={dtype!r} cannot be written as GGUF: use one of {', '.join(_KINDS)}")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size} rows: "
+            "it belongs to another model"
         )
+    try:
+        import gguf
+    except ImportError:
+        raise InputError("writing GGUF needs gguf: pip install 'gpt2-from-scratch[benchmark]'") from None
+    writer = gguf.GGUFWriter(Path(path), "gpt2")
+    _add_sizes(writer, model.config)
+    _add_vocabulary(writer, model.config, tokenizer)
+    kind = getattr(gguf.GGMLQuantizationType, _KINDS[dtype])
+    for name, tensor in model.state_dict().items():
+        is_matrix = tensor.dim() == 2 and name != "wpe.weight"
+        values = tensor.t() if is_matrix and name != "wte.weight" else tensor  # (inputs, outputs) -> (outputs, inputs)
+        _add(writer, gguf_name(name), values, kind if is_matrix else None)
         if name == "wte.weight":  # the head: the same numbers again
             _add(writer, "output.weight", tensor, kind)
     writer.write_header_to_file()
@@ -57,7 +74,11 @@ def write_gguf(subject: Subject, path: Path, dtype: str) -> None:
 
 
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of a parameter."""
+    """llama.cpp's name of a parameter.
+
+    >>> gguf_name("h.0.attn.c_attn.weight")
+    'blk.0.attn_qkv.weight'
+    """
     if name in _OUTSIDE:
         return _OUTSIDE[name]
     _, layer, rest = name.split(".", 2)
@@ -65,27 +86,24 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_IN_BLOCK[module]}.{kind}"
 
 
-def _kinds() -> dict[str, Any]:
-    from gguf import GGMLQuantizationType as Kind
-
-    return {"float32": Kind.F32, "float16": Kind.F16, "bfloat16": Kind.BF16, "int8": Kind.Q8_0}
-
-
-def _add_metadata(writer: Any, subject: Subject) -> None:
-    config = subject.config
+def _add_sizes(writer: Any, config: GPT2Config) -> None:
     writer.add_context_length(config.n_positions)
     writer.add_embedding_length(config.n_embd)
     writer.add_block_count(config.n_layer)
     writer.add_feed_forward_length(config.inner_dim)
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    tokens = token_strings(subject)
-    merges = (subject.folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+
+
+def _add_vocabulary(writer: Any, config: GPT2Config, tokenizer: GPT2Tokenizer) -> None:
+    vocabulary, unused = tokenizer.vocabulary, count()
+    tokens = {token_id: token for token, token_id in {**vocabulary.special_tokens, **vocabulary.token_ids}.items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens + [f"[unused {n}]" for n in range(config.vocab_size - len(tokens))])
+    # Rows without a token get distinct names: llama.cpp needs a name for each id.
+    writer.add_token_list([tokens.get(i) or f"[unused {next(unused)}]" for i in range(config.vocab_size)])
     writer.add_token_types([1] * config.vocab_size)  # ordinary ones: ids go in and ids come out
-    writer.add_token_merges([line for line in merges if line and not line.startswith("#version")])
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges])
     writer.add_bos_token_id(config.bos_token_id or 0)
     writer.add_eos_token_id(config.eos_token_id or 0)
 

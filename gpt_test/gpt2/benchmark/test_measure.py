@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gpt2.benchmark.measure import Contender, Spread, speed, spread, take_turns, times_as_fast
-from gpt2.benchmark.results import Entrant, LeftOutError, Results, timed_rows
+from gpt2.benchmark.results import Entrant, LeftOutError, Quantity, Results, timed_rows
 from gpt2.benchmark.settings import OURS
 
 
@@ -54,12 +54,13 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
 
 def test_rows_are_held_against_ours_of_the_same_dtype() -> None:
     entrants = [Entrant(OURS, "float32"), Entrant("peer", "float32"), Entrant("peer", "int8")]
-    rows = timed_rows("decode", "", None, entrants, [[1.0, 2.0, 4.0], [2.0, 4.0, 2.0], [1.0, 1.0, 1.0]], 8, "tokens/s")
+    seconds = [[1.0, 2.0, 4.0], [2.0, 4.0, 2.0], [1.0, 1.0, 1.0]]
+    rows = timed_rows(Quantity("decode", "", None, "tokens/s", 8), entrants, seconds)
     assert [row.value for row in rows] == [Spread(4.0, 2.0, 8.0), Spread(4.0, 2.0, 4.0), Spread(8.0, 8.0, 8.0)]
     assert [row.times_as_fast for row in rows] == [None, Spread(2.0, 0.5, 2.0), None]
-    rows = timed_rows("load", "", None, entrants[:2], [[1.0, 3.0], [4.0, 6.0]], None, "s")
+    rows = timed_rows(Quantity("load", "", None, "s"), entrants[:2], [[1.0, 3.0], [4.0, 6.0]])
     assert rows[1].value == Spread(5.0, 4.0, 6.0) and rows[1].times_as_fast == Spread(3.0, 2.0, 4.0)
-    rows = timed_rows("decode", "", None, entrants[:2], [[0.0, 1.0], [1.0, 1.0]], 1, "tokens/s")
+    rows = timed_rows(Quantity("decode", "", None, "tokens/s", 1), entrants[:2], [[0.0, 1.0], [1.0, 1.0]])
     assert rows[0].value is None and rows[1].times_as_fast is None and rows[1].value == Spread(1.0, 1.0, 1.0)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gpt2.benchmark import run, tokenizing
+from gpt2.benchmark.bench import Bench, Measure, Parts
 from gpt2.benchmark.codecs import MAKERS, Codec, CodecAtWork
 from gpt2.benchmark.results import LeftOutError, Results
-from gpt2.benchmark.settings import OURS
+from gpt2.benchmark.run import run_sections
+from gpt2.benchmark.settings import OURS, Settings
+from gpt2.benchmark.subject import Subject
+from gpt2.benchmark.texts import Texts
+from gpt2.benchmark.tokenizing import measure_text
 from gpt_encoder import GPT2Tokenizer
 
 TEXTS = {"short": "the cat sat", "other": "é 😀\ud800"}
@@ -36,7 +41,7 @@ def test_only_who_gives_the_same_ids_is_timed() -> None:
     bench: Any = SimpleNamespace(
         results=results, texts=SimpleNamespace(by_name=TEXTS), settings=SimpleNamespace(rounds=2), say=lambda line: None
     )
-    tokenizing._measure_text(bench, "short", peers)  # type: ignore[arg-type]
+    measure_text(bench, "short", peers)  # type: ignore[arg-type]
     timed = [(row.setting, row.entrant.engine) for row in results.rows if row.value is not None]
     assert sorted(timed) == sorted(
         (f"{what} short{how}", name)
@@ -51,13 +56,16 @@ def test_only_who_gives_the_same_ids_is_timed() -> None:
     assert peers["other"].asked == ["digests"]
 
 
-def test_what_breaks_while_it_is_timed_leaves_the_other_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_while_it_is_timed_leaves_the_other_sections() -> None:
     done: list[str] = []
-    monkeypatch.setattr("gpt2.benchmark.training.training", lambda bench: done.append("training"))
-    monkeypatch.setattr(tokenizing, "tokenizing", lambda bench: Peer(breaks_at="renew").ask("renew"))
-    results = Results()
-    bench: Any = SimpleNamespace(results=results, settings=SimpleNamespace(sections=("tokenizer", "training")))
-    run._run_sections(bench)
+    measures = [
+        Measure(("tokenizer",), lambda bench: Peer(breaks_at="renew").ask("renew")),
+        Measure(("load",), lambda bench: done.append("load")),
+        Measure(("training",), lambda bench: done.append("training")),
+    ]
+    results, settings = Results(), Settings(sections=("tokenizer", "training"))
+    texts, subject = Texts(TEXTS, "the test's"), Subject(Path(), Path())
+    run_sections(Bench(settings, subject, texts, results, lambda line: None, Parts(measures=measures)))
     assert done == ["training"]
     [left_out] = results.left_out
     assert (left_out.section, left_out.reason) == ("tokenizer", "broke")

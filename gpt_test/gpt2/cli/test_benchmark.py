@@ -6,12 +6,19 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
-from gpt2.benchmark import generating, scaling, scaling_process, training
+from gpt2.benchmark.bench import Bench, Measure, Parts
 from gpt2.benchmark.engines import open_engine
+from gpt2.benchmark.processes import run_python
+from gpt2.benchmark.scaling_process import TASKS
 from gpt2.benchmark.settings import OURS
+from gpt2.benchmark.tokenizing import tokenizing
+from gpt2.benchmark.training import LEARNERS, Learner, training
+from gpt2.cli.group import cli
 from gpt_test.conftest import TRAINING_TEXT
 
 SIZES = [
@@ -26,19 +33,22 @@ def options(small_folder: Path, tmp_path: Path) -> list[object]:
     return ["--from_pretrained", small_folder, "--text", tmp_path / "story.txt", *SIZES]
 
 
-def test_sections_in_one_process(
-    run_command: Callable, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generating, "EngineApart", open_engine)  # torch takes seconds to import in a process of its own
+def run_with(parts: Parts, *args: object) -> Result:
+    """`gpt2 benchmark` made of other parts."""
+    return CliRunner().invoke(cli, ["benchmark", *map(str, args)], obj=parts, catch_exceptions=False)
+
+
+def test_sections_in_one_process(options: list[object], tmp_path: Path) -> None:
     peers = ["transformers", "tiktoken", "tokenizers"]
     for peer in peers:
         pytest.importorskip(peer, reason=f"{peer} is not installed (pip install '.[test]')")
     sections = ["tokenizer", "decode", "prefill", "batch", "training"]
     picture = tmp_path / "picture.png"
     chosen = ["--sections", ",".join(sections), "--peers", ",".join(peers), "--dtypes", "float32", "--dtype", "bfloat16"]
-    result = run_command("benchmark", *options, *chosen, "--plot", picture)
-    assert result.status == 0, result.err
-    *lines, last = result.out.splitlines()
+    # An engine in a process of its own imports torch there, which takes seconds.
+    result = run_with(Parts(open_engine=open_engine), *options, *chosen, "--plot", picture)
+    assert result.exit_code == 0, result.stderr
+    *lines, last = result.stdout.splitlines()
     for section in sections:
         assert section in lines
     values = json.loads(last)
@@ -56,17 +66,22 @@ def test_sections_in_one_process(
     assert all(row["share_of_limit"] > 0 for row in rows if row["section"] == "training")
     assert {row["number"] for row in rows if row["section"] == "batch"} == {1, 3}
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "decode: 2 rounds" in result.err
+    assert "decode: 2 rounds" in result.stderr
 
 
-def test_sections_in_processes_of_their_own(
-    run_command: Callable, options: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def in_this_process(arguments: list[str], threads: int) -> str:
-        assert arguments[:2] == ["-m", "gpt2.benchmark.scaling_process"]
-        return json.dumps(scaling_process._TASKS[arguments[2]](**json.loads(arguments[3])))
+def test_sections_in_processes_of_their_own(options: list[object]) -> None:
+    """Torch takes seconds to import: scaling runs in this process, and load, which starts a command twice, once."""
+    answers: dict[tuple[str, ...], str] = {}
+    started: list[tuple[str, ...]] = []
 
-    monkeypatch.setattr(scaling, "run_python", in_this_process)  # torch takes seconds to import
+    def run(arguments: list[str], threads: int) -> str:
+        if arguments[:2] == ["-m", "gpt2.benchmark.scaling_process"]:
+            return json.dumps(TASKS[arguments[2]](**json.loads(arguments[3])))
+        started.append(tuple(arguments))
+        if started[-1] not in answers:
+            answers[started[-1]] = run_python(arguments, threads)
+        return answers[started[-1]]
+
     folder = options[1]
     chosen = [
         "--sections",
@@ -80,9 +95,10 @@ def test_sections_in_processes_of_their_own(
         "--contexts",
         "8,32,99",
     ]
-    result = run_command("benchmark", *options, "--rounds", 1, *chosen)
-    assert result.status == 0, result.err
-    rows = json.loads(result.out.splitlines()[-1])["rows"]
+    result = run_with(Parts(run_python=run), *options, "--rounds", 1, *chosen)
+    assert result.exit_code == 0, result.stderr
+    assert len(started) == 2 and len(answers) == 1
+    rows = json.loads(result.stdout.splitlines()[-1])["rows"]
     assert [(row["section"], row["unit"], row["number"]) for row in rows] == [
         ("load", "s", None), ("scaling", "ms/token", 8), ("scaling", "ms/token", 32),
         ("scaling", "MB", None), ("scaling", "MB", None),
@@ -98,38 +114,39 @@ def test_scaling_in_processes_of_its_own(run_command: Callable, options: list[ob
     assert [row["engine"] for row in values["rows"]] == [OURS] * 3 + ["transformers"] * 3 and not values["left_out"]
 
 
-def test_a_peer_that_is_not_installed_and_a_size_without_room(
-    run_command: Callable, options: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gpt2.benchmark.run.installed_version", lambda name: None if name == "llama-cpp-python" else "1")
-    monkeypatch.setattr("gpt2.benchmark.scaling.free_memory", lambda: 7_000_000_000)
+def test_a_peer_that_is_not_installed_and_a_size_without_room(options: list[object]) -> None:
+    parts = Parts(
+        installed_version=lambda name: None if name == "llama-cpp-python" else "1", free_memory=lambda: 7_000_000_000
+    )
     chosen = ["--sections", "scaling", "--peers", "llama-cpp-python", "--sizes", "1558M"]
-    result = run_command("benchmark", *options, *chosen)
-    assert result.status == 0, result.err
-    values = json.loads(result.out.splitlines()[-1])
+    result = run_with(parts, *options, *chosen)
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout.splitlines()[-1])
     assert values["peers"] == {"llama-cpp-python": "llama-cpp-python not installed"}
     reasons = [item["reason"] for item in values["left_out"]]
     assert reasons[0].startswith("llama-cpp-python not installed (pip install")
     assert reasons[1] == "no room: it takes 7.2 GB, and 7.0 GB of memory are free"
-    assert len(reasons) == 2 and all(reason in result.out for reason in reasons)
+    assert len(reasons) == 2 and all(reason in result.stdout for reason in reasons)
 
 
 @pytest.mark.parametrize("name", [OURS, "transformers"])
-def test_a_training_step_that_fails_takes_nothing_else_with_it(
-    run_command: Callable, options: list[object], monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_training_step_that_fails_takes_nothing_else_with_it(options: list[object], name: str) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[test]')")
-    maker = {OURS: "_ours", "transformers": "_transformers"}[name]
-    make = getattr(training, maker)
 
     def without_memory() -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(training, maker, lambda *arguments: dataclasses.replace(make(*arguments), step=without_memory))
+    def make(*arguments: Any) -> Learner:
+        return dataclasses.replace(LEARNERS[name](*arguments), step=without_memory)
+
+    def measure(bench: Bench) -> None:
+        training(bench, LEARNERS | {name: make})
+
+    parts = Parts(measures=[Measure(("tokenizer",), tokenizing), Measure(("training",), measure)])
     chosen = ["--sections", "tokenizer,training", "--peers", "transformers", "--dtypes", "float32"]
-    result = run_command("benchmark", *options, *chosen)
-    assert result.status == 0, result.err
-    values = json.loads(result.out.splitlines()[-1])
+    result = run_with(parts, *options, *chosen)
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout.splitlines()[-1])
     assert [(item["engine"], item["reason"]) for item in values["left_out"]][:1] == [
         (name, "failed with RuntimeError: out of memory")
     ]

@@ -1,4 +1,4 @@
-"""Encode many texts in several processes. It knows tokenizers by their interface, and nothing of how they encode.
+"""Encode many texts in several processes. It knows three methods of a tokenizer, and nothing of how it encodes.
 
 Text is worked on in jobs of about half a megabyte, long texts in parts. A forked process has all texts, and is told which
 job to do; elsewhere they are sent. Ids come back as bytes, since a list of ints takes longer to send than to make, and to
@@ -13,18 +13,15 @@ import os
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from gpt_config.collector import collector_paused
 from gpt_config.errors import InputError
 from gpt_encoder.chunk_cache import blocks
-
-if TYPE_CHECKING:
-    from gpt_encoder.interface import Tokenizer
 
 _JOB_LENGTH = 1 << 19
 _JOB_PARTS = 1 << 14
@@ -35,6 +32,19 @@ _JOBS_AHEAD = 6
 # The ids of a job of any language; what is more goes through a pipe. Memory is taken when it is first written.
 _SLOT_BYTES = 4 << 20
 _ID_BYTES = 4
+
+
+class BatchTokenizer(Protocol):
+    """What this module needs of a tokenizer; every `gpt_encoder.Tokenizer` has it."""
+
+    def special_parts(self, text: str, allowed: Mapping[str, int]) -> list[str | int]:
+        """`text` with the ids of the special tokens in `allowed` in place of their texts."""
+
+    def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of each text as the bytes of an array of 32-bit unsigned ints. Nothing in the texts is special."""
+
+    def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
+        """The ids of each text as a list. `packed`: the ids of all texts; `counts`: how many each text has."""
 
 
 class _Job(NamedTuple):
@@ -73,7 +83,7 @@ def available_cores() -> int:
 
 @collector_paused(made_is_old=True)  # each list would be looked through again whenever there are a quarter more of them
 def encode_in_processes(
-    tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
+    tokenizer: BatchTokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
 ) -> list[list[int]]:
     """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others."""
     rows: list[list[int]] = []
@@ -115,7 +125,7 @@ def _new_slot() -> _Slot:
 
 
 def _encoded_in_order(
-    pool: ProcessPoolExecutor, slots: list[_Slot], tokenizer: Tokenizer, jobs: list[_Job], is_forked: bool
+    pool: ProcessPoolExecutor, slots: list[_Slot], tokenizer: BatchTokenizer, jobs: list[_Job], is_forked: bool
 ) -> Iterator[tuple[_Job, list[int], bytes | memoryview]]:
     """Each job, how many ids each of its texts has, and all of them, which are gone when the next job is asked for.
 
@@ -148,7 +158,9 @@ def _encoded_in_order(
     yield from finished(most_left=0)
 
 
-def _jobs(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]) -> Iterator[_Job]:
+def _jobs(
+    tokenizer: BatchTokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]
+) -> Iterator[_Job]:
     """All `texts` in jobs; an empty row for each of them is added to `rows`."""
     job, length = _Job(array("Q"), {}, []), 0
     for number, text in enumerate(texts):
@@ -167,7 +179,7 @@ def _jobs(tokenizer: Tokenizer, texts: Iterable[str], allowed: Mapping[str, int]
         yield job
 
 
-def _split(tokenizer: Tokenizer, text: str, allowed: Mapping[str, int]) -> Iterator[str | int]:
+def _split(tokenizer: BatchTokenizer, text: str, allowed: Mapping[str, int]) -> Iterator[str | int]:
     """Special tokens' ids, and what is between them in parts that are no longer than a job."""
     for content in tokenizer.special_parts(text, allowed):
         if isinstance(content, int) or len(content) <= _JOB_LENGTH:
@@ -176,12 +188,12 @@ def _split(tokenizer: Tokenizer, text: str, allowed: Mapping[str, int]) -> Itera
             yield from blocks(content, _JOB_LENGTH)
 
 
-_tokenizer_of_worker: Tokenizer
+_tokenizer_of_worker: BatchTokenizer
 _slots_of_worker: list[_Slot]
 _jobs_of_worker: list[_Job]
 
 
-def _remember(tokenizer: Tokenizer, slots: list[_Slot], jobs: list[_Job]) -> None:
+def _remember(tokenizer: BatchTokenizer, slots: list[_Slot], jobs: list[_Job]) -> None:
     global _tokenizer_of_worker, _slots_of_worker, _jobs_of_worker
     _tokenizer_of_worker, _slots_of_worker, _jobs_of_worker = tokenizer, slots, jobs
 
@@ -199,12 +211,12 @@ def _encode_in_worker(texts: list[str], slot: int) -> _Encoded:
     return _Encoded(counts, b"")
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> _Encoded:
+def _encode(tokenizer: BatchTokenizer, texts: list[str]) -> _Encoded:
     encoded = tokenizer.encode_each_packed(texts)
     return _Encoded([len(ids) // _ID_BYTES for ids in encoded], b"".join(encoded))
 
 
-def _add(tokenizer: Tokenizer, rows: list[list[int]], job: _Job, counts: list[int], ids: bytes | memoryview) -> None:
+def _add(tokenizer: BatchTokenizer, rows: list[list[int]], job: _Job, counts: list[int], ids: bytes | memoryview) -> None:
     rows_of_ids = iter(tokenizer.unpack_each(ids, counts))
     for place, number in enumerate(job.numbers):
         row = [job.token_ids[place]] if place in job.token_ids else next(rows_of_ids)

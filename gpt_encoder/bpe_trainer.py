@@ -7,6 +7,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import add
+from typing import NamedTuple
 
 import regex
 
@@ -21,6 +22,21 @@ from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 _BLOCK_LENGTH = 1 << 16
 # Of very much text the chunks are many more than their pieces: they are split when there are so many.
 _CHUNKS_AT_ONCE = 1 << 18
+
+
+class _Words(NamedTuple):
+    """All distinct pieces of the text to learn from. In `texts` each character is an id; see `_character`."""
+
+    texts: list[str]  # merged in place
+    counts: list[int]  # how often each occurs
+
+
+class _Pairs(NamedTuple):
+    """All pairs of neighbouring ids, each a text of two characters."""
+
+    counts: defaultdict[str, int]
+    # The indices of the words that have the pair: some perhaps twice, some that had it before another merge.
+    holders: defaultdict[str, list[int]]
 
 
 def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Sequence[str] = (EOT_TOKEN,)) -> GPT2Tokenizer:
@@ -52,7 +68,7 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
     # CHARACTER_OF_BYTE is in the order of OpenAI's ids 0 to 255, which is not the order of the bytes.
     characters = {byte: _character(token_id) for token_id, byte in enumerate(CHARACTER_OF_BYTE)}
     words = [piece.encode("utf-8").decode("latin-1").translate(characters) for piece in pieces]
-    pairs = _learn_merges(words, list(pieces.values()), vocab_size - 256 - len(special_tokens))
+    pairs = _learn_merges(_Words(words, list(pieces.values())), vocab_size - 256 - len(special_tokens))
 
     tokens = list(CHARACTER_OF_BYTE.values())
     merges = []
@@ -97,19 +113,14 @@ def _count_into(pieces: Counter[str], chunks: Mapping[str, int]) -> None:
             pieces[piece] += count
 
 
-def _learn_merges(words: list[str], counts: list[int], n_merges: int) -> list[Pair]:
-    """The `n_merges` best pairs in turn. In `words`, which are merged in place, a character is an id; see `_character`.
+def _learn_merges(words: _Words, n_merges: int) -> list[Pair]:
+    """The `n_merges` best pairs in turn, fewer if no pair is left. The words are merged in place.
 
-    Only words that hold the pair are visited, and only the pairs at its sides are counted anew. The count of a pair never
-    grows once its ids are there, so the queue may hold counts of long ago: they are mended when they come up.
+    Only words that hold the pair are visited, and only the pairs at its sides are counted again. The count of a pair never
+    grows once its ids exist, so the queue may hold old counts: they are corrected when they come up.
     """
-    pair_counts: defaultdict[str, int] = defaultdict(int)
-    words_with: defaultdict[str, list[int]] = defaultdict(list)
-    for at, word in enumerate(words):
-        count = counts[at]
-        for pair in map(add, word, word[1:]):
-            pair_counts[pair] += count
-            words_with[pair].append(at)
+    pairs = _count_pairs(words)
+    pair_counts = pairs.counts
     queue = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(queue)
     merges: list[Pair] = []
@@ -124,26 +135,29 @@ def _learn_merges(words: list[str], counts: list[int], n_merges: int) -> list[Pa
             heapq.heappop(queue)
             new = _character(256 + len(merges))
             merges.append((_id(pair[0]), _id(pair[1])))
-            made = _merge_in_words(words, counts, words_with.pop(pair), pair, new, pair_counts, words_with)
-            for other in made:
+            for other in _merge_in_words(words, pairs, pair, new):
                 heapq.heappush(queue, (-pair_counts[other], other))
     return merges
 
 
-def _merge_in_words(
-    words: list[str],
-    counts: list[int],
-    holders: list[int],
-    pair: str,
-    new: str,
-    pair_counts: dict[str, int],
-    words_with: dict[str, list[int]],
-) -> set[str]:
-    """Replace `pair` by `new` in the words that `holders` name, some perhaps twice; the pairs that came to be."""
+def _count_pairs(words: _Words) -> _Pairs:
+    counts: defaultdict[str, int] = defaultdict(int)
+    holders: defaultdict[str, list[int]] = defaultdict(list)
+    for at, (word, count) in enumerate(zip(*words, strict=True)):
+        for pair in map(add, word, word[1:]):
+            counts[pair] += count
+            holders[pair].append(at)
+    return _Pairs(counts, holders)
+
+
+def _merge_in_words(words: _Words, pairs: _Pairs, pair: str, new: str) -> set[str]:
+    """Replace `pair` by `new` in all words, and count the pairs at its sides again; the new pairs."""
+    texts, counts = words
+    pair_counts, words_with = pairs
     made: set[str] = set()
     del pair_counts[pair]
-    for holder in holders:
-        word, count = words[holder], counts[holder]
+    for holder in words_with.pop(pair):
+        word, count = texts[holder], counts[holder]
         at = word.find(pair)
         while at >= 0:
             if at:
@@ -160,7 +174,7 @@ def _merge_in_words(
                 words_with[new + right].append(holder)
                 made.add(new + right)
             at = word.find(pair, at + 1)
-        words[holder] = word
+        texts[holder] = word
     return made
 
 

@@ -67,7 +67,8 @@ class ArrayEncoder:
         """The ids of `text`. UnicodeEncodeError for a surrogate."""
         windows = list(self._encode(text))
         if len(windows) == 1:
-            return self._int_of_id.take(windows[0]).tolist()
+            only: list[int] = self._int_of_id.take(windows[0]).tolist()
+            return only
         ids = [0] * sum(map(len, windows))  # as long as it will be: a twelfth of the time would go into its growth
         end = 0
         for window in windows:

@@ -77,11 +77,12 @@ class HashTable:
         for word, factor in zip(key[1:], _FACTORS[1:], strict=False):
             mixed += word * factor
         mixed >>= self._shift
-        return mixed.view(np.int64)
+        slots: Numbers = mixed.view(np.int64)
+        return slots
 
     def _are(self, numbers: npt.NDArray[np.signedinteger], key: Sequence[Words]) -> Flags:
         """Whether the keys with these numbers are `key`."""
-        equal = self.keys[0].take(numbers) == key[0]
+        equal: Flags = self.keys[0].take(numbers) == key[0]
         for column, word in zip(self.keys[1:], key[1:], strict=True):
             equal &= column.take(numbers) == word
         return equal

@@ -16,22 +16,36 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import chain, islice
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from gpt_config.collector import collector_paused
 from gpt_config.errors import InputError
 from gpt_encoder.chunk_cache import blocks
 
-_JOB_LENGTH = 1 << 19
 _JOB_PARTS = 1 << 14
 # Fewer jobs than this are done before processes have started.
 _WORTH_PROCESSES = 4
 # Jobs under way for each other process, so that it never waits while this one makes lists.
 _JOBS_AHEAD = 6
-# The ids of a job of any language; what is more goes through a pipe. Memory is taken when it is first written.
-_SLOT_BYTES = 4 << 20
 _ID_BYTES = 4
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How texts are divided among processes. No setting changes the ids."""
+
+    # Characters: a job is complete when it has this many.
+    job_length: int = 1 << 19
+    # Memory for the ids of one job, shared by two processes: enough for a job of the default length in any language. If the
+    # ids need more, they go through a pipe. The system provides the memory when it is first written.
+    slot_bytes: int = 4 << 20
+    # A forked process has all texts already. A spawned one starts empty, and texts are sent to it.
+    start_method: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
+
+
+_DEFAULT_SETTINGS = BatchSettings()
 
 
 class BatchTokenizer(Protocol):
@@ -83,11 +97,19 @@ def available_cores() -> int:
 
 @collector_paused(made_is_old=True)  # each list would be looked through again whenever there are a quarter more of them
 def encode_in_processes(
-    tokenizer: BatchTokenizer, texts: Iterable[str], allowed: Mapping[str, int], n_workers: int
+    tokenizer: BatchTokenizer,
+    texts: Iterable[str],
+    allowed: Mapping[str, int],
+    n_workers: int,
+    settings: BatchSettings | None = None,
 ) -> list[list[int]]:
-    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others."""
+    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others.
+
+    `allowed`: the ids of the special tokens that are looked for, by their texts. InputError if a worker is killed.
+    """
+    settings = settings or _DEFAULT_SETTINGS
     rows: list[list[int]] = []
-    jobs = _jobs(tokenizer, texts, allowed, rows)
+    jobs = _jobs(tokenizer, texts, allowed, rows, settings.job_length)
     first = list(islice(jobs, _WORTH_PROCESSES))
     # A worker of another pool has the other cores' work around it, and may not have processes of its own.
     if n_workers == 1 or len(first) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
@@ -96,11 +118,10 @@ def encode_in_processes(
         return rows
     before_others = first.pop(0)  # what it loads and learns is then in all that are forked
     _add(tokenizer, rows, before_others, *_encode(tokenizer, before_others.texts))
-    is_forked = sys.platform == "linux"
-    slots = [_new_slot() if is_forked else bytearray() for _ in range(_JOBS_AHEAD * (n_workers - 1))]
+    is_forked = settings.start_method == "fork"
+    slots = [new_slot(settings.slot_bytes) if is_forked else bytearray() for _ in range(_JOBS_AHEAD * (n_workers - 1))]
     all_jobs = [*first, *jobs]
-    # Elsewhere a process starts anew, with what it is sent.
-    context = multiprocessing.get_context("fork" if is_forked else "spawn")
+    context = multiprocessing.get_context(settings.start_method)
     to_remember = tokenizer, slots, all_jobs if is_forked else []
     with ProcessPoolExecutor(n_workers - 1, context, _remember, to_remember) as pool:
         try:
@@ -116,10 +137,13 @@ def encode_in_processes(
     return rows
 
 
-def _new_slot() -> _Slot:
-    """Memory shared with the processes forked from now on: through a pipe ids would be copied five times, piece by piece."""
+def new_slot(n_bytes: int) -> _Slot:
+    """`n_bytes` of memory, shared with the processes forked from now on; 0 bytes if the system does not provide them.
+
+    Through a pipe ids would be copied five times, piece by piece.
+    """
     try:
-        return mmap.mmap(-1, _SLOT_BYTES)
+        return mmap.mmap(-1, n_bytes)
     except OSError:  # a system that promises no more memory than it has
         return bytearray()
 
@@ -159,33 +183,33 @@ def _encoded_in_order(
 
 
 def _jobs(
-    tokenizer: BatchTokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]]
+    tokenizer: BatchTokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]], job_length: int
 ) -> Iterator[_Job]:
-    """All `texts` in jobs; an empty row for each of them is added to `rows`."""
+    """All `texts` in jobs of about `job_length` characters; an empty row for each text is added to `rows`."""
     job, length = _Job(array("Q"), {}, []), 0
     for number, text in enumerate(texts):
         rows.append([])
-        for content in _split(tokenizer, text, allowed):
+        for content in _split(tokenizer, text, allowed, job_length):
             if isinstance(content, int):
                 job.token_ids[len(job.numbers)] = content
             else:
                 job.texts.append(content)
                 length += len(content)
             job.numbers.append(number)
-            if length >= _JOB_LENGTH or len(job.numbers) >= _JOB_PARTS:
+            if length >= job_length or len(job.numbers) >= _JOB_PARTS:
                 yield job
                 job, length = _Job(array("Q"), {}, []), 0
     if job.numbers:
         yield job
 
 
-def _split(tokenizer: BatchTokenizer, text: str, allowed: Mapping[str, int]) -> Iterator[str | int]:
-    """Special tokens' ids, and what is between them in parts that are no longer than a job."""
+def _split(tokenizer: BatchTokenizer, text: str, allowed: Mapping[str, int], job_length: int) -> Iterator[str | int]:
+    """The ids of special tokens, and the text between them in parts that are not much longer than `job_length`."""
     for content in tokenizer.special_parts(text, allowed):
-        if isinstance(content, int) or len(content) <= _JOB_LENGTH:
+        if isinstance(content, int) or len(content) <= job_length:
             yield content
         else:
-            yield from blocks(content, _JOB_LENGTH)
+            yield from blocks(content, job_length)
 
 
 _tokenizer_of_worker: BatchTokenizer

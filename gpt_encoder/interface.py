@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from gpt_encoder.arrays.decoder import ArrayDecoder
+    from gpt_encoder.batch_encoding import BatchSettings
 
 EOT_TOKEN = "<|endoftext|>"
 
@@ -146,12 +147,16 @@ class Tokenizer(ABC):
         *,
         allowed_special: Literal["all"] | Collection[str] = (),
         n_workers: int | None = None,
+        settings: BatchSettings | None = None,
     ) -> list[list[int]]:
-        """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one a core).
+        """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one per core).
 
-        For less than some megabytes of text in fewer than some ten thousand texts no other is started; with others all texts
-        are in memory at once. Where processes are not forked (not on Linux), a script that calls this needs
-        `if __name__ == "__main__":`. InputError if a worker is killed.
+        Less than a few megabytes of text, in fewer than about ten thousand texts, are encoded by this process alone. With
+        several processes, all texts are in memory at once. Where processes are not forked (not on Linux), a script that
+        calls this needs `if __name__ == "__main__":`. InputError if a worker is killed.
+
+        `settings` (`gpt_encoder.batch_encoding.BatchSettings`) says how texts are divided among the processes; the defaults
+        are measured.
 
         >>> from gpt_encoder import GPT2Tokenizer
         >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
@@ -162,9 +167,10 @@ class Tokenizer(ABC):
             raise InputTypeError(f"texts to encode must be an iterable of str, not {type(texts).__name__}")
         if n_workers is not None:
             check_whole("n_workers", n_workers, 1)
-        from gpt_encoder.batch_encoding import available_cores, encode_in_processes  # here, for few need processes
+        from gpt_encoder.batch_encoding import available_cores, encode_in_processes  # here, because few need processes
 
-        return encode_in_processes(self, texts, self._allowed_ids(allowed_special), n_workers or available_cores())
+        allowed = self._allowed_ids(allowed_special)
+        return encode_in_processes(self, texts, allowed, n_workers or available_cores(), settings)
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of each of some texts in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""

@@ -54,7 +54,7 @@ class GPT2Tokenizer(Tokenizer):
     def __init__(self, vocabulary: Vocabulary) -> None:
         token_ids = vocabulary.token_ids
         super().__init__(vocabulary.special_tokens)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._byte_ids = byte_token_ids(token_ids)
         ranks = {(token_ids[left], token_ids[right]): rank for rank, (left, right) in enumerate(vocabulary.merges)}
         self._merger = BytePairMerger(ranks, [token_ids[left + right] for left, right in vocabulary.merges])
@@ -71,7 +71,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; transformers reads the same tokenizer."""
-        self._remove_other_files(Path(folder), write_vocabulary(Path(folder), self._vocabulary))
+        self._remove_other_files(Path(folder), write_vocabulary(Path(folder), self.vocabulary))
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -81,12 +81,12 @@ class GPT2Tokenizer(Tokenizer):
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
         """The bytes that each id stands for."""
-        return bytes_by_id(self._vocabulary.token_ids, self.special_tokens)
+        return bytes_by_id(self.vocabulary.token_ids, self.special_tokens)
 
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the rows a model's embedding needs."""
-        return 1 + max(*self._vocabulary.token_ids.values(), *self.special_tokens.values())
+        return 1 + max(*self.vocabulary.token_ids.values(), *self.special_tokens.values())
 
     def split(self, text: str) -> list[str]:
         """The pieces of `text` inside which bytes may merge; they join to `text`."""
@@ -132,13 +132,13 @@ class GPT2Tokenizer(Tokenizer):
 
     def _tokens_beyond_ascii(self) -> list[bytes]:
         """The bytes of all tokens but those in ASCII; merges make no others."""
-        ids = self._vocabulary.token_ids
+        ids = self.vocabulary.token_ids
         tokens = [token for token in ids if not token.isascii() and not token.lstrip(_BLANK).isascii()]
         return list(bytes_by_id({token: ids[token] for token in tokens}, {}).values())
 
     def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
         """Sent to another process without what it remembers."""
-        return type(self), (self._vocabulary,)
+        return type(self), (self.vocabulary,)
 
     def _merge_piece(self, piece: str) -> tuple[int, ...]:
         return tuple(self._merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))

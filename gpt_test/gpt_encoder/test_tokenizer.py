@@ -182,7 +182,7 @@ def test_ids_need_not_be_without_gaps() -> None:
     small = train_bpe([TRAINING_TEXT], 280)
     for far in (5000, 10**9):
         vocabulary = replace(
-            small._vocabulary, token_ids={**small._vocabulary.token_ids, "<pad>": far}, special_tokens={"<pad>": far}
+            small.vocabulary, token_ids={**small.vocabulary.token_ids, "<pad>": far}, special_tokens={"<pad>": far}
         )
         tokenizer = GPT2Tokenizer(vocabulary)
         assert tokenizer.decode([10, far, 11]) == tokenizer.decode([10]) + "<pad>" + tokenizer.decode([11])

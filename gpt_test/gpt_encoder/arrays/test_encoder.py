@@ -110,8 +110,8 @@ def test_packed_ids_are_the_same(openai_tokenizer: GPT2Tokenizer) -> None:
 
 
 def test_merges_in_an_order_that_no_one_learned_are_left_to_the_plain_path(learned: GPT2Tokenizer) -> None:
-    merges = learned._vocabulary.merges
-    turned = GPT2Tokenizer(replace(learned._vocabulary, merges=merges[::-1]))
+    merges = learned.vocabulary.merges
+    turned = GPT2Tokenizer(replace(learned.vocabulary, merges=merges[::-1]))
     assert turned._array_encoder is None
     text = TRAINING_TEXT * 300
     assert turned.encode(text) == plain_ids(turned, text)
@@ -121,7 +121,7 @@ def test_merges_in_an_order_that_no_one_learned_are_left_to_the_plain_path(learn
 @pytest.mark.parametrize("token_id", [400, 401, 5000])
 def test_merges_of_tokens_that_never_come_up(learned: GPT2Tokenizer, token: str, token_id: int) -> None:
     """No merge makes the token, and its id may be higher than all others; or it is not of the printable alphabet."""
-    vocabulary = learned._vocabulary
+    vocabulary = learned.vocabulary
     token_ids = {**vocabulary.token_ids, token: token_id, f"{token}t": 402}
     odd = GPT2Tokenizer(replace(vocabulary, token_ids=token_ids, merges=[*vocabulary.merges, (token, "t")]))
     text = f"{token}t {token} \u4eba\u4eba t"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +14,33 @@ from gpt_encoder.arrays import from_list
 # Bytes are copied eight at a time, as words, or two words at once: more than most tokens have. What is too much comes to
 # lie where the next token begins, and is written over by that.
 _WORD = 8
-# Ids worked on at a time, so that the arrays fit the processor's cache; of short tokens twice as many.
-_BLOCK = 1 << 14
-_MAX_IDS = 1 << 20
-
-# To write a word takes longer than to join two. So tokens of so few bytes on average are joined in eights, and of so few in
-# fours, to be written as two words at once: Tamil has 1.0, Thai 1.5, Hindi 1.7, Japanese 2.2, and English 4.2.
-_BYTES_FOR_EIGHTS, _BYTES_FOR_FOURS = 1.6, 2.7
-# The average of so many ids tells.
+# The average length of tokens is taken from about this many ids.
 _SAMPLE = 512
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """How ids are worked on. No limit changes the bytes, where `decode` gives any."""
+
+    # Ids worked on at a time, so that the arrays fit the processor's cache; twice as many of short tokens.
+    block: int = 1 << 14
+    # The tables have room for ids below this.
+    max_ids: int = 1 << 20
+    # Writing a word takes longer than joining two. So tokens with fewer bytes on average than this are joined in eights, or
+    # in fours, and written as two words at once. Tamil has 1.0, Thai 1.5, Hindi 1.7, Japanese 2.2, and English 4.2.
+    bytes_for_eights: float = 1.6
+    bytes_for_fours: float = 2.7
+
+
+_DEFAULT_LIMITS = DecoderLimits()
 
 
 class ArrayDecoder:
     """The bytes of all tokens in one row, and where each begins."""
 
-    def __init__(self, token_bytes: Mapping[int, bytes]) -> None:
-        self._n_ids = min(_MAX_IDS, 1 + max(token_bytes))
-        tokens = list(map(token_bytes.get, range(self._n_ids)))
+    def __init__(self, token_bytes: Mapping[int, bytes], limits: DecoderLimits = _DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        tokens = list(map(token_bytes.get, range(min(limits.max_ids, 1 + max(token_bytes)))))
         self._is_missing = np.array([token is None for token in tokens])
         self._has_gaps = bool(self._is_missing.any())
         data = [token or b"" for token in [*tokens, b""]]  # the last is no token, but fills a group
@@ -41,6 +52,11 @@ class ArrayDecoder:
         keep = np.array([(1 << 8 * length) - 1 for length in range(_WORD + 1)], np.uint64)
         self._words = self._bytes[self._begins].view("<u8").astype(np.uint64) & keep.take(np.minimum(lengths, _WORD))
 
+    @property
+    def n_ids(self) -> int:
+        """Ids below this have a place in the tables."""
+        return len(self._words) - 1
+
     @collector_paused()  # the blocks' views would wake it, and it would look through all ids
     def decode(self, ids: list[int]) -> bytes | None:
         """The bytes of `ids`; None if one of them is no int, is not in the vocabulary, or is very large."""
@@ -48,16 +64,17 @@ class ArrayDecoder:
             numbers = from_list(ids)
         except (OverflowError, TypeError):
             return None
-        if numbers.max(initial=0) >= self._n_ids or (self._has_gaps and self._is_missing[numbers].any()):
+        if numbers.max(initial=0) >= self.n_ids or (self._has_gaps and self._is_missing[numbers].any()):
             return None
         sample = self._bits[numbers[:: len(ids) // _SAMPLE + 1]]
         n_bytes = sample.sum() / (8 * max(1, len(sample)))
-        n_joins = 3 if n_bytes < _BYTES_FOR_EIGHTS else 2 if n_bytes < _BYTES_FOR_FOURS else 0
-        size = _BLOCK << (n_joins > 0)
+        limits = self._limits
+        n_joins = 3 if n_bytes < limits.bytes_for_eights else 2 if n_bytes < limits.bytes_for_fours else 0
+        size = limits.block << (n_joins > 0)
         blocks = (numbers[at : at + size] for at in range(0, len(ids), size))
-        return b"".join([self._joined(block, n_joins) if n_joins else self._one_by_one(block) for block in blocks])
+        return b"".join([self.joined(block, n_joins) if n_joins else self.one_by_one(block) for block in blocks])
 
-    def _one_by_one(self, ids: npt.NDArray[np.uint32]) -> memoryview:
+    def one_by_one(self, ids: npt.NDArray[np.uint32]) -> memoryview:
         """The bytes of `ids`, all of which have an entry in the tables, each written on its own."""
         index = ids.astype(np.int64)
         lengths = self._bits.take(index, mode="clip").view(np.int64) >> 3  # "clip" only for speed
@@ -81,11 +98,11 @@ class ArrayDecoder:
         words = self._words.take(ids, mode="clip")
         at_byte[targets] = words.astype("<u8", copy=False).view(at_byte.dtype)  # NumPy puts them down in this order
 
-    def _joined(self, ids: npt.NDArray[np.uint32], n_joins: int) -> memoryview:
-        """The bytes of `ids`, in groups: words are joined in twos `n_joins` times, at last to two words side by side."""
+    def joined(self, ids: npt.NDArray[np.uint32], n_joins: int) -> memoryview:
+        """The bytes of `ids`, written in groups: words are joined in twos `n_joins` times, at last to two side by side."""
         n = 1 << n_joins
         if len(ids) % n:
-            ids = np.append(ids, np.full(-len(ids) % n, self._n_ids, np.uint32))
+            ids = np.append(ids, np.full(-len(ids) % n, self.n_ids, np.uint32))
         index = ids.reshape(-1, n).T.astype(np.int64, order="C")  # a column a group, for NumPy is fastest along rows
         words, bits = self._words.take(index, mode="clip"), self._bits.take(index, mode="clip")
         for _ in range(n_joins - 1):

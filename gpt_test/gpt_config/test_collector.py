@@ -11,7 +11,7 @@ import pytest
 from gpt_config.collector import collector_paused
 from gpt_config.errors import VocabularyError
 from gpt_encoder import GPT2Tokenizer
-from gpt_encoder.arrays import decoder
+from gpt_encoder.arrays.decoder import ArrayDecoder, DecoderLimits
 
 
 @pytest.fixture
@@ -68,12 +68,12 @@ def test_a_vocabulary_is_read_without_it(collections: list[str], tmp_path: Path)
     assert gc.isenabled()
 
 
-def test_many_ids_are_decoded_without_it(collections: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_ids_are_decoded_without_it(collections: list[str]) -> None:
     tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
     ids = [995] * 20_000
-    expected = tokenizer.decode(ids)
-    monkeypatch.setattr(decoder, "_BLOCK", 16)
+    expected = tokenizer.decode_bytes(ids)
+    decoder = ArrayDecoder(tokenizer.token_bytes, DecoderLimits(block=16))
     gc.collect()
     collections.clear()
-    assert tokenizer.decode(ids) == expected
+    assert decoder.decode(ids) == expected
     assert not collections

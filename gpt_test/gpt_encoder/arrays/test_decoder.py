@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt_encoder.arrays import decoder
-from gpt_encoder.arrays.decoder import ArrayDecoder
+from gpt_encoder.arrays.decoder import ArrayDecoder, DecoderLimits
 
 # Tokens of every length about the stride's multiples, one of no bytes, and ids without a token.
 LENGTHS = [1, 2, 7, 8, 9, 15, 16, 17, 24, 100, 0]
@@ -27,20 +27,27 @@ TOKENS = {3 * place: bytes((20 * place + i) % 251 for i in range(length)) for pl
 @example([0, 0, 9, 0, 0, 0, 0, 0, 27, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9], 12, 3)
 def test_any_ids(ids: list[int], block: int, n_joins: int) -> None:
     """One at a time, in fours and in eights, whatever they are best for."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "_BLOCK", block)
-        patch.setattr(decoder, "_BYTES_FOR_EIGHTS", 999 if n_joins == 3 else 0)
-        patch.setattr(decoder, "_BYTES_FOR_FOURS", 999 if n_joins == 2 else 0)
-        assert ArrayDecoder(TOKENS).decode(ids) == b"".join(map(TOKENS.__getitem__, ids))
+    limits = DecoderLimits(
+        block=block, bytes_for_eights=999 if n_joins == 3 else 0, bytes_for_fours=999 if n_joins == 2 else 0
+    )
+    assert ArrayDecoder(TOKENS, limits).decode(ids) == b"".join(map(TOKENS.__getitem__, ids))
 
 
 @pytest.mark.filterwarnings("error")
-def test_short_tokens_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_tokens_are_joined() -> None:
     seen: list[int] = []
-    monkeypatch.setattr(ArrayDecoder, "_joined", lambda _, ids, n_joins: seen.append(n_joins) or b"")
-    monkeypatch.setattr(ArrayDecoder, "_one_by_one", lambda _, ids: seen.append(0) or b"")
+
+    class SeenDecoder(ArrayDecoder):
+        def joined(self, ids: np.ndarray, n_joins: int) -> memoryview:
+            seen.append(n_joins)
+            return super().joined(ids, n_joins)
+
+        def one_by_one(self, ids: np.ndarray) -> memoryview:
+            seen.append(0)
+            return super().one_by_one(ids)
+
     for ids in ([0] * 9, [0, 3] * 9, [3] * 9, [6] * 9, [0] * 9000 + [6] * 9000, []):
-        ArrayDecoder(TOKENS).decode(ids)
+        assert SeenDecoder(TOKENS).decode(ids) == b"".join(map(TOKENS.__getitem__, ids))
     assert seen == [3, 3, 2, 0, 0, 0]
 
 
@@ -53,4 +60,4 @@ def test_an_id_far_behind_all_others_needs_no_large_table() -> None:
     far = ArrayDecoder({**TOKENS, 10**9: b"far"})
     assert far.decode([0, 3]) == TOKENS[0] + TOKENS[3]
     assert far.decode([0, 10**9]) is None
-    assert len(far._words) == decoder._MAX_IDS + 1
+    assert far.n_ids == DecoderLimits().max_ids

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 Ids = tuple[int, ...]
@@ -21,8 +22,6 @@ Ids = tuple[int, ...]
 # A chunk is a run of spaces with the run of non-spaces behind it.
 CHUNK_PATTERN = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 
-# Text is worked through in blocks that fit the processor's cache; a block ends where a chunk ends.
-_BLOCK_LENGTH = 8192
 _BLOCK_END = re.compile(r"\S(?=[ \n])")
 
 # In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together. Every run
@@ -31,10 +30,21 @@ _PAIRS = ("\n\n", " \n", "  ")
 _RUNS_OF_THREE = tuple(a + b + c for a in " \n" for b in " \n" for c in " \n")
 _OTHER_ASCII_SPACES = "\t\x0b\x0c\r"
 
-# At most so many chunks, and as many words, of at most so many characters; a full cache is emptied, for to keep count of
-# uses would cost more than to fill it anew. Filled with English it measures under 100 MB.
-_CACHED_CHUNKS = 1 << 18
-_CACHED_LENGTH = 64
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """How much text is encoded at a time, and how much is remembered. No limit changes the ids."""
+
+    # Characters of a block, which ends where a chunk ends; a block of the default length fits the processor's cache.
+    block_length: int = 8192
+    # Entries of each of the two tables. A full table is emptied: counting uses would cost more than filling it again.
+    # Filled with English, both tables together take less than 100 MB.
+    n_entries: int = 1 << 18
+    # Characters of the longest entry.
+    entry_length: int = 64
+
+
+_DEFAULT_LIMITS = CacheLimits()
 
 
 def blocks(text: str, length: int) -> Iterator[str]:
@@ -47,33 +57,37 @@ def blocks(text: str, length: int) -> Iterator[str]:
 
 
 class ChunkCache:
-    """Encodes text with `split` (text to pieces) and `merge` (one piece to its ids), and remembers what it encoded."""
+    """Encodes text with `split` (text to pieces) and `merge` (one piece to its ids), and remembers what it encoded.
+
+    `chunks` holds the ids of chunks and pieces. `words` holds the ids of what the fast path looks up: chunks without their
+    blank, or with a line end in front.
+    """
 
     def __init__(
-        self, split: Callable[[str], list[str]], merge: Callable[[str], Ids], block_length: int = _BLOCK_LENGTH
+        self, split: Callable[[str], list[str]], merge: Callable[[str], Ids], limits: CacheLimits = _DEFAULT_LIMITS
     ) -> None:
-        self._chunks = _Chunks(split, merge)
-        self._words = _Words(self._chunks)
-        self._block_length = block_length
+        self.chunks = _Chunks(split, merge, limits)
+        self.words = _Words(self.chunks, limits)
+        self._block_length = limits.block_length
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, equal to those of `merge` on each piece of `split(text)`."""
         ids: list[int] = []
         for block in blocks(text, self._block_length):
-            ids += chain.from_iterable(self._encode_plain(block) if _is_plain(block) else self._encode_any(block))
+            ids += chain.from_iterable(self._encode_plain(block) if is_plain(block) else self._encode_any(block))
         return ids
 
     def _encode_any(self, block: str) -> map[Ids]:
-        return map(self._chunks.__getitem__, CHUNK_PATTERN.findall(block))
+        return map(self.chunks.__getitem__, CHUNK_PATTERN.findall(block))
 
     def _encode_plain(self, block: str) -> map[Ids]:
         """The same at twice the speed: `str.split` finds the cuts, before every blank and before every line end."""
         words = block.replace("\n", " \n").split(" ")
         del words[0]  # the block begins with a blank or line end, and this is what stands before it: nothing
-        return map(self._words.__getitem__, words)
+        return map(self.words.__getitem__, words)
 
 
-def _is_plain(block: str) -> bool:
+def is_plain(block: str) -> bool:
     """Whether it is right to cut `block` before every blank and line end."""
     if block[0] not in " \n" or block[-1].isspace():
         return False
@@ -84,34 +98,39 @@ def _is_plain(block: str) -> bool:
     return block.replace("\n", "").isprintable()  # so no other space: of all spaces only the blank is printable
 
 
-class _Chunks(dict[str, Ids]):
+class _Table(dict[str, Ids]):
+    def __init__(self, limits: CacheLimits) -> None:
+        super().__init__()
+        self._n_entries, self._entry_length = limits.n_entries, limits.entry_length
+
+    def _remember(self, key: str, ids: Ids) -> Ids:
+        if len(key) <= self._entry_length:
+            if len(self) >= self._n_entries:
+                self.clear()
+            self[key] = ids
+        return ids
+
+
+class _Chunks(_Table):
     """Chunks of text, and pieces, to their ids. A piece split again is one piece, so both can share a table."""
 
-    def __init__(self, split: Callable[[str], list[str]], merge: Callable[[str], Ids]) -> None:
-        super().__init__()
+    def __init__(self, split: Callable[[str], list[str]], merge: Callable[[str], Ids], limits: CacheLimits) -> None:
+        super().__init__(limits)
         self._split = split
         self._merge = merge
 
     def __missing__(self, chunk: str) -> Ids:
         pieces = self._split(chunk)
         ids = self._merge(chunk) if len(pieces) == 1 else tuple(chain.from_iterable(map(self.__getitem__, pieces)))
-        return _remember(self, chunk, ids)
+        return self._remember(chunk, ids)
 
 
-class _Words(dict[str, Ids]):
+class _Words(_Table):
     """What `str.split(" ")` leaves of a chunk to its ids: a chunk without its blank, or with a line end in front."""
 
-    def __init__(self, chunks: _Chunks) -> None:
-        super().__init__()
+    def __init__(self, chunks: _Chunks, limits: CacheLimits) -> None:
+        super().__init__(limits)
         self._chunks = chunks
 
     def __missing__(self, word: str) -> Ids:
-        return _remember(self, word, self._chunks[word if word.startswith("\n") else " " + word])
-
-
-def _remember(table: dict[str, Ids], key: str, ids: Ids) -> Ids:
-    if len(key) <= _CACHED_LENGTH:
-        if len(table) >= _CACHED_CHUNKS:
-            table.clear()
-        table[key] = ids
-    return ids
+        return self._remember(word, self._chunks[word if word.startswith("\n") else " " + word])

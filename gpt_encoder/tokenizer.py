@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,11 @@ from gpt_encoder.char_tokenizer import CharTokenizer
 from gpt_encoder.chunk_cache import ChunkCache
 from gpt_encoder.interface import Tokenizer, mend_surrogates
 from gpt_encoder.vocab_files import (
-    CHARACTER_OF_BYTE,
     Vocabulary,
     byte_token_ids,
     bytes_by_id,
     read_vocabulary,
+    tokens_beyond_ascii,
     write_vocabulary,
 )
 
@@ -34,15 +34,14 @@ SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\
 
 # Texts of so many characters are worth arrays: a first one is, with the tables that these need, and each one after it.
 _WORTH_TABLES, _WORTH_ARRAYS = 1 << 15, 1 << 12
-# Texts of more characters than this are not worked on together: their arrays take some 50 bytes a character.
-_MOST_TOGETHER = 1 << 21
 
-_BLANK = CHARACTER_OF_BYTE[ord(" ")]
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
 
 
 class GPT2Tokenizer(Tokenizer):
     """The tokenizer of GPT-2 and of every model with the same rule and other merges.
+
+    `vocabulary`: the tokens and merges that it was made of. `merger`: the merges as a function of ids. Neither is changed.
 
     >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
     >>> tokenizer.encode("Hello world")
@@ -57,8 +56,8 @@ class GPT2Tokenizer(Tokenizer):
         self.vocabulary = vocabulary
         self._byte_ids = byte_token_ids(token_ids)
         ranks = {(token_ids[left], token_ids[right]): rank for rank, (left, right) in enumerate(vocabulary.merges)}
-        self._merger = BytePairMerger(ranks, [token_ids[left + right] for left, right in vocabulary.merges])
-        self._chunks = ChunkCache(self.split, self._merge_piece)
+        self.merger = BytePairMerger(ranks, [token_ids[left + right] for left, right in vocabulary.merges])
+        self._chunks = ChunkCache(self.split, self.merge_piece)
 
     @classmethod
     @collector_paused()
@@ -92,6 +91,10 @@ class GPT2Tokenizer(Tokenizer):
         """The pieces of `text` inside which bytes may merge; they join to `text`."""
         return SPLIT_PATTERN.findall(text)
 
+    def merge_piece(self, piece: str) -> tuple[int, ...]:
+        """The ids of one piece of `split`."""
+        return tuple(self.merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
+
     def _encode_ordinary(self, text: str) -> list[int]:
         try:
             if encoder := self._encoder_for(len(text)):
@@ -101,15 +104,12 @@ class GPT2Tokenizer(Tokenizer):
             return self._encode_ordinary(mend_surrogates(text))
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """As in Tokenizer, all texts together where they are long enough together, and not too long."""
-        n_characters = sum(map(len, texts))
-        encoder = self._encoder_for(n_characters)
+        """As in Tokenizer; with arrays if the texts are long enough together."""
+        encoder = self._encoder_for(sum(map(len, texts)))
         if encoder is None:
             return super().encode_each_packed(texts)
         try:
-            if len(texts) > 1 and n_characters <= _MOST_TOGETHER:
-                return encoder.encode_each_packed(texts)
-            return list(map(encoder.encode_packed, texts))
+            return encoder.encode_each_packed(texts)
         except UnicodeEncodeError:
             return self.encode_each_packed([text if text.isascii() else mend_surrogates(text) for text in texts])
 
@@ -128,20 +128,12 @@ class GPT2Tokenizer(Tokenizer):
             from gpt_encoder.arrays.encoder import ArrayEncoder
         except ImportError:  # NumPy is not needed, only faster
             return None
-        return ArrayEncoder.of(self._merger, [self._byte_ids[byte] for byte in range(256)], self._tokens_beyond_ascii)
-
-    def _tokens_beyond_ascii(self) -> list[bytes]:
-        """The bytes of all tokens but those in ASCII; merges make no others."""
-        ids = self.vocabulary.token_ids
-        tokens = [token for token in ids if not token.isascii() and not token.lstrip(_BLANK).isascii()]
-        return list(bytes_by_id({token: ids[token] for token in tokens}, {}).values())
+        tokens = partial(tokens_beyond_ascii, self.vocabulary.token_ids)
+        return ArrayEncoder.of(self.merger, self._byte_ids, tokens)
 
     def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
         """Sent to another process without what it remembers."""
         return type(self), (self.vocabulary,)
-
-    def _merge_piece(self, piece: str) -> tuple[int, ...]:
-        return tuple(self._merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
 
 
 def load_tokenizer(name_or_folder: str | os.PathLike[str] = "gpt2") -> Tokenizer:

@@ -321,6 +321,13 @@ def byte_token_ids(token_ids: Mapping[str, int]) -> list[int]:
     return [token_ids[CHARACTER_OF_BYTE[byte]] for byte in range(256)]
 
 
+def tokens_beyond_ascii(token_ids: Mapping[str, int]) -> list[bytes]:
+    """The bytes of all tokens that are not ASCII text. Merges make no other tokens beyond ASCII."""
+    blank = CHARACTER_OF_BYTE[ord(" ")]
+    tokens = [token for token in token_ids if not token.isascii() and not token.lstrip(blank).isascii()]
+    return list(bytes_by_id({token: token_ids[token] for token in tokens}, {}).values())
+
+
 def bytes_by_id(token_ids: Mapping[str, int], special_tokens: Mapping[str, int]) -> dict[int, bytes]:
     """The bytes of every id. A token outside the printable alphabet is a special one and stands for its UTF-8 text."""
     table: dict[int, bytes] = {}

@@ -13,22 +13,24 @@ from gpt_encoder.arrays.batch_merger import BatchMerger
 from gpt_encoder.arrays.hash_table import HashTable
 from gpt_encoder.arrays.text_cutter import Parts
 
-# Fewer new pieces than this are merged sooner one by one.
-_WORTH_BATCH = 128
-_FIRST_POOL = 1 << 16
-
 MergeOne: TypeAlias = Callable[[bytes], Sequence[int]]
 
 
 class IdPool:
-    """The ids of all known pieces, one after the other."""
+    """The ids of all known pieces, one after the other. At first there is room for `first_capacity` ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_capacity: int) -> None:
+        self._first_capacity = first_capacity
         self.clear()
+
+    @property
+    def capacity(self) -> int:
+        """How many ids there is room for before the pool must grow."""
+        return len(self._ids)
 
     def clear(self) -> None:
         """Forget all ids, and give back what a very long piece took."""
-        self._ids = np.empty(_FIRST_POOL, np.int32)
+        self._ids = np.empty(self._first_capacity, np.int32)
         self.size = 0
 
     def add(self, ids: Ids) -> int:
@@ -50,11 +52,14 @@ class IdPool:
 class PieceTable:
     """At most `max_pieces` pieces of less than `width` bytes, and where their ids are in `pool`.
 
-    What is new is merged: few pieces by `merge_one`, each alone, and many by `merge_many`.
+    New pieces are merged: fewer than `worth_batch` by `merge_one`, each alone, and more by `merge_many`.
     """
 
-    def __init__(self, width: int, max_pieces: int, pool: IdPool, merge_one: MergeOne, merge_many: BatchMerger) -> None:
+    def __init__(
+        self, width: int, max_pieces: int, pool: IdPool, merge_one: MergeOne, merge_many: BatchMerger, *, worth_batch: int
+    ) -> None:
         self.width = width
+        self._worth_batch = worth_batch
         self._pool = pool
         self._merge_one = merge_one
         self._merge_many = merge_many
@@ -98,7 +103,7 @@ class PieceTable:
     def _learn(self, numbers: Numbers) -> None:
         keys = np.stack([column[numbers] for column in self._table.keys], axis=1).view(np.uint8)
         lengths = keys[:, -1].astype(np.int64)
-        if len(numbers) < _WORTH_BATCH:
+        if len(numbers) < self._worth_batch:
             pieces = [key[:length] for key, length in zip(map(bytes, keys), lengths.tolist(), strict=True)]
             rows = list(map(self._merge_one, pieces))
             ids, counts = np.array(list(chain.from_iterable(rows)), np.int32), np.array(list(map(len, rows)), np.int64)

@@ -15,8 +15,6 @@ Tokens: TypeAlias = Callable[[], Iterable[bytes]]
 
 _TEXT_END = bytes([TEXT_END])
 _ALL_BUT_BEYOND_ASCII = bytes(range(0x80)) + _TEXT_END
-# For fewer characters beyond ASCII, all texts together, whole pieces are merged before CharacterCuts' tables are made.
-_WORTH_CUTS = 1 << 10
 
 
 class Parts(NamedTuple):
@@ -34,11 +32,13 @@ class Parts(NamedTuple):
 class TextCutter:
     """Cuts text where GPT-2's pattern does, and between characters that no token joins.
 
-    `tokens`: the bytes of all tokens beyond ASCII that merges make, asked for when there is text beyond ASCII.
+    `tokens` gives the bytes of all tokens beyond ASCII that merges make. It is called once, when the texts so far have had
+    `worth_cuts` characters beyond ASCII: for fewer, merging whole pieces is faster than making the tables of CharacterCuts.
     """
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, worth_cuts: int) -> None:
         self._tokens = tokens
+        self._worth_cuts = worth_cuts
         self._cuts: CharacterCuts | None = None
         self._n_beyond_ascii = 0
 
@@ -78,7 +78,7 @@ class TextCutter:
         starts = piece_starts(first_bytes, points)
         if self._cuts is None:
             self._n_beyond_ascii += len(points)
-            if self._n_beyond_ascii < _WORTH_CUTS:
+            if self._n_beyond_ascii < self._worth_cuts:
                 return begins_character, starts, starts
             self._cuts = CharacterCuts(self._tokens())
         return begins_character, starts, starts | self._cuts.starts(first_bytes, points)

@@ -43,7 +43,7 @@ def learn_plainly(tokenizer: GPT2Tokenizer, text: str, n_merges: int) -> list[tu
 def test_merges_are_those_of_the_rule(text: str) -> None:
     learned = train_bpe([text], 256 + 1 + 20)
     expected = learn_plainly(learned, text, 20)
-    assert list(learned._merger.ranks) == expected
+    assert list(learned.merger.ranks) == expected
 
 
 def test_ids_are_laid_out_as_openais(small_tokenizer: GPT2Tokenizer, openai_tokenizer: GPT2Tokenizer) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpt_encoder import GPT2Tokenizer
 from gpt_encoder.byte_pair import BytePairMerger
+from gpt_encoder.vocab_files import byte_token_ids
 
 
 def merge_plainly(ids: list[int], ranks: dict[tuple[int, int], int], merged_ids: list[int]) -> list[int]:
@@ -62,16 +63,16 @@ def test_both_algorithms_follow_the_rule(table, ids: list[int]) -> None:
 
 @given(st.lists(st.sampled_from(b"aehinorst ^"), max_size=150))
 def test_both_algorithms_agree_on_openai_merges(openai_tokenizer: GPT2Tokenizer, text: list[int]) -> None:
-    merger = openai_tokenizer._merger
-    ids = [openai_tokenizer._byte_ids[byte] for byte in text]
+    merger = openai_tokenizer.merger
+    ids = list(map(byte_token_ids(openai_tokenizer.vocabulary.token_ids).__getitem__, text))
     assert merger.merge_short(ids) == merger.merge_long(ids) == merge_plainly(ids, merger.ranks, merger.merged_ids)
 
 
 def test_the_input_is_not_changed(openai_tokenizer: GPT2Tokenizer) -> None:
-    ids = [openai_tokenizer._byte_ids[byte] for byte in b"hello" * 50]
+    ids = list(map(byte_token_ids(openai_tokenizer.vocabulary.token_ids).__getitem__, b"hello" * 50))
     before = ids.copy()
-    openai_tokenizer._merger.merge_short(ids)
-    openai_tokenizer._merger.merge_long(ids)
+    openai_tokenizer.merger.merge_short(ids)
+    openai_tokenizer.merger.merge_long(ids)
     assert ids == before
 
 
@@ -81,7 +82,7 @@ def test_every_token_is_made_by_its_own_merge(openai_tokenizer: GPT2Tokenizer) -
     If the bytes of every token, on their own, merge to that token, then neighbours that join to a token were never
     anything but its recorded pair when that token's rank came up; so both rules do the same merges in the same order.
     """
-    byte_ids, merger = openai_tokenizer._byte_ids, openai_tokenizer._merger
+    byte_ids, merger = byte_token_ids(openai_tokenizer.vocabulary.token_ids), openai_tokenizer.merger
     for token_id, token in openai_tokenizer.token_bytes.items():
         if token_id != openai_tokenizer.eot_token_id:
             assert merger.merge_short([byte_ids[byte] for byte in token]) == [token_id]
@@ -90,7 +91,7 @@ def test_every_token_is_made_by_its_own_merge(openai_tokenizer: GPT2Tokenizer) -
 @pytest.mark.parametrize("text", ["a", "ab", "^", "the ", "\U0001f999", "zqxj"])
 def test_time_grows_with_length_and_not_with_its_square(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
     """Ten times the text takes about ten times as long; were it quadratic, a hundred times."""
-    byte_ids, merge = openai_tokenizer._byte_ids, openai_tokenizer._merger.merge
+    byte_ids, merge = byte_token_ids(openai_tokenizer.vocabulary.token_ids), openai_tokenizer.merger.merge
 
     def seconds(n_bytes: int) -> float:
         repeated = (text.encode() * n_bytes)[:n_bytes]

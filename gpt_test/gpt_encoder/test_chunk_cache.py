@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt_encoder import GPT2Tokenizer, chunk_cache, train_bpe
-from gpt_encoder.chunk_cache import CHUNK_PATTERN, ChunkCache
+from gpt_encoder import GPT2Tokenizer, train_bpe
+from gpt_encoder.chunk_cache import CHUNK_PATTERN, CacheLimits, ChunkCache, is_plain
 
 # What the cut depends on: all kinds of spaces, the separators that only `re` takes for spaces, contractions, scripts.
 TRICKY = " \n\n\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u2028\u3000'sdlvre.a1Ⅷé字\u0301\u200d\U0001f999\x00"
@@ -25,7 +25,7 @@ def tricky_tokenizer() -> GPT2Tokenizer:
 
 
 def by_pieces(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
-    return [token for piece in tokenizer.split(text) for token in tokenizer._merge_piece(piece)]
+    return [token for piece in tokenizer.split(text) for token in tokenizer.merge_piece(piece)]
 
 
 @given(tricky_text | spaces_and_letters | st.text(max_size=60), st.integers(0, 12))
@@ -34,7 +34,7 @@ def by_pieces(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
 @example("a\x1c b.\x1c.", 1)
 def test_blocks_and_chunks_never_change_the_ids(tricky_tokenizer: GPT2Tokenizer, text: str, block_length: int) -> None:
     tokenizer = tricky_tokenizer
-    cache = ChunkCache(tokenizer.split, tokenizer._merge_piece, block_length)
+    cache = ChunkCache(tokenizer.split, tokenizer.merge_piece, CacheLimits(block_length=block_length))
     expected = by_pieces(tokenizer, text)
     assert cache.encode(text) == expected  # cold
     assert cache.encode(text) == expected  # warm
@@ -57,7 +57,7 @@ def test_a_piece_on_its_own_is_one_piece(openai_tokenizer: GPT2Tokenizer, text: 
 def test_prose_takes_the_fast_path_and_code_the_other(openai_tokenizer: GPT2Tokenizer) -> None:
     """Without this, a mistake could turn the fast path off and every other test would still pass."""
     plain = " The cat sat.\n\nIt was late\nand dark"
-    assert chunk_cache._is_plain(plain) and chunk_cache._is_plain(plain + "é") and chunk_cache._is_plain(" a\x1cb")
+    assert is_plain(plain) and is_plain(plain + "é") and is_plain(" a\x1cb")
     for text in (
         plain + "\n",
         plain[1:],
@@ -71,16 +71,15 @@ def test_prose_takes_the_fast_path_and_code_the_other(openai_tokenizer: GPT2Toke
         " a\n\n\nb",
         " a \n b",
     ):
-        assert not chunk_cache._is_plain(text), repr(text)
-    cache = ChunkCache(openai_tokenizer.split, openai_tokenizer._merge_piece)
+        assert not is_plain(text), repr(text)
+    cache = ChunkCache(openai_tokenizer.split, openai_tokenizer.merge_piece)
     cache.encode(plain)
-    assert cache._words and "The" in cache._words
+    assert cache.words and "The" in cache.words
 
 
-def test_the_cache_is_bounded(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_cache, "_CACHED_CHUNKS", 10)
-    cache = ChunkCache(openai_tokenizer.split, openai_tokenizer._merge_piece)
+def test_the_cache_is_bounded(openai_tokenizer: GPT2Tokenizer) -> None:
+    cache = ChunkCache(openai_tokenizer.split, openai_tokenizer.merge_piece, CacheLimits(n_entries=10))
     text = " ".join(str(n) for n in range(200)) + " " + "x" * 1000
     assert cache.encode(text) == cache.encode(text) == by_pieces(openai_tokenizer, text)
-    assert len(cache._chunks) <= 10 and len(cache._words) <= 10
-    assert max(map(len, cache._chunks)) <= chunk_cache._CACHED_LENGTH
+    assert len(cache.chunks) <= 10 and len(cache.words) <= 10
+    assert max(map(len, cache.chunks)) <= CacheLimits().entry_length

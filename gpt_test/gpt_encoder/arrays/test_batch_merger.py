@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpt_encoder import GPT2Tokenizer
 from gpt_encoder.arrays.batch_merger import BatchMerger
+from gpt_encoder.vocab_files import byte_token_ids
 from gpt_test.gpt_encoder.test_byte_pair import merge_plainly, merge_tables
 
 
@@ -60,14 +61,14 @@ def test_the_largest_id_and_bytes_of_one_id() -> None:
     st.lists(st.binary(min_size=1, max_size=31) | st.text("aelnorst ", min_size=1, max_size=31).map(str.encode), min_size=1)
 )
 def test_openais_merges(openai_tokenizer: GPT2Tokenizer, pieces: list[bytes]) -> None:
-    byte_ids, plain = [openai_tokenizer._byte_ids[byte] for byte in range(256)], openai_tokenizer._merger
+    byte_ids, plain = byte_token_ids(openai_tokenizer.vocabulary.token_ids), openai_tokenizer.merger
     merger = batch_merger(openai_tokenizer)
     assert merge_many(merger, pieces) == [plain.merge_short([byte_ids[byte] for byte in piece]) for piece in pieces]
 
 
 @cache
 def batch_merger(tokenizer: GPT2Tokenizer) -> BatchMerger:
-    plain = tokenizer._merger
-    merger = BatchMerger.of(plain.ranks, plain.merged_ids, [tokenizer._byte_ids[byte] for byte in range(256)])
+    plain = tokenizer.merger
+    merger = BatchMerger.of(plain.ranks, plain.merged_ids, byte_token_ids(tokenizer.vocabulary.token_ids))
     assert merger is not None
     return merger

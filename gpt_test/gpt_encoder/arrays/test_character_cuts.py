@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpt_encoder import GPT2Tokenizer
 from gpt_encoder.arrays.character_cuts import CharacterCuts
+from gpt_encoder.vocab_files import tokens_beyond_ascii
 
 CHARACTERS = "a1 'é½я\u05d0\u0e01\u3000のァー龍士人\uffff🦙𝒳"
 
@@ -58,10 +59,10 @@ def test_no_cut_where_a_token_could_be(some: list[tuple[bytes, int, int]]) -> No
     ("🦙", "人", False), ("人", "🦙", False),  # nothing is known beyond the basic plane
 ])  # fmt: skip
 def test_openais_tokens(openai_tokenizer: GPT2Tokenizer, front: str, back: str, cut: bool) -> None:
-    assert is_cut(CharacterCuts(openai_tokenizer._tokens_beyond_ascii()), front, back) == cut
+    assert is_cut(CharacterCuts(tokens_beyond_ascii(openai_tokenizer.vocabulary.token_ids)), front, back) == cut
 
 
 def test_merges_beyond_ascii_are_all_given(openai_tokenizer: GPT2Tokenizer) -> None:
-    given_tokens = set(openai_tokenizer._tokens_beyond_ascii())
-    made = [openai_tokenizer.token_bytes[token_id] for token_id in openai_tokenizer._merger.merged_ids]
+    given_tokens = set(tokens_beyond_ascii(openai_tokenizer.vocabulary.token_ids))
+    made = [openai_tokenizer.token_bytes[token_id] for token_id in openai_tokenizer.merger.merged_ids]
     assert given_tokens >= {token for token in made if not token.isascii()}

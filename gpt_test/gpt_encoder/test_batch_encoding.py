@@ -63,6 +63,9 @@ def test_very_long_texts(openai_tokenizer: GPT2Tokenizer) -> None:
 def test_little_text_starts_no_process(openai_tokenizer: GPT2Tokenizer) -> None:
     assert openai_tokenizer.encode_batch(["Hello world", ""], n_workers=8) == [[15496, 995], []]
     assert openai_tokenizer.encode_batch([]) == []
+    three_jobs = [TRAINING_TEXT] * 15
+    found = openai_tokenizer.encode_batch(three_jobs, n_workers=8, settings=SMALL_JOBS)
+    assert found == list(map(openai_tokenizer.encode, three_jobs))
 
 
 @pytest.mark.usefixtures("_no_process_starts")

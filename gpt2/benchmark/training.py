@@ -7,8 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -161,12 +160,6 @@ class _OneBatch(Objective):
 
     def figures(self, loss: float) -> dict[str, float]:
         return {}
-
-    def sample(self, model: GPT2, config: TrainingConfig) -> str:
-        return ""
-
-    def save(self, model: GPT2, folder: Path) -> None:
-        raise AssertionError("steps are timed, runs are not")
 
 
 def _config(settings: Settings, dtype: str) -> TrainingConfig:

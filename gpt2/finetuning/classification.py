@@ -1,11 +1,10 @@
-"""Classification: a head on the last token of a text, what it learns from, and how well it does. It reads no files."""
+"""Classification: the data, the loss and the measures of a classifier. It reads and writes no files."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,45 +13,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gpt2.finetuning.classifier import GPT2Classifier
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
-from gpt2.pretrained import GPT2
+from gpt2.model import GPT2
 from gpt2.training.batches import shuffled
 from gpt2.training.objective import Batch, Objective
-from gpt_config.errors import DataError, InputError
+from gpt_config.errors import DataError
 from gpt_config.training_config import TrainingConfig
 from gpt_encoder.interface import Tokenizer
-
-
-class GPT2Classifier(nn.Module):
-    """A GPT-2 and a linear head on the state of the last token, as `GPT2ForSequenceClassification` of transformers has it.
-
-    `labels` are the names of the classes, in the order of the head's outputs; `context` is how many tokens of a text it
-    learned to read, by default all that GPT-2 has positions for.
-    """
-
-    def __init__(self, transformer: GPT2, labels: Sequence[str], context: int | None = None) -> None:
-        super().__init__()
-        self.transformer, self.labels = transformer, tuple(labels)
-        self.context = transformer.config.n_positions if context is None else context
-        self.score = nn.Linear(transformer.config.n_embd, len(labels), bias=False)
-        nn.init.normal_(self.score.weight, std=transformer.config.initializer_range)
-        self.score.to(transformer.wte.weight)  # its device and dtype
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits (B, labels) of the rows of `input_ids` (B, T); `attention_mask` (B, T) is 1 for a token and 0 for padding,
-        on either side. InputError for a row without a token."""
-        hidden = self.transformer.hidden_states(input_ids, attention_mask=attention_mask)
-        if attention_mask is None:
-            return self.logits(hidden, torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device))
-        if not bool(attention_mask.any(-1).all()):
-            raise InputError("a row of attention_mask has no token: there is nothing to classify")
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        return self.logits(hidden, (places * attention_mask.bool()).argmax(-1))
-
-    def logits(self, hidden: Tensor, last: Tensor) -> Tensor:
-        """Logits (B, labels) from the states `hidden` (B, T, C) at the places `last` (B,)."""
-        logits: Tensor = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last])
-        return logits
 
 
 @dataclass(frozen=True)
@@ -111,24 +79,18 @@ class ClassificationLoss(nn.Module):
 
 
 class Classification(Objective):
-    """The label of a text. With `balance` every label weighs as much as any other, however rare it is.
-
-    Where only an adapter learns, `adapter_of` names the model that it is for.
-    """
+    """The label of a text. With `balance` every label has the same weight, however rare it is."""
 
     def __init__(
         self,
         classifier: GPT2Classifier,
         train: Sequence[LabelledText],
         validation: Sequence[LabelledText],
-        tokenizer: Tokenizer,
         config: TrainingConfig,
         *,
         balance: bool = False,
-        adapter_of: str | None = None,
     ) -> None:
-        self.classifier, self._tokenizer = classifier, tokenizer
-        self._adapter_of = adapter_of
+        self.classifier = classifier
         self._loss = ClassificationLoss(classifier)
         rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
         self.tokens_per_step = rows.mean_width * config.batch_size
@@ -147,14 +109,6 @@ class Classification(Objective):
         accuracy = self._loss.n_right / max(1, self._loss.n_seen)
         self._loss.n_right = self._loss.n_seen = 0
         return {"accuracy": accuracy}
-
-    def sample(self, model: GPT2, config: TrainingConfig) -> str:
-        return ""
-
-    def save(self, model: GPT2, folder: Path) -> None:
-        from gpt2.finetuning.classifier_files import save_classifier
-
-        save_classifier(self.classifier, folder, self._tokenizer, base_model=self._adapter_of)
 
 
 class _TrainingRows:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from gpt2.adapters.files import load_adapter, read_adapter, save_adapter
 from gpt2.adapters.lora import merge_lora
 from gpt2.device import resolve_device, resolve_dtype
-from gpt2.finetuning.classification import GPT2Classifier
+from gpt2.finetuning.classifier import GPT2Classifier
 from gpt2.pretrained import GPT2, load_base
 from gpt2.weights.files import read_tensors
 from gpt2.weights.folder import is_adapter_folder, locate_model
@@ -21,10 +20,8 @@ from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.writing import write_tensors
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError
+from gpt_encoder.interface import Tokenizer
 from gpt_encoder.tokenizer import has_tokenizer
-
-if TYPE_CHECKING:
-    from gpt_encoder.interface import Tokenizer
 
 _FILE = "classifier.json"
 

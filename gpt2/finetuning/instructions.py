@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from gpt2.finetuning.records import BadRecord, Fields, text_of
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
 from gpt2.finetuning.template import InstructionTemplate
-from gpt2.pretrained import GPT2
+from gpt2.model import GPT2
 from gpt2.training.loss import sum_of_losses
 from gpt2.training.objective import Batch, Objective, perplexity
 from gpt_config.errors import ConfigError, DataError
-from gpt_config.generation_config import GenerationConfig
 from gpt_config.training_config import TrainingConfig
 from gpt_encoder.interface import Tokenizer
 
@@ -152,17 +150,12 @@ class InstructionTuning(Objective):
         self,
         train: Sequence[Example],
         validation: Sequence[Example],
-        tokenizer: Tokenizer,
-        template: InstructionTemplate,
         config: TrainingConfig,
-        *,
-        to_show: Turn | None = None,
     ) -> None:
         if not train or not validation:
             raise DataError(
                 f"{len(train)} examples to learn from and {len(validation)} to measure on: both need one at least"
             )
-        self._tokenizer, self._template, self._to_show = tokenizer, template, to_show
         rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
         self.tokens_per_step = rows.mean_width * config.batch_size
         self.batches = _TrainingRows(train, rows)
@@ -173,19 +166,6 @@ class InstructionTuning(Objective):
 
     def figures(self, loss: float) -> dict[str, float]:
         return {"perplexity": perplexity(loss)}
-
-    def sample(self, model: GPT2, config: TrainingConfig) -> str:
-        if self._to_show is None:
-            return ""
-        from gpt2.generation.completion import complete
-
-        prompt = self._template.prompt(self._to_show.instruction, input=self._to_show.input, system=self._to_show.system)
-        options = GenerationConfig(max_new_tokens=config.sample_tokens)
-        return prompt + complete(model, self._tokenizer, prompt, options)[0].text
-
-    def save(self, model: GPT2, folder: Path) -> None:
-        self.write_model(model, folder, self._tokenizer)
-        self._template.save(folder)
 
 
 class _TrainingRows:

@@ -13,29 +13,27 @@ import torch
 
 from gpt2.adapters.files import save_adapter
 from gpt2.adapters.lora import add_lora
-from gpt2.finetuning.classification import (
-    Classification,
-    GPT2Classifier,
-    LabelledText,
-    encode_texts,
-    measure,
-    split_by_label,
-)
-from gpt2.finetuning.classifier_files import load_classifier
-from gpt2.finetuning.instructions import InstructionTuning, conversation, make_examples, with_thoughts
+from gpt2.finetuning.classification import Classification, LabelledText, encode_texts, measure, split_by_label
+from gpt2.finetuning.classifier import GPT2Classifier
+from gpt2.finetuning.classifier_files import load_classifier, save_classifier
+from gpt2.finetuning.instructions import InstructionTuning, Turn, conversation, make_examples, with_thoughts
 from gpt2.finetuning.records import BadRecord, Fields, read_records, text_of
 from gpt2.finetuning.template import InstructionTemplate
 from gpt2.finetuning.trainable import set_trainable
-from gpt2.pretrained import GPT2
+from gpt2.generation.completion import complete
+from gpt2.model import GPT2
+from gpt2.pretrained import load_model, save_model
 from gpt2.training.batches import shuffled
 from gpt2.training.distributed import Processes
 from gpt2.training.objective import LanguageModelling, Objective
+from gpt2.training.outputs import ModelWriter, Outputs, text_outputs
 from gpt2.training.preparation import TrainingData, prepare
 from gpt2.training.trainer import Trainer
 from gpt2.weights.folder import locate_whole_model, tokenizer_source
 from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.finetuning_config import FinetuningConfig
+from gpt_config.generation_config import GenerationConfig
 from gpt_config.lora_config import LoRAConfig
 from gpt_config.training_config import TrainingConfig
 from gpt_encoder.interface import Tokenizer
@@ -45,9 +43,9 @@ Paths = Sequence[str | Path]
 
 @dataclass
 class Finetuning:
-    """A fine-tuning that is ready: call `trainer.train()`, then `finish()`, which measures what was made of it.
+    """A fine-tuning that is ready: call `trainer.train()`, then `finish()`, which gives the figures of the result.
 
-    `told` is what a user should know beforehand, in lines. `fingerprint` tells whether the data is the same as before.
+    `told` are lines to show the user before it starts. `fingerprint` tells whether the data is the same as before.
     """
 
     trainer: Trainer
@@ -62,10 +60,18 @@ class _Base:
     tokenizer: Tokenizer
     name: str
     context: int  # tokens of a row at most
+    write: ModelWriter  # of the whole model, or of the adapter where one is learned
+
+
+class _Files(NamedTuple):
+    train: Paths
+    validation: Paths
+    test: Paths
 
 
 class _Task(NamedTuple):
     objective: Objective
+    outputs: Outputs
     training: TrainingConfig
     fingerprint: str
     told: list[str]
@@ -97,7 +103,7 @@ def prepare_finetuning(
     if config.lora_rank:
         locate_whole_model(base)  # an adapter to an adapter would have no base to be loaded with
     torch.manual_seed(config.seed)
-    model = GPT2.from_pretrained(base)
+    model = load_model(base)
     if config.context > model.config.n_positions:
         raise ConfigError(f"context={config.context} is longer than the {model.config.n_positions} positions of {base}")
     model.set_dropout(config.dropout)
@@ -105,37 +111,28 @@ def prepare_finetuning(
         add_lora(model, LoRAConfig(rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout))
     else:
         set_trainable(model, config.trainable)
-    start = _Base(model, load_tokenizer_for(model), str(base), config.context or model.config.n_positions)
+    write = partial(save_adapter, base_model=base) if config.lora_rank else save_model
+    start = _Base(model, load_tokenizer_for(model), str(base), config.context or model.config.n_positions, write)
+    files = _Files(data, validation_data, test_data)
     if config.task == "text":
-        task = _text(start, data, validation_data, config, folder, processes, is_resumed)
+        task = _text(start, files, config, folder, processes, is_resumed)
     elif config.task == "instruction":
-        task = _instruction(start, data, validation_data, config)
+        task = _instruction(start, files, config)
     else:
-        task = _classification(start, data, validation_data, test_data, config, folder)
-    if config.lora_rank:
-        task.objective.write_model = partial(_write_adapter, base)
+        task = _classification(start, files, config, folder)
     trainer = Trainer(
-        model, task.objective, task.training, folder, processes=processes, is_quiet=is_quiet, tensorboard=tensorboard
-    )
+        model, task.objective, task.training, folder,
+        outputs=task.outputs, processes=processes, is_quiet=is_quiet, tensorboard=tensorboard,
+    )  # fmt: skip
     return Finetuning(trainer, task.fingerprint, task.told, task.finish)
 
 
-def _write_adapter(base: str | Path, model: GPT2, folder: Path, tokenizer: Tokenizer) -> None:
-    save_adapter(model, folder, base_model=base, tokenizer=tokenizer)
-
-
 def _text(
-    base: _Base,
-    data: Paths,
-    validation_data: Paths,
-    config: FinetuningConfig,
-    folder: Path,
-    processes: Processes,
-    is_resumed: bool,
+    base: _Base, files: _Files, config: FinetuningConfig, folder: Path, processes: Processes, is_resumed: bool
 ) -> _Task:
     def prepared() -> TrainingData:
         return prepare(
-            data, folder / "data", tokenizer=tokenizer_source(base.name), validation_data=validation_data,
+            files.train, folder / "data", tokenizer=tokenizer_source(base.name), validation_data=files.validation,
             validation_fraction=config.validation_fraction,
         )  # fmt: skip
 
@@ -151,13 +148,14 @@ def _text(
     n_rows = max(1, (len(made.train) - 1) // context)
     training = config.training_config(n_rows=n_rows, context=context)
     told = [f"{len(made.train)} tokens to learn from, {len(made.validation)} to measure on"]
-    return _Task(LanguageModelling(made, training), training, made.train.fingerprint.hex(), told)
+    outputs = text_outputs(made.tokenizer, training, base.write)
+    return _Task(LanguageModelling(made, training), outputs, training, made.train.fingerprint.hex(), told)
 
 
-def _instruction(base: _Base, data: Paths, validation_data: Paths, config: FinetuningConfig) -> _Task:
-    conversations = read_records(data, conversation, skip_bad=config.skip_bad)
-    if validation_data:
-        kept = read_records(validation_data, conversation, skip_bad=config.skip_bad)
+def _instruction(base: _Base, files: _Files, config: FinetuningConfig) -> _Task:
+    conversations = read_records(files.train, conversation, skip_bad=config.skip_bad)
+    if files.validation:
+        kept = read_records(files.validation, conversation, skip_bad=config.skip_bad)
         train, validation = conversations.made, kept.made
     else:
         rows = [shuffled(place, len(conversations.made), config.seed, 8) for place in range(len(conversations.made))]
@@ -179,21 +177,34 @@ def _instruction(base: _Base, data: Paths, validation_data: Paths, config: Finet
             f"give more data, or a longer context than {base.context}"
         )
     training = config.training_config(n_rows=len(encoded[0]), context=base.context)
-    objective = InstructionTuning(encoded[0], encoded[1], base.tokenizer, template, training, to_show=validation[0][0])
-    return _Task(objective, training, _fingerprint([*data, *validation_data], template), told)
+    objective = InstructionTuning(encoded[0], encoded[1], training)
+    outputs = _instruction_outputs(base, template, validation[0][0], config)
+    return _Task(objective, outputs, training, _fingerprint([*files.train, *files.validation], template), told)
+
+
+def _instruction_outputs(base: _Base, template: InstructionTemplate, shown: Turn, config: FinetuningConfig) -> Outputs:
+    """The model with its template, and the greedy response to `shown`."""
+
+    def write(model: GPT2, folder: Path) -> None:
+        base.write(model, folder, tokenizer=base.tokenizer)
+        template.save(folder)
+
+    def sample(model: GPT2) -> str:
+        prompt = template.prompt(shown.instruction, input=shown.input, system=shown.system)
+        options = GenerationConfig(max_new_tokens=config.sample_tokens)
+        return prompt + complete(model, base.tokenizer, prompt, options)[0].text
+
+    return Outputs(write, sample)
 
 
 _LEARN, _MEASURE, _TEST = "to learn from", "to measure on", "to test on"
 LabelledTexts = list[tuple[str, str]]  # (text, label)
 
 
-def _classification(
-    base: _Base, data: Paths, validation_data: Paths, test_data: Paths, config: FinetuningConfig, folder: Path
-) -> _Task:
+def _classification(base: _Base, files: _Files, config: FinetuningConfig, folder: Path) -> _Task:
     told: list[str] = []
     parts = {
-        name: _labelled_texts(paths, config, told)
-        for name, paths in ((_LEARN, data), (_MEASURE, validation_data), (_TEST, test_data))
+        name: _labelled_texts(paths, config, told) for name, paths in zip((_LEARN, _MEASURE, _TEST), files, strict=True)
     }
     labels = _split_off(parts, config)
     examples: dict[str, list[LabelledText]] = {}
@@ -205,17 +216,19 @@ def _classification(
         told.append(f"{len(texts)} texts {name}" + (f" ({', '.join(notes)})" if notes else ""))
     told.append(f"labels: {', '.join(labels)}")
     training = config.training_config(n_rows=len(examples[_LEARN]), context=base.context)
-    objective = Classification(
-        GPT2Classifier(base.model, labels, base.context), examples[_LEARN], examples[_MEASURE], base.tokenizer, training,
-        balance=config.balance, adapter_of=base.name if config.lora_rank else None,
-    )  # fmt: skip
+    classifier = GPT2Classifier(base.model, labels, base.context)
+    objective = Classification(classifier, examples[_LEARN], examples[_MEASURE], training, balance=config.balance)
+
+    def write(model: GPT2, folder: Path) -> None:
+        save_classifier(classifier, folder, base.tokenizer, base_model=base.name if config.lora_rank else None)
 
     def finish() -> dict[str, Any]:
         part = _TEST if examples[_TEST] else _MEASURE  # the latter has chosen the model, and flatters it
         name = "test" if part == _TEST else "validation"
         return {"part": name, "texts": len(examples[part]), **measure(load_classifier(folder), examples[part]).to_dict()}
 
-    return _Task(objective, training, _fingerprint([*data, *validation_data, *test_data]), told, finish)
+    fingerprint = _fingerprint([path for paths in files for path in paths])
+    return _Task(objective, Outputs(write), training, fingerprint, told, finish)
 
 
 def _labelled_texts(paths: Paths, config: FinetuningConfig, told: list[str]) -> LabelledTexts:

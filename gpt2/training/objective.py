@@ -1,31 +1,23 @@
-"""What a run learns: its batches, its loss, and what it leaves behind. The loop and its engines know no more about it."""
+"""What a run learns: its batches, its loss, and how well it does. It knows neither model files nor generation."""
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from torch import nn
 
-from gpt2.pretrained import GPT2
+from gpt2.model import GPT2
 from gpt2.training.batches import Batches, EvaluationBatches
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.preparation import TrainingData
 from gpt_config.errors import ConfigError
-from gpt_config.generation_config import GenerationConfig
 from gpt_config.model_config import GPT2Config
 from gpt_config.training_config import TrainingConfig
-from gpt_encoder.interface import Tokenizer
 
 Batch = tuple[NDArray[Any], ...]
-
-
-def _save_pretrained(model: GPT2, folder: Path, tokenizer: Tokenizer) -> None:
-    model.save_pretrained(folder, tokenizer=tokenizer)
 
 
 class TrainingBatches(Protocol):
@@ -42,36 +34,27 @@ class CountedBatches(TrainingBatches, Protocol):
 
 
 class Objective(abc.ABC):
-    """What is learned in a run.
+    """Data, loss and evaluation of a run. What becomes of the model is not part of it: see `Outputs`.
 
-    A batch is a tuple of arrays with one row for each example, the first of them the input ids (rows, tokens). It may be
-    done in parts of equally many rows: the mean of their losses must be the loss of the whole.
+    A batch is a tuple of arrays with one row for each example; the first array is the input ids (rows, tokens). The trainer
+    may compute it in parts of equal size: the mean of their losses must be the loss of the whole batch.
     """
 
     batches: TrainingBatches
     evaluation: CountedBatches
     tokens_per_step: float  # on average, padding included
-    # How a model that can speak is saved; to be set where only an adapter is wanted.
-    write_model: Callable[[GPT2, Path, Tokenizer], None] = staticmethod(_save_pretrained)
 
     def check(self, model: GPT2Config, config: TrainingConfig) -> None:  # noqa: B027 (most have nothing to add)
         """ConfigError if it does not fit the model."""
 
     @abc.abstractmethod
     def loss(self, model: GPT2) -> nn.Module:
-        """A module that holds `model`, and whatever else is to learn; it makes a batch into the mean loss, in nats."""
+        """A module that contains `model` and everything else that learns; called with a batch, it gives the mean loss in
+        nats."""
 
     @abc.abstractmethod
     def figures(self, loss: float) -> dict[str, float]:
-        """What else to tell of a validation loss, by name."""
-
-    @abc.abstractmethod
-    def sample(self, model: GPT2, config: TrainingConfig) -> str:
-        """A text to show what has been learned so far, or none; `model` is in eval mode."""
-
-    @abc.abstractmethod
-    def save(self, model: GPT2, folder: Path) -> None:
-        """Make `folder` what the run was for."""
+        """Further figures for a validation loss (in nats), by name."""
 
 
 class LanguageModelling(Objective):
@@ -100,18 +83,6 @@ class LanguageModelling(Objective):
         text = self.data.validation
         return {"perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(loss, len(text), text.n_bytes)}
 
-    def sample(self, model: GPT2, config: TrainingConfig) -> str:
-        from gpt2.generation.completion import complete
-
-        tokenizer = self.data.tokenizer
-        if not config.sample_prompt and tokenizer.eot_token_id is None:
-            return ""
-        options = GenerationConfig(max_new_tokens=config.sample_tokens, do_sample=True, temperature=0.8, seed=config.seed)
-        return config.sample_prompt + complete(model, tokenizer, config.sample_prompt, options)[0].text
-
-    def save(self, model: GPT2, folder: Path) -> None:
-        self.write_model(model, folder, self.data.tokenizer)
-
 
 def perplexity(loss: float) -> float:
     """exp(loss), or the largest that a float holds."""
@@ -119,5 +90,5 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
-    """`loss` (nats a token) as bits a byte of text: a measure that does not depend on how text is cut into tokens."""
+    """`loss` (nats per token) as bits per byte of text, which do not depend on the tokenizer."""
     return loss / math.log(2) * n_tokens / max(n_bytes, 1)

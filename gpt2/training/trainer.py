@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from gpt2.pretrained import GPT2
+from gpt2.model import GPT2
 from gpt2.quantization.quantize import check_can_learn
 from gpt2.training.batches import mix
 from gpt2.training.checkpoint import (
@@ -27,16 +27,18 @@ from gpt2.training.hardware import choose_precision, keep_freed_memory, measured
 from gpt2.training.loop import CHECKPOINT_FOLDER, TrainingLoop, training_operations
 from gpt2.training.objective import Batch, LanguageModelling, Objective
 from gpt2.training.optimizer import learning_rate, make_optimizer
+from gpt2.training.outputs import Outputs, text_outputs
 from gpt2.training.preparation import TrainingData
 from gpt_config.errors import CheckpointError
 from gpt_config.training_config import TrainingConfig
 
 
 class Trainer(TrainingLoop):
-    """Trains `model` with PyTorch, and keeps in `folder` what the run needs and yields: see `TrainingLoop`.
+    """Trains `model` with PyTorch; state, metrics and results of the run are in `folder`: see `TrainingLoop`.
 
-    `data` is a text to learn the language of, or any other `Objective`. Parameters that require no gradient stay as they
-    are.
+    `data` is a text, for language modelling, or any other `Objective`. `outputs` writes the best model and samples a text;
+    without it, a text leaves an ordinary model folder, and another objective only checkpoints and metrics. Parameters that
+    require no gradient stay as they are.
     """
 
     def __init__(
@@ -46,13 +48,17 @@ class Trainer(TrainingLoop):
         config: TrainingConfig,
         folder: str | Path,
         *,
+        outputs: Outputs | None = None,
         processes: Processes | None = None,
         is_quiet: bool = False,
         tensorboard: bool = False,
     ) -> None:
         check_can_learn(model)
         processes = processes or Processes(0, 1, model.device)
-        objective = data if isinstance(data, Objective) else LanguageModelling(data, config)
+        if isinstance(data, Objective):
+            objective, self._outputs = data, outputs or Outputs()
+        else:
+            objective, self._outputs = LanguageModelling(data, config), outputs or text_outputs(data.tokenizer, config)
         super().__init__(model.config, objective, config, folder, processes, is_quiet=is_quiet, tensorboard=tensorboard)
         self.model = model.to(self.processes.device).train()
         if config.gradient_checkpointing:
@@ -138,7 +144,7 @@ class Trainer(TrainingLoop):
             return ""
         self.model.eval()
         try:
-            return self.objective.sample(self.model, self.config)
+            return self._outputs.sample(self.model)
         finally:
             self.model.train()
 
@@ -171,7 +177,7 @@ class Trainer(TrainingLoop):
                 model = GPT2(self.model.config)
                 model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
         if self.processes.is_first:
-            self.objective.save(model, self.folder)
+            self._outputs.write(model, self.folder)
 
 
 def _n_parts(rows: int, tokens: int, accumulation: int, device: torch.device) -> int:

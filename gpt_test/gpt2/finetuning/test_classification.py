@@ -15,13 +15,13 @@ from gpt2 import GPT2
 from gpt2.finetuning.classification import (
     Classification,
     ClassificationResult,
-    GPT2Classifier,
     LabelledText,
     classify,
     encode_texts,
     measure,
     split_by_label,
 )
+from gpt2.finetuning.classifier import GPT2Classifier
 from gpt2.finetuning.classifier_files import load_classifier, save_classifier
 from gpt2.finetuning.trainable import set_trainable
 from gpt_config import CheckpointError, ConfigError, DataError, InputError, TrainingConfig
@@ -95,12 +95,10 @@ def test_a_row_of_padding_alone_is_an_error(classifier: GPT2Classifier) -> None:
 
 
 @pytest.mark.parametrize("balance", [False, True])
-def test_the_loss_weighs_labels_and_not_padding(
-    classifier: GPT2Classifier, small_tokenizer: GPT2Tokenizer, balance: bool
-) -> None:
+def test_the_loss_weighs_labels_and_not_padding(classifier: GPT2Classifier, balance: bool) -> None:
     train = examples_of(12)
     config = TrainingConfig(batch_size=12, context=40)
-    objective = Classification(classifier, train, train[:5], small_tokenizer, config, balance=balance)
+    objective = Classification(classifier, train, train[:5], config, balance=balance)
     counts = np.bincount([example.label for example in train], minlength=3)
     losses = []
     for example in train:
@@ -113,11 +111,9 @@ def test_the_loss_weighs_labels_and_not_padding(
     assert np.mean(parts) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_validation_is_the_mean_over_rows_and_counts_what_is_right(
-    classifier: GPT2Classifier, small_tokenizer: GPT2Tokenizer
-) -> None:
+def test_validation_is_the_mean_over_rows_and_counts_what_is_right(classifier: GPT2Classifier) -> None:
     validation = examples_of(5)
-    objective = Classification(classifier, validation, validation, small_tokenizer, TrainingConfig(batch_size=2, context=40))
+    objective = Classification(classifier, validation, validation, TrainingConfig(batch_size=2, context=40))
     loss = objective.loss(classifier.transformer).eval()
     objective.figures(0.0)
     values = [loss(*map(torch.from_numpy, objective.evaluation(n))).item() for n in range(objective.evaluation.count)]

@@ -139,7 +139,7 @@ def test_the_loss_is_the_mean_over_what_is_learned(small_model: GPT2, small_toke
     template = TEMPLATES["plain"]
     examples, _, _ = make_examples(TURNS, small_tokenizer, template, 40)
     config = TrainingConfig(batch_size=4, context=40)
-    objective = InstructionTuning(examples, examples[:3], small_tokenizer, template, config)
+    objective = InstructionTuning(examples, examples[:3], config)
     loss = objective.loss(small_model)
     assert isinstance(loss, ResponseLoss)
 
@@ -158,6 +158,6 @@ def test_the_loss_is_the_mean_over_what_is_learned(small_model: GPT2, small_toke
     ranks = [loss(*map(torch.from_numpy, objective.batches(0, rank, 2))) for rank in (0, 1)]
     torch.testing.assert_close(torch.stack(ranks).mean(), written_out(examples), rtol=1e-5, atol=1e-6)
     config = TrainingConfig(batch_size=2, context=40)
-    evaluation = InstructionTuning(examples, examples[:3], small_tokenizer, template, config).evaluation
+    evaluation = InstructionTuning(examples, examples[:3], config).evaluation
     values = [loss(*map(torch.from_numpy, evaluation(number))).item() for number in range(evaluation.count)]
     assert len(values) == 2 and np.mean(values) == pytest.approx(written_out(examples[:3]).item(), rel=1e-5)

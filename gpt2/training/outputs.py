@@ -1,0 +1,58 @@
+"""What a run makes of its model: the files in its folder, and a text to show at each evaluation.
+
+The trainer calls it, and so knows neither model files nor generation. It does not know how a model is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gpt2.generation.completion import complete
+from gpt2.model import GPT2
+from gpt2.pretrained import save_model
+from gpt_config.generation_config import GenerationConfig
+from gpt_config.training_config import TrainingConfig
+from gpt_encoder.interface import Tokenizer
+
+
+def write_nothing(model: GPT2, folder: Path) -> None:
+    """Write no model: the run leaves only its checkpoints and metrics."""
+
+
+def no_sample(model: GPT2) -> str:
+    """An empty text, which is not shown."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """`write(model, folder)` saves the best model so far. `sample(model)` gives a text to show, or "" for none; the model is
+    in eval mode then. Neither may change the weights.
+    """
+
+    write: Callable[[GPT2, Path], None] = write_nothing
+    sample: Callable[[GPT2], str] = no_sample
+
+
+class ModelWriter(Protocol):
+    """Writes the model, or the adapter in it, and the tokenizer's files into `folder`."""
+
+    def __call__(self, model: GPT2, folder: Path, *, tokenizer: Tokenizer) -> None: ...
+
+
+def text_outputs(tokenizer: Tokenizer, config: TrainingConfig, write_model: ModelWriter = save_model) -> Outputs:
+    """Those of a language model: a model folder, and `config.sample_tokens` tokens after `config.sample_prompt`."""
+
+    def write(model: GPT2, folder: Path) -> None:
+        write_model(model, folder, tokenizer=tokenizer)
+
+    def sample(model: GPT2) -> str:
+        if not config.sample_prompt and tokenizer.eot_token_id is None:
+            return ""  # there is nothing to start from
+        options = GenerationConfig(max_new_tokens=config.sample_tokens, do_sample=True, temperature=0.8, seed=config.seed)
+        return config.sample_prompt + complete(model, tokenizer, config.sample_prompt, options)[0].text
+
+    return Outputs(write, sample)

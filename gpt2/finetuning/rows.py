@@ -18,25 +18,28 @@ _BATCHES_IN_BLOCK = 16  # examples of so many batches, or of an epoch if it has 
 
 
 class LengthSortedRows:
-    """`rows(step)`: the numbers of that step's examples, `batch_size` of them, sorted by length."""
+    """`rows(step)`: the numbers of that step's examples, `batch_size` of them, sorted by length.
+
+    The batches of `block_size` consecutive steps are drawn together.
+    """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self._lengths, self._batch_size, self._seed = np.array(lengths), batch_size, seed
-        self._block_size = max(1, min(_BATCHES_IN_BLOCK, len(lengths) // batch_size))
+        self.block_size = max(1, min(_BATCHES_IN_BLOCK, len(lengths) // batch_size))
         self._block = lru_cache(maxsize=2)(self._make_block)
 
     def __call__(self, step: int) -> NDArray[np.int64]:
-        block, place = divmod(step, self._block_size)
-        rows: NDArray[np.int64] = self._block(block)[shuffled(place, self._block_size, self._seed, 6, block)]
+        block, place = divmod(step, self.block_size)
+        rows: NDArray[np.int64] = self._block(block)[shuffled(place, self.block_size, self._seed, 6, block)]
         return rows
 
     def _make_block(self, block: int) -> NDArray[np.int64]:
-        size, n = self._block_size * self._batch_size, len(self._lengths)
+        size, n = self.block_size * self._batch_size, len(self._lengths)
         places = range(block * size, (block + 1) * size)
         epochs = np.array([place // n for place in places])
         rows = np.array([shuffled(place % n, n, self._seed, 5, place // n) for place in places])
         # Epoch by epoch, so that an example is not in a batch twice, but perhaps where epochs meet.
-        return rows[np.lexsort((self._lengths[rows], epochs))].reshape(self._block_size, self._batch_size)
+        return rows[np.lexsort((self._lengths[rows], epochs))].reshape(self.block_size, self._batch_size)
 
     @property
     def mean_width(self) -> float:

@@ -1,4 +1,4 @@
-"""From files to documents, in pieces, so that no file need fit in memory. It knows text, not tokens.
+"""From files to documents, in pieces, so that no file has to fit in memory. It knows text, not tokens.
 
 A document is what stands between two `<|endoftext|>` in a text file, the text field of one line of a JSONL file, or a whole
 file that has neither. Files may be compressed (.gz, .xz, .bz2).
@@ -23,12 +23,18 @@ from gpt_encoder.interface import EOT_TOKEN
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _SUFFIXES = (".txt", ".jsonl")
-_BLOCK_BYTES = 1 << 20
-_PIECE_LENGTH = 1 << 20  # a longer document comes in several pieces
 _UNDECODED = re.compile(r"[\udc80-\udcff]")  # what the error handler "surrogateescape" makes of a byte that is not UTF-8
 # Between a non-space and a blank or line end GPT-2's split pattern always cuts: to cut there too changes no ids.
 _CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 _DOCUMENTS_TO_CHOOSE_FROM = 100
+
+
+@dataclass(frozen=True)
+class CorpusLimits:
+    """How texts are cut. The values change no ids."""
+
+    block_bytes: int = 1 << 20  # read from a file at once
+    piece_length: int = 1 << 20  # characters; a longer document comes in several pieces
 
 
 class Piece(NamedTuple):
@@ -47,6 +53,7 @@ class Corpus:
 
     paths: Sequence[str | Path]
     text_field: str = "text"  # of JSONL files
+    limits: CorpusLimits = field(default_factory=CorpusLimits)
     replaced_bytes: int = field(default=0, init=False)
 
     def files(self) -> list[Path]:
@@ -79,18 +86,20 @@ class Corpus:
 
     def _text(self, path: Path) -> Iterator[Piece]:
         rest, is_first, has_separators = "", True, False
+        piece_length = self.limits.piece_length
         for block in self._blocks(path):
             *whole, rest = (rest + block).split(EOT_TOKEN)
             has_separators = has_separators or bool(whole)
             for text in whole:
                 yield from _piece(text, is_first, ends=True, stripped=True)
                 is_first = True
-            if len(rest) >= _PIECE_LENGTH and (cut := _cut(rest)):
+            if len(rest) >= piece_length and (cut := last_cut(rest)):
                 yield from _piece(rest[:cut], is_first, ends=False, stripped=has_separators)
                 rest, is_first = rest[cut:], False
         yield from _piece(rest, is_first, ends=True, stripped=has_separators)
 
     def _jsonl(self, path: Path) -> Iterator[Piece]:
+        piece_length = self.limits.piece_length
         with _open(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
@@ -105,7 +114,7 @@ class Corpus:
                     ) from None
                 if not isinstance(text, str):
                     raise DataError(f"{path}, line {number}: the field {self.text_field!r} is not a text")
-                while len(text) > 2 * _PIECE_LENGTH and (cut := _cut(text[:_PIECE_LENGTH])):
+                while len(text) > 2 * piece_length and (cut := last_cut(text[:piece_length])):
                     yield Piece(text[:cut], ends=False)
                     text = text[cut:]
                 yield from _piece(text, True, ends=True, stripped=False)
@@ -113,10 +122,10 @@ class Corpus:
     def _blocks(self, path: Path) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         with _open(path) as file:
-            block = file.read(_BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
+            block = file.read(self.limits.block_bytes).removeprefix(codecs.BOM_UTF8)
             while block:
                 yield self._decoded(decoder.decode(block))
-                block = file.read(_BLOCK_BYTES)
+                block = file.read(self.limits.block_bytes)
         yield self._decoded(decoder.decode(b"", final=True))
 
     def _decoded(self, text: str) -> str:
@@ -136,8 +145,8 @@ def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", opener(path, "rb"))
 
 
-def _cut(text: str) -> int:
-    """The last place where `text` may be cut without a change of ids, or 0 where it has none."""
+def last_cut(text: str) -> int:
+    """The last place where a cut of `text` changes no ids; 0 if there is none."""
     tail = max(0, len(text) - (1 << 16))  # nearly always it is near the end
     found = _CUT.match(text, tail) or _CUT.match(text)
     return found.end() if found else 0

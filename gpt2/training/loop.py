@@ -70,7 +70,6 @@ class TrainingLoop(abc.ABC):
         self.step, self.best_loss = 0, math.inf
         self._n_since_best = 0  # evaluations
         self._is_quiet, self._tensorboard = is_quiet or not processes.is_first, tensorboard
-        self._batches, self._evaluation = objective.batches, objective.evaluation
         self._received: list[int] = []
 
     # -- what an engine does ---------------------------------------------------------------------------------------------

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gpt2.model import GPT2
 
-# In 16 bits, matrices whose sides are multiples of this are multiplied faster: the loss over 50,257 tokens takes a twentieth
-# less on a CPU with matrix units, and GPUs are said to care more. For fewer tokens than the second it is not worth it.
-_MULTIPLE, _MIN_PADDED = 64, 4096
+# In 16 bits, products of matrices whose sides are multiples of this are faster: the loss over 50,257 tokens takes 5% less
+# time on a CPU with matrix units.
+_MULTIPLE = 64
 
-# Rows of logits that are held at once, and for small vocabularies how many logits.
-_ROWS, _LOGITS = 1024, 2**22
+
+@dataclass(frozen=True)
+class LossLimits:
+    """How the loss is computed in parts. The values change it by rounding only."""
+
+    rows: int = 1024  # of logits that are held at once
+    logits: int = 2**22  # held at once where that is more: small vocabularies
+    min_padded: int = 4096  # outputs of a head in 16 bits that repay padding it to a multiple of 64
+
+
+class _Plan(NamedTuple):
+    """What is computed, how: the dtype of products, which gradients, rows of logits at once, outputs with padding."""
+
+    dtype: torch.dtype
+    of_rows: bool
+    of_head: bool
+    n_rows: int
+    n_outputs: int
 
 
 class LanguageModelLoss(nn.Module):
@@ -24,16 +41,17 @@ class LanguageModelLoss(nn.Module):
     A module of its own, so that what wraps a module's forward (DDP, FSDP, torch.compile) wraps the loss too.
     """
 
-    def __init__(self, model: GPT2) -> None:
+    def __init__(self, model: GPT2, limits: LossLimits | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._limits = model, limits or LossLimits()
 
     def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         hidden = self.model.hidden_states(input_ids)  # (B, T, C)
-        return sum_of_losses(hidden.flatten(0, 1), self.model.wte.weight, targets.flatten()) / targets.numel()
+        rows = hidden.flatten(0, 1)  # (B * T, C)
+        return sum_of_losses(rows, self.model.wte.weight, targets.flatten(), self._limits) / targets.numel()
 
 
-def sum_of_losses(rows: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def sum_of_losses(rows: Tensor, head: Tensor, targets: Tensor, limits: LossLimits | None = None) -> Tensor:
     """The sum of the cross-entropies, in nats, of `targets` (N,) int64 by the logits of `rows` (N, C) and `head` (V, C).
 
     Products are in autocast's dtype where that is on; probabilities, sums and gradients are in float32 or `rows`' dtype.
@@ -42,26 +60,32 @@ def sum_of_losses(rows: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (rows, head)]
-    total: Tensor = _SumOfLosses.apply(rows, head, targets, dtype, *wanted)
+    plan = _plan(len(head), dtype, *wanted, limits or LossLimits())
+    apply: Any = _SumOfLosses.apply  # torch gives it no types
+    total: Tensor = apply(rows, head, targets, plan)
     return total
 
 
-class _SumOfLosses(torch.autograd.Function):
-    """Head and loss in one, by parts: the logits of a whole batch may need more memory than the model.
+def _plan(vocab_size: int, dtype: torch.dtype, of_rows: bool, of_head: bool, limits: LossLimits) -> _Plan:
+    n_rows = limits.rows if dtype == torch.float16 else max(limits.rows, limits.logits // vocab_size)
+    is_padded = dtype.itemsize <= 2 and vocab_size >= limits.min_padded
+    return _Plan(dtype, of_rows, of_head, n_rows, vocab_size + -vocab_size % _MULTIPLE if is_padded else vocab_size)
 
-    The gradients are made along with the loss, while the logits of a part are there; to keep them for later, or to compute
-    them once more, is what takes a third of the time on a CPU with matrix units otherwise.
+
+class _SumOfLosses(torch.autograd.Function):
+    """Head and loss together, in parts: the logits of a whole batch may need more memory than the model.
+
+    The gradients are computed with the loss, while the logits of a part are in memory. To keep the logits for later, or to
+    compute them again, would take a third of the time on a CPU with matrix units.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype, of_rows: bool, of_head: bool
-    ) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, plan: _Plan) -> Tensor:
+        dtype, of_rows, of_head, n_rows, n_outputs = plan
         exact, vocab_size = torch.promote_types(dtype, torch.float32), len(head)
-        n_rows = _ROWS if dtype == torch.float16 else max(_ROWS, _LOGITS // vocab_size)
         # Of so many rows a sum may be too large for float16, whatever a GradScaler does to what comes from above.
         ctx.shrunk = 1 / 32 if dtype == torch.float16 else 1.0
-        weight = _padded(head, dtype)
+        weight = _padded(head, dtype, n_outputs)
         total = torch.zeros((), dtype=exact, device=rows.device)
         d_rows, d_head = torch.empty_like(rows) if of_rows else None, None
         # Used again for each part: fresh memory of this size is slower than what is computed in it.
@@ -97,19 +121,18 @@ class _SumOfLosses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # In place, for they are needed once: a second time, autograd sees that they have changed.
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, because they are needed once: autograd refuses a second use, since they have changed.
         d_rows, d_head = ctx.saved_tensors
         d_rows = None if d_rows is None else d_rows.mul_(d_total)
         d_head = None if d_head is None else d_head.mul_(d_total / ctx.shrunk)
-        return d_rows, d_head, None, None, None, None
+        return d_rows, d_head, None, None
 
 
-def _padded(head: Tensor, dtype: torch.dtype) -> Tensor:
-    """`head` in `dtype`, with rows of zeros behind it where products are faster with them."""
-    padding = -len(head) % _MULTIPLE
-    if not padding or dtype.itemsize > 2 or len(head) < _MIN_PADDED:
+def _padded(head: Tensor, dtype: torch.dtype, n_outputs: int) -> Tensor:
+    """`head` (V, C) in `dtype`, with rows of zeros up to `n_outputs`."""
+    if n_outputs == len(head):
         return head.to(dtype)
-    weight = head.new_zeros(len(head) + padding, head.shape[1], dtype=dtype)
+    weight = head.new_zeros(n_outputs, head.shape[1], dtype=dtype)
     weight[: len(head)] = head
     return weight

@@ -68,7 +68,7 @@ class NumpyTrainer(TrainingLoop):
 
     def train_step(self) -> tuple[float, float]:
         self.model.rng = np.random.default_rng(mix(self.config.seed, 3, self.step, 0))  # dropout
-        loss, gradients = self.model.train().loss_and_gradients(*self._batches(self.step))
+        loss, gradients = self.model.train().loss_and_gradients(*self.objective.batches(self.step))
         norm = clip_gradients(gradients, self.config.clip_norm or math.inf)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._fail_on_nan(loss, norm)
@@ -77,7 +77,8 @@ class NumpyTrainer(TrainingLoop):
 
     def validation_loss(self) -> float:
         self.model.eval()
-        losses = [self.model.loss(*self._evaluation(number)) for number in range(self._evaluation.count)]
+        evaluation = self.objective.evaluation
+        losses = [self.model.loss(*evaluation(number)) for number in range(evaluation.count)]
         return sum(losses) / len(losses)
 
     def _sample(self) -> str:

@@ -16,22 +16,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2.training.corpus import Corpus, Piece, Split
+from gpt2.training.corpus import Corpus, CorpusLimits, Piece, Split
 from gpt2.training.token_file import FINGERPRINT_BYTES, TokenFile, TokenWriter, dtype_for
 from gpt_config.errors import ConfigError, DataError, GPT2Warning, TrainingError, VocabularyError
 from gpt_config.validation import check_real
 from gpt_encoder import CharTokenizer, load_tokenizer, train_bpe
 from gpt_encoder.interface import Tokenizer
 
-_JOB_LENGTH = 1 << 20  # characters that a worker gets at once
 _BPE_VOCAB_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class PreparationLimits:
+    """How texts are cut and shared among workers. The values change no ids."""
+
+    job_length: int = 1 << 20  # characters that a worker gets at once
+    pieces: CorpusLimits = field(default_factory=CorpusLimits)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def prepare(
     validation_fraction: float = 0.1,
     text_field: str = "text",
     workers: int | None = None,
+    limits: PreparationLimits | None = None,
 ) -> TrainingData:
     """Encode `data` into `folder`/train.bin and val.bin; the tokenizer's files go there too.
 
@@ -68,12 +76,12 @@ def prepare(
     one. Without `validation_data` a fraction of `data` is kept apart: see `Split`. Files that were made from the same
     texts (names, sizes, times of change) in the same way are used again. DataError if there is no text.
     """
-    folder = Path(folder)
+    folder, limits = Path(folder), limits or PreparationLimits()
     if not validation_data:
         check_real("validation_fraction", validation_fraction, lambda f: 0 < f < 1, "between 0 and 1")
     if vocab_size is not None and tokenizer != "bpe":
         raise ConfigError(f"vocab_size={vocab_size} is for a vocabulary that is learned: add tokenizer=bpe, or leave it out")
-    corpus, validation = Corpus(data, text_field), Corpus(validation_data, text_field)
+    corpus, validation = (Corpus(paths, text_field, limits.pieces) for paths in (data, validation_data))
     recipe = [tokenizer, vocab_size, validation_fraction, text_field, _state_of(corpus), _state_of(validation)]
     fingerprint = hashlib.sha256(json.dumps(recipe).encode()).digest()[:FINGERPRINT_BYTES]
     ready = _ready(folder, fingerprint)
@@ -83,7 +91,13 @@ def prepare(
     made.save_pretrained(folder)
     split = Split(0.0, None) if validation_data else Split.of(corpus, validation_fraction)
     sides = chain(split.sides(corpus), ((True, piece) for piece in validation.pieces()))
-    _encode(sides, folder, made, fingerprint, workers)
+    with ExitStack() as stack:
+        writers = {
+            side: stack.enter_context(TokenWriter(folder / name, made.vocab_size, fingerprint))
+            for side, name in ((False, "train.bin"), (True, "val.bin"))
+        }
+        for side, ids, n_bytes in _encoded(_jobs(sides, limits.job_length), made, workers or os.cpu_count() or 1):
+            writers[side].append(ids, n_bytes)
     replaced = corpus.replaced_bytes + validation.replaced_bytes
     if replaced:
         warnings.warn(f"{replaced} bytes of the data are not UTF-8: each became U+FFFD", GPT2Warning, 2)
@@ -128,29 +142,17 @@ class _Job(NamedTuple):
     pieces: list[Piece]
 
 
-def _jobs(sides: Iterable[tuple[bool, Piece]]) -> Iterator[_Job]:
-    """Pieces of one side after another, as many as make a worker's while."""
+def _jobs(sides: Iterable[tuple[bool, Piece]], length: int) -> Iterator[_Job]:
+    """Pieces of one side, together of at least `length` characters."""
     waiting = {False: _Job(False, []), True: _Job(True, [])}
     lengths = {False: 0, True: 0}
     for side, piece in sides:
         waiting[side].pieces.append(piece)
         lengths[side] += len(piece.text)
-        if lengths[side] >= _JOB_LENGTH:
+        if lengths[side] >= length:
             yield waiting[side]
             waiting[side], lengths[side] = _Job(side, []), 0
     yield from (job for job in waiting.values() if job.pieces)
-
-
-def _encode(
-    sides: Iterable[tuple[bool, Piece]], folder: Path, tokenizer: Tokenizer, fingerprint: bytes, workers: int | None
-) -> None:
-    with ExitStack() as stack:
-        writers = {
-            side: stack.enter_context(TokenWriter(folder / name, tokenizer.vocab_size, fingerprint))
-            for side, name in ((False, "train.bin"), (True, "val.bin"))
-        }
-        for side, ids, n_bytes in _encoded(_jobs(sides), tokenizer, workers or os.cpu_count() or 1):
-            writers[side].append(ids, n_bytes)
 
 
 def _encoded(jobs: Iterator[_Job], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[bool, bytes, int]]:

@@ -11,22 +11,22 @@ from gpt_config.errors import DataError
 
 NAME = "shakespeare"
 _URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _TIMEOUT_SECONDS = 20.0
 
 
-def resolve(path: str) -> str:
-    """`path`, or where tinyshakespeare is on this machine if `path` is "shakespeare".
+def resolve(path: str, *, sha256: str = SHA256) -> str:
+    """`path`, or the cached file of tinyshakespeare if `path` is "shakespeare": see `fetch_shakespeare`.
 
-    The name means that text even where a folder is called so, for a run of it often is; "./shakespeare" means the folder.
+    The name means that text even if a folder has that name, because runs on it often have; "./shakespeare" is the folder.
     """
-    return str(fetch_shakespeare()) if path == NAME else path
+    return str(fetch_shakespeare(sha256=sha256)) if path == NAME else path
 
 
-def fetch_shakespeare() -> Path:
-    """The cached file, downloaded if need be. DataError if it cannot be had, or is not the text it should be."""
+def fetch_shakespeare(*, sha256: str = SHA256) -> Path:
+    """The cached file, downloaded if it is missing or damaged. DataError if that fails, or the hash is not `sha256`."""
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2-from-scratch" / "tinyshakespeare.txt"
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _SHA256:
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
         return path
     import urllib.request
 
@@ -39,7 +39,7 @@ def fetch_shakespeare() -> Path:
             f"tinyshakespeare cannot be fetched from {_URL} ({reason}): connect to the network, "
             "or give the path of a text file"
         ) from None
-    if hashlib.sha256(content).hexdigest() != _SHA256:
-        raise DataError(f"{_URL} no longer gives the text it should (its SHA-256 is not {_SHA256[:8]}…): give a file's path")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{_URL} no longer gives the text it should (its SHA-256 is not {sha256[:8]}…): give a file's path")
     atomic_write(path, lambda temporary: temporary.write_bytes(content))
     return path

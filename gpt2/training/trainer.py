@@ -63,7 +63,7 @@ class Trainer(TrainingLoop):
         self.model = model.to(self.processes.device).train()
         if config.gradient_checkpointing:
             for block in model.h:
-                block.forward = partial(recompute, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+                block.forward = partial(recompute, block.forward, use_reentrant=False)
         loss = objective.loss(model).to(self.processes.device).train()
         self._module = share_model(loss, model.h, self.processes, config)
         self._loss = torch.compile(self._module) if config.compile else self._module
@@ -84,9 +84,9 @@ class Trainer(TrainingLoop):
     def train_step(self) -> tuple[float, float]:
         config, processes = self.config, self.processes
         torch.manual_seed(mix(config.seed, 3, self.step, processes.rank))  # dropout
-        batch = self._on_device(self._batches(self.step, processes.rank, processes.world_size))
+        batch = self._on_device(self.objective.batches(self.step, processes.rank, processes.world_size))
         rows, tokens = batch[0].shape
-        n_parts = _n_parts(rows, tokens, config.accumulation, processes.device)
+        n_parts = parts_of_step(rows, tokens, config.accumulation, processes.device)
         parts = list(zip(*(tensor.chunk(n_parts) for tensor in batch), strict=True))
         losses = []
         for number, part in enumerate(parts, 1):
@@ -131,12 +131,13 @@ class Trainer(TrainingLoop):
         processes = self.processes
         self._module.eval()
         total = torch.zeros((), dtype=torch.float64 if processes.device.type != "mps" else torch.float32)
-        for number in range(self._evaluation.count):
-            batch = self._on_device(self._evaluation(number, processes.rank, processes.world_size))
+        evaluation = self.objective.evaluation
+        for number in range(evaluation.count):
+            batch = self._on_device(evaluation(number, processes.rank, processes.world_size))
             with self._autocast():
                 total += self._module(*batch).item()
         self._module.train()
-        total = (total / self._evaluation.count).float().to(processes.device)
+        total = (total / evaluation.count).float().to(processes.device)
         return float(processes.mean(total).item())
 
     def _sample(self) -> str:
@@ -180,10 +181,13 @@ class Trainer(TrainingLoop):
             self._outputs.write(model, self.folder)
 
 
-def _n_parts(rows: int, tokens: int, accumulation: int, device: torch.device) -> int:
-    """How many parts to do `rows` of so many tokens in: `accumulation`, and more on a CPU, where the numbers of a part of
-    more than 4,096 tokens leave the caches between one operation and the next (64 rows of 256 tokens took a fifth longer
-    at once than in parts of 8 rows) and products over fewer than 1,024 are slow themselves."""
+def parts_of_step(rows: int, tokens: int, accumulation: int, device: torch.device) -> int:
+    """In how many parts to compute `rows` of `tokens` each: at least `accumulation`, a divisor of `rows`.
+
+    On a CPU there may be more. Activations of more than 4,096 tokens do not stay in its caches from one operation to the
+    next: 64 rows of 256 tokens took 20% longer at once than in parts of 8 rows. Products over fewer than 1,024 tokens are
+    slow themselves.
+    """
     if device.type != "cpu":
         return accumulation
     for n_parts in range(accumulation, rows + 1, accumulation):

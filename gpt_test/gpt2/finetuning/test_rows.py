@@ -17,7 +17,7 @@ lengths = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 def test_every_example_comes_once_in_each_epoch(lengths: list[int], batch_size: int, seed: int) -> None:
     rows = LengthSortedRows(lengths, batch_size, seed)
     n_steps = len(lengths)  # batch_size epochs, whatever the blocks are
-    blocks = n_steps - n_steps % rows._block_size
+    blocks = n_steps - n_steps % rows.block_size
     seen = Counter(int(row) for step in range(blocks) for row in rows(step))
     n_epochs, left_over = divmod(blocks * batch_size, len(lengths))
     assert set(seen[row] for row in range(len(lengths))) <= ({n_epochs, n_epochs + 1} if left_over else {n_epochs})

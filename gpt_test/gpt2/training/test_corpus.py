@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.training import corpus as corpus_module
-from gpt2.training.corpus import Corpus, Piece, Split
+from gpt2.training.corpus import Corpus, CorpusLimits, Piece, Split, last_cut
 from gpt_config import DataError
 from gpt_encoder import GPT2Tokenizer
 
@@ -88,19 +87,14 @@ def test_pieces_of_any_length_make_the_same_documents(
     texts = [text for text in texts if "<|endoftext|>" not in text] or ["x"]
     path = tmp_path_factory.mktemp("c") / "a.txt"
     path.write_bytes("\n<|endoftext|>\n".join(texts).encode())
-    before = corpus_module._BLOCK_BYTES, corpus_module._PIECE_LENGTH
-    corpus_module._BLOCK_BYTES, corpus_module._PIECE_LENGTH = block, piece
-    try:
-        assert documents(Corpus([path]).pieces()) == [
-            text.removeprefix("\ufeff") if i == 0 else text for i, text in enumerate(texts)
-        ]
-    finally:
-        corpus_module._BLOCK_BYTES, corpus_module._PIECE_LENGTH = before
+    corpus = Corpus([path], limits=CorpusLimits(block, piece))
+    expected = [text.removeprefix("\ufeff") if i == 0 else text for i, text in enumerate(texts)]
+    assert documents(corpus.pieces()) == expected
 
 
 @given(st.text(st.sampled_from(" \n\tab1'.é"), min_size=30, max_size=200))
 def test_a_cut_between_pieces_changes_no_ids(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
-    cut = corpus_module._cut(text)
+    cut = last_cut(text)
     parts = [text[:cut], text[cut:]] if cut else [text]
     assert list(chain.from_iterable(map(openai_tokenizer.encode, parts))) == openai_tokenizer.encode(text)
 
@@ -125,13 +119,9 @@ def test_of_few_documents_the_end_is_for_validation(
     folder = tmp_path_factory.mktemp("few")
     texts = [("ab " * length)[:length].replace("  ", " ") for length in lengths]
     (folder / "a.txt").write_text("<|endoftext|>".join(texts))
-    corpus = Corpus([folder / "a.txt"])
-    before = corpus_module._PIECE_LENGTH
-    corpus_module._PIECE_LENGTH = 40  # so that the cut falls within, before and behind pieces
-    try:
-        found = list(Split.of(corpus, fraction).sides(corpus))
-    finally:
-        corpus_module._PIECE_LENGTH = before
+    # Short pieces, so that the cut falls within, before and after pieces.
+    corpus = Corpus([folder / "a.txt"], limits=CorpusLimits(piece_length=40))
+    found = list(Split.of(corpus, fraction).sides(corpus))
     train, validation = ([piece for side, piece in found if side is wanted] for wanted in (False, True))
     cuts = [int(len(text) * (1 - fraction)) for text in texts]
     assert documents(train) == [text[:cut] for text, cut in zip(texts, cuts, strict=True) if cut]

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2 import GPT2
-from gpt2.training import loss
-from gpt2.training.loss import LanguageModelLoss, sum_of_losses
+from gpt2.training.loss import LanguageModelLoss, LossLimits, sum_of_losses
 from gpt_config import GPT2Config
 
 
@@ -42,10 +41,7 @@ def test_it_is_cross_entropy(
     """In any number of parts, whichever of the two learns."""
     rows, head, targets = inputs(n_rows, width, vocab_size, of_rows=of_rows, of_head=of_head)
     learning = [tensor for tensor in (rows, head) if tensor.requires_grad]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "_ROWS", at_once)
-        patch.setattr(loss, "_LOGITS", 0)
-        found = sum_of_losses(rows, head, targets)
+    found = sum_of_losses(rows, head, targets, LossLimits(rows=at_once, logits=0))
     expected = plain(rows, head, targets)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found.requires_grad == bool(learning)
@@ -125,9 +121,7 @@ def test_under_autocast_it_is_multiplied_in_bfloat16(
 ) -> None:
     """Within that one's rounding of cross-entropy, and no head is multiplied in float32, which takes three times as long;
     with outputs that are there for the sake of their number, or without."""
-    monkeypatch.setattr(loss, "_ROWS", rows_of_part)
-    monkeypatch.setattr(loss, "_LOGITS", 0)
-    monkeypatch.setattr(loss, "_MIN_PADDED", 900 if n_outputs == 960 else 901)
+    limits = LossLimits(rows=rows_of_part, logits=0, min_padded=900 if n_outputs == 960 else 901)
     torch.manual_seed(0)
     model = GPT2(GPT2Config(vocab_size=900, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()
     x, y = torch.randint(0, 900, (2, 3, 8))
@@ -144,7 +138,7 @@ def test_under_autocast_it_is_multiplied_in_bfloat16(
 
     monkeypatch.setattr(torch, "mm", watched)
     with torch.autocast("cpu", torch.bfloat16):
-        value = LanguageModelLoss(model)(x, y)
+        value = LanguageModelLoss(model, limits)(x, y)
     assert of_head == [torch.bfloat16] * (1 if rows_of_part == 1024 else 4)
     torch.testing.assert_close(value, expected, rtol=1e-3, atol=0)
     for gradient, theirs in zip(torch.autograd.grad(value, list(model.parameters())), right, strict=True):

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2.training import preparation, prepare
+from gpt2.training import TrainingData, preparation, prepare
+from gpt2.training.corpus import CorpusLimits
+from gpt2.training.preparation import PreparationLimits
 from gpt2.training.token_file import TokenFile, TokenWriter
 from gpt_config import ConfigError, DataError, GPT2Warning, WriteError
 from gpt_encoder import CharTokenizer, GPT2Tokenizer
@@ -56,32 +58,31 @@ def test_tokens_of_both_files_are_the_text(text_file: Path, tmp_path: Path) -> N
     assert isinstance(GPT2Tokenizer.from_pretrained(tmp_path), GPT2Tokenizer)
 
 
-def test_any_number_of_workers_writes_the_same_bytes(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preparation, "_JOB_LENGTH", 2000)
-    monkeypatch.setattr("gpt2.training.corpus._PIECE_LENGTH", 500)
-    monkeypatch.setattr("gpt2.training.corpus._BLOCK_BYTES", 700)
+def test_any_number_of_workers_writes_the_same_bytes(text_file: Path, tmp_path: Path) -> None:
+    limits = PreparationLimits(job_length=2000, pieces=CorpusLimits(block_bytes=700, piece_length=500))
     for workers in (1, 3):
-        prepare([text_file], tmp_path / str(workers), tokenizer="gpt2", workers=workers)
+        prepare([text_file], tmp_path / str(workers), tokenizer="gpt2", workers=workers, limits=limits)
     for name in ("train.bin", "val.bin"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
-def test_files_are_used_again_only_if_nothing_changed(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tmp_path / "a.txt"
+def test_files_are_used_again_only_if_nothing_changed(text_file: Path, tmp_path: Path) -> None:
+    source, files = tmp_path / "a.txt", [tmp_path / "data" / name for name in ("train.bin", "val.bin")]
     source.write_text(text_file.read_text())
-    made = []
-    original = preparation._encode
-    monkeypatch.setattr(preparation, "_encode", lambda *args: (made.append(1), original(*args)))
-    for changes, expected in (({}, 1), ({}, 1), ({"validation_fraction": 0.2}, 2)):
+
+    def are_written(**changes: float) -> bool:
+        for file in files:
+            if file.exists():
+                os.utime(file, (0, 0))
         prepare([source], tmp_path / "data", tokenizer="char", **changes)
-        assert len(made) == expected
+        written = {file.stat().st_mtime_ns > 0 for file in files}
+        assert len(written) == 1, "both or neither"
+        return written.pop()
+
+    assert [are_written(), are_written(), are_written(validation_fraction=0.2)] == [True, False, True]
     source.write_text(text_file.read_text() + "More.")
-    data = prepare([source], tmp_path / "data", tokenizer="char", validation_fraction=0.2)
-    assert len(made) == 3 and "M" in data.tokenizer.characters
+    assert are_written(validation_fraction=0.2)
+    assert "M" in TrainingData.open(tmp_path / "data").tokenizer.characters
 
 
 def test_a_validation_file_of_its_own(tmp_path: Path) -> None:

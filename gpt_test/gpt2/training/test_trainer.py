@@ -22,10 +22,11 @@ import torch.nn.functional as F
 
 from gpt2 import GPT2
 from gpt2.training import Trainer, TrainingData, prepare
+from gpt2.training.checkpoint import load_checkpoint
 from gpt2.training.distributed import Processes
 from gpt2.training.optimizer import learning_rate, make_optimizer
 from gpt2.training.progress import read_metrics
-from gpt2.training.trainer import _n_parts
+from gpt2.training.trainer import parts_of_step
 from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config import ConfigError, DataError, GPT2Config, TrainingError
 from gpt_test.gpt2.training.conftest import SIZES, tiny_config
@@ -46,7 +47,7 @@ def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer, chan
         betas=(config.beta1, config.beta2), foreach=False, fused=False,
     )  # fmt: skip
     for step in range(6):
-        x, y = (torch.from_numpy(rows) for rows in trainer._batches(step))
+        x, y = (torch.from_numpy(rows) for rows in trainer.objective.batches(step))
         loss = F.cross_entropy(model(x).transpose(1, 2), y)
         optimizer.zero_grad()
         loss.backward()
@@ -109,8 +110,8 @@ def test_training_learns_and_leaves_an_ordinary_model_folder(text_file: Path, tm
     ],
 )  # fmt: skip
 def test_parts_on_a_cpu(rows: int, tokens: int, accumulation: int, parts: int) -> None:
-    assert _n_parts(rows, tokens, accumulation, torch.device("cpu")) == parts
-    assert _n_parts(rows, tokens, accumulation, torch.device("meta")) == accumulation
+    assert parts_of_step(rows, tokens, accumulation, torch.device("cpu")) == parts
+    assert parts_of_step(rows, tokens, accumulation, torch.device("meta")) == accumulation
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
@@ -118,8 +119,15 @@ def test_a_run_that_goes_on_equals_one_that_was_not_broken(make_trainer: MakeTra
     unbroken = make_trainer(tmp_path / "unbroken", dropout=0.2, **changes)
     unbroken.train()
     first = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
-    first._must_stop = lambda: first.step == 7  # type: ignore[method-assign]
-    first.train()
+    batches = first.objective.batches
+
+    def interrupted(step: int, *rest: int):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)  # the run stops after this step
+        return batches(step, *rest)
+
+    first.objective.batches = interrupted  # type: ignore[assignment]
+    assert first.train().step == 7
     (tmp_path / "broken" / "checkpoints" / "step-00000007.safetensors").unlink()  # as if it had been killed
     second = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
     second.load()
@@ -139,8 +147,8 @@ def test_a_run_that_goes_on_equals_one_that_was_not_broken(make_trainer: MakeTra
 
 def test_dropout_is_drawn_anew_in_each_step(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(dropout=0.5, learning_rate=0.0, min_learning_rate=0.0)
-    same_rows = trainer._batches(0)
-    trainer._batches = lambda *_: same_rows  # type: ignore[assignment]
+    same_rows = trainer.objective.batches(0)
+    trainer.objective.batches = lambda *_: same_rows  # type: ignore[assignment]
     losses = []
     for trainer.step in (0, 1, 0):
         losses.append(trainer.train_step()[0])
@@ -163,7 +171,9 @@ def test_bfloat16_is_near_float32(make_trainer: MakeTrainer) -> None:
 
 def test_float16_scales_its_gradients(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(precision="float16")
-    assert trainer._scaler.is_enabled() and trainer._scaler.get_scale() > 1000
+    trainer.save()
+    scaler = load_checkpoint(trainer.folder / "checkpoints").values["scaler"]  # empty where nothing is scaled
+    assert scaler["scale"] > 1000
     before = trainer.model.wte.weight.clone()
     for trainer.step in range(3):
         loss, norm = trainer.train_step()
@@ -173,7 +183,7 @@ def test_float16_scales_its_gradients(make_trainer: MakeTrainer) -> None:
 
 def test_a_loss_of_nan_ends_the_run_and_the_state_before_it_is_kept(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run")
-    batches, poisoned = trainer._batches, []
+    batches, poisoned = trainer.objective.batches, []
 
     def poison(step: int, *rest: int):
         if step == 6:
@@ -182,7 +192,7 @@ def test_a_loss_of_nan_ends_the_run_and_the_state_before_it_is_kept(make_trainer
                 trainer.model.ln_f.bias.fill_(math.nan)
         return batches(step, *rest)
 
-    trainer._batches = poison  # type: ignore[assignment]
+    trainer.objective.batches = poison  # type: ignore[assignment]
     with pytest.raises(TrainingError, match="the loss of step 6 is nan"):
         trainer.train()
     again = make_trainer(tmp_path / "run")
@@ -251,8 +261,6 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(text_file: Path, tmp_
     process = run_of_its_own(folder, text_file)
     checkpoints = folder / "checkpoints"
     wait_for(lambda: len(list(checkpoints.glob("step-*"))) >= 2, process)
-    from gpt2.training.checkpoint import load_checkpoint
-
     for moment in range(12):  # copies of the folder as it is at some moment: what a kill at that moment would leave
         copy = tmp_path / f"copy{moment}"
         os.kill(process.pid, signal.SIGSTOP)
@@ -284,8 +292,6 @@ def load_newest(checkpoints: Path) -> int:
 def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text_file: Path, tmp_path: Path) -> None:
     """A limit on the size of files, set when a checkpoint is there, makes the kernel refuse the next one."""
     import resource
-
-    from gpt2.training.checkpoint import load_checkpoint
 
     folder = tmp_path / "run"
     process = run_of_its_own(folder, text_file, preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN))

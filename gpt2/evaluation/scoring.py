@@ -1,8 +1,8 @@
-"""How probable a model finds given continuations of given contexts: what every task rests on. It knows ids, not text.
+"""How probable a model finds given continuations of given contexts: every task uses it. It knows ids, not text.
 
-What several continuations share, their context and the tokens with which all of them begin, is computed once: they stand
-one behind the other in one row of input, each at the positions that it has behind the context, and do not see each other.
-Logits are computed only where a token is scored.
+What several continuations share, their context and the tokens with which all of them begin, is computed once: the rest of
+each stands after it in one row of input, at the positions that it has after the context, and the rests do not see each
+other. Logits are computed only where a token is scored.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ from gpt2.model import GPT2
 from gpt_config.errors import CheckpointError, InputError
 from gpt_config.validation import check_whole
 
-_TOKENS = 512  # a matrix product over fewer tokens is slower a token
-_ROWS = 1024  # rows of logits that are held at once
-_TOKENS_BETWEEN = 8192  # after so many tokens no more rows are waited for: progress is to be seen
-_SOFTMAX_ROWS = 32  # ... and of their softmax, which is faster where it fits a CPU's caches
+
+@dataclass(frozen=True)
+class ScoringLimits:
+    """How requests are computed in parts. The values change scores by rounding only."""
+
+    tokens: int = 512  # of a batch of short rows: products over fewer are slower per token
+    rows: int = 1024  # of logits that are held at once
+    tokens_between: int = 8192  # computed at most before scores are looked up, so that progress is seen
+    softmax_rows: int = 32  # of one softmax, which is faster where it fits a CPU's caches
 
 
 class Request(NamedTuple):
@@ -66,6 +71,7 @@ def log_likelihoods(
     *,
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda n_continuations: None,
+    limits: ScoringLimits | None = None,
 ) -> list[list[Score]]:
     """The Score of each continuation of each request, in their order. Dropout is off whatever mode the model is in.
 
@@ -80,6 +86,7 @@ def log_likelihoods(
     bos_token_id; CheckpointError if the model computes NaN.
     """
     check_whole("batch_size", batch_size, 1)
+    limits = limits or ScoringLimits()
     lengths = [[len(continuation) for continuation in request.continuations] for request in requests]
     rows: list[_Row] = []
     n_scores = 0
@@ -92,8 +99,8 @@ def log_likelihoods(
     was_training = model.training
     model.eval()
     try:
-        for hidden, wanted in _scored_states(model, rows, batch_size):
-            log_probs, is_miss, places = _look_up(model, hidden, wanted)
+        for hidden, wanted in _scored_states(model, rows, batch_size, limits):
+            log_probs, is_miss, places = _look_up(model, hidden, wanted, limits)
             totals.index_add_(0, places, log_probs)
             n_misses.index_add_(0, places, is_miss)
             n_open = int(n_left.count_nonzero())
@@ -156,14 +163,16 @@ def _new_row(stem: list[int], n_context: int) -> _Row:
     return _Row(list(stem), list(range(len(stem))), [0] * len(stem), n_context, [])
 
 
-def _scored_states(model: GPT2, rows: list[_Row], batch_size: int) -> Iterator[tuple[Tensor, list[_Wanted]]]:
-    """Hidden states (R, C) and what is wanted of their logits; of several batches together, for that is faster."""
+def _scored_states(
+    model: GPT2, rows: list[_Row], batch_size: int, limits: ScoringLimits
+) -> Iterator[tuple[Tensor, list[_Wanted]]]:
+    """Hidden states (R, C) and what is wanted of their logits; of several batches together, because that is faster."""
     held: list[Tensor] = []
     wanted: list[_Wanted] = []
     n_rows = n_computed = start = 0
     while start < len(rows):
         width = len(rows[start].ids)
-        size = max(batch_size, min(_TOKENS, batch_size * model.config.n_positions) // width)
+        size = max(batch_size, min(limits.tokens, batch_size * model.config.n_positions) // width)
         batch = rows[start : start + size]
         start += size
         hidden = _hidden_states(model, batch)  # (B, T, C)
@@ -172,7 +181,7 @@ def _scored_states(model: GPT2, rows: list[_Row], batch_size: int) -> Iterator[t
             wanted += [want._replace(row=want.row + n_rows) for want in row.wanted]
             n_rows += len(held[-1])
         n_computed += hidden.shape[:2].numel()
-        if n_rows >= _ROWS or n_computed >= _TOKENS_BETWEEN or start >= len(rows):
+        if n_rows >= limits.rows or n_computed >= limits.tokens_between or start >= len(rows):
             yield torch.cat(held), wanted
             held, wanted, n_rows, n_computed = [], [], 0, 0
 
@@ -182,7 +191,7 @@ def _hidden_states(model: GPT2, rows: list[_Row]) -> Tensor:
     device = model.device
     input_ids, positions = _padded([row.ids for row in rows]), _padded([row.positions for row in rows])  # (B, T)
     _check_ids(input_ids, model.config.vocab_size)
-    mask = None  # causal attention: padding stands behind the tokens, which do not see it
+    mask = None  # causal attention: padding stands after the tokens, which do not see it
     if any(row.branches[-1] for row in rows):
         branches = _padded([row.branches for row in rows])
         is_before = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool).tril()
@@ -196,14 +205,14 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64)
 
 
-def _look_up(model: GPT2, hidden: Tensor, wanted: list[_Wanted]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each wanted token: its log-probability (float64), whether it is not the most probable (int64), its place."""
+def _look_up(model: GPT2, hidden: Tensor, wanted: list[_Wanted], limits: ScoringLimits) -> tuple[Tensor, Tensor, Tensor]:
+    """For each wanted token: its log-probability (float64), whether it is not the most probable (int64), its place."""
     rows, targets, places = torch.tensor(wanted).unbind(1)
     _check_ids(targets, model.config.vocab_size)
     log_probs, is_miss = torch.zeros(len(wanted), dtype=torch.float64), torch.zeros(len(wanted), dtype=torch.int64)
     start = 0
-    for states in hidden.split(_ROWS):
-        for logits in model.logits(states).split(_SOFTMAX_ROWS):
+    for states in hidden.split(limits.rows):
+        for logits in model.logits(states).split(limits.softmax_rows):
             found = at_least_float32(logits).log_softmax(-1)  # (R, V)
             is_here = (rows >= start) & (rows < start + len(found))
             here, target = (rows[is_here] - start).to(found.device), targets[is_here].to(found.device)

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import GPT2
-from gpt2.evaluation.scoring import Request, Score, log_likelihoods
+from gpt2.evaluation.scoring import Request, Score, ScoringLimits, log_likelihoods
 from gpt_config import CheckpointError, ConfigError, GPT2Config, InputError
 from gpt_test.conftest import random_model, transformers_twin
+from gpt_test.gpt2.evaluation.watched import watched
 
 N_POSITIONS, VOCAB_SIZE = 16, 11
 TINY = GPT2Config(
@@ -48,11 +48,14 @@ contexts = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=N_POSITIONS + 5)
 requests_of_any_kind = st.lists(st.tuples(contexts, st.lists(ids, max_size=4)), max_size=7)
 
 
-@given(requests_of_any_kind, st.integers(1, 5))
+limits = st.just(ScoringLimits()) | st.builds(ScoringLimits, *[st.integers(1, 40)] * 4)
+
+
+@given(requests_of_any_kind, st.integers(1, 5), limits)
 @settings(max_examples=60)
-def test_any_requests_get_the_scores_that_each_has_alone(requests, batch_size: int) -> None:
+def test_any_requests_get_the_scores_that_each_has_alone(requests, batch_size: int, limits: ScoringLimits) -> None:
     expected = [[alone(TWIN, context or [7], c, N_POSITIONS) for c in choices] for context, choices in requests]
-    found = log_likelihoods(MODEL, [Request(*request) for request in requests], batch_size=batch_size)
+    found = log_likelihoods(MODEL, [Request(*request) for request in requests], batch_size=batch_size, limits=limits)
     assert_close(found, expected)
 
 
@@ -92,26 +95,23 @@ def test_1024_positions() -> None:
     assert_close(log_likelihoods(model, requests), expected)
 
 
-def test_what_is_shared_is_computed_once_and_only_scored_logits_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, rows = [], []
-    embed, logits = torch.nn.Embedding.forward, GPT2.logits
-    monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, ids: inputs.append(ids.numel()) or embed(self, ids))
-    monkeypatch.setattr(GPT2, "logits", lambda self, hidden: rows.append(hidden.shape[:-1].numel()) or logits(self, hidden))
-    log_likelihoods(MODEL, [Request([1] * 9, [[2, 3, 4, 5], [2, 3, 5, 6], [2, 3, 6, 7]])])
-    assert inputs == [9 + 2 + 3] * 2, "tokens and positions: the context, what all share, then one more token of each"
-    assert rows == [3 + 3]
-    inputs.clear()
-    log_likelihoods(MODEL, [Request([1] * 9, [[2], [3], [4]]), Request([1] * 8, [[5, 6]])])
-    assert inputs == [2 * 9] * 2, "one token each is predicted by the context alone, and so is one continuation"
+def test_what_is_shared_is_computed_once_and_only_scored_logits_at_all() -> None:
+    model = watched(MODEL)
+    log_likelihoods(model, [Request([1] * 9, [[2, 3, 4, 5], [2, 3, 5, 6], [2, 3, 6, 7]])])
+    tokens = [shape.numel() for shape in model.inputs]
+    assert tokens == [9 + 2 + 3] * 2, "tokens and positions: the context, what all share, then one more token of each"
+    assert [shape.numel() for shape in model.scored] == [3 + 3]
+    model.inputs.clear()
+    log_likelihoods(model, [Request([1] * 9, [[2], [3], [4]]), Request([1] * 8, [[5, 6]])])
+    tokens = [shape.numel() for shape in model.inputs]
+    assert tokens == [2 * 9] * 2, "one token each is predicted by the context alone, and so is one continuation"
 
 
-def test_many_choices_take_several_rows_none_longer_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = []
-    embed = torch.nn.Embedding.forward
-    monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, ids: shapes.append(ids.shape[1]) or embed(self, ids))
+def test_many_choices_take_several_rows_none_longer_than_a_window() -> None:
+    model = watched(MODEL)
     context, choices = [1, 2, 3, 4, 5, 6], [[n, n, 3, 2, 1] for n in range(11)] * 3
-    [scores] = log_likelihoods(MODEL, [Request(context, choices)], batch_size=2)
-    assert max(shapes) <= N_POSITIONS
+    [scores] = log_likelihoods(model, [Request(context, choices)], batch_size=2)
+    assert max(width for _, width in model.inputs) <= N_POSITIONS
     assert_close([scores], [[alone(TWIN, context, choice, N_POSITIONS) for choice in choices]])
 
 

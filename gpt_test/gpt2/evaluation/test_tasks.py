@@ -19,6 +19,7 @@ from gpt2.evaluation.tasks import figures, run_task
 from gpt_config import DataError, WriteError
 from gpt_encoder import GPT2Tokenizer
 from gpt_test.conftest import TRAINING_TEXT, repetitive_model, transformers_twin
+from gpt_test.gpt2.evaluation.watched import watched
 
 WORDS = TRAINING_TEXT.split()
 LAMBADA = [Item(((" ".join(WORDS[n : n + 2 + n % 30]), f" {WORDS[n + 2 + n % 30]}"),), (1,)) for n in range(35)]
@@ -87,7 +88,7 @@ IDENTITY = {"task": "lambada", "model": "aa", "data": "bb"}
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path
 ) -> None:
     whole = run_task(small_model, small_tokenizer, LAMBADA, batch_size=2, log=ItemLog(tmp_path / "whole", IDENTITY))
     path = tmp_path / "log.jsonl"
@@ -95,17 +96,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         run_task(small_model, small_tokenizer, LAMBADA, batch_size=2, log=ItemLog(path, IDENTITY), progress=stop_after(12))
     assert len(path.read_bytes().splitlines()) == 16, "what was done is on the disk"
     path.write_bytes(path.read_bytes()[:-9])  # the last line is cut short
-    log, counted = ItemLog(path, IDENTITY), []
+    log, model = ItemLog(path, IDENTITY), watched(small_model)
     assert len(log.records) == 15
-    score = GPT2.logits
-    monkeypatch.setattr(GPT2, "logits", lambda self, hidden: counted.append(len(hidden)) or score(self, hidden))
-    records = run_task(small_model, small_tokenizer, LAMBADA, batch_size=2, log=log)
-    assert sum(counted) == sum(record["tokens"] for record in whole[15:]), "only the rest is computed"
+    records = run_task(model, small_tokenizer, LAMBADA, batch_size=2, log=log)
+    assert sum(shape.numel() for shape in model.scored) == sum(record["tokens"] for record in whole[15:]), (
+        "only the rest is computed"
+    )
     assert [r["log_prob"] for r in records] == pytest.approx([r["log_prob"] for r in whole], abs=1e-5)
     assert [json.loads(line)["item"] for line in path.read_text().splitlines()] == list(range(35))
-    counted.clear()
-    limited = run_task(small_model, small_tokenizer, LAMBADA[:5], log=ItemLog(path, IDENTITY))
-    assert limited == records[:5] and not counted
+    model.scored.clear()
+    limited = run_task(model, small_tokenizer, LAMBADA[:5], log=ItemLog(path, IDENTITY))
+    assert limited == records[:5] and not model.scored
 
 
 def stop_after(n: int):

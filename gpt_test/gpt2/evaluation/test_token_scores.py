@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -37,7 +38,7 @@ def test_they_are_those_of_transformers(small_model: GPT2, small_tokenizer: GPT2
 
 
 def test_without_an_end_of_text_token_the_first_is_not_scored(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
-    tokenizer = GPT2Tokenizer(small_tokenizer._vocabulary)
+    tokenizer = copy.copy(small_tokenizer)
     tokenizer.special_tokens = {}
     scores = score_tokens(small_model, tokenizer, "The cat")
     assert scores[0].log_prob is None and scores[0].bits is None and all(s.log_prob is not None for s in scores[1:])

@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from gpt2.benchmark.bench import Bench
+from gpt2 import model as architecture
 from gpt2.benchmark.machine import free_memory, n_parameters, read_per_token
 from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.peers import load_transformers
@@ -155,7 +155,7 @@ class _OneBatch(Objective):
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[Any], ...]:
         return self._batch
 
-    def loss(self, model: GPT2) -> nn.Module:
+    def loss(self, model: architecture.GPT2) -> nn.Module:
         return LanguageModelLoss(model)
 
     def figures(self, loss: float) -> dict[str, float]:

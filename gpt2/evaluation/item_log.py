@@ -56,7 +56,7 @@ class ItemLog:
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            record = json.loads(line)
+            record: dict[str, Any] = json.loads(line)
             if record.pop("item") != number:
                 raise ValueError
             found = {name: record.pop(name) for name in self._identity}

@@ -86,9 +86,10 @@ def _fields(line: bytes) -> dict[str, Any]:
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
-    if not isinstance(fields.get(name), str):
+    text = fields.get(name)
+    if not isinstance(text, str):
         raise _BadLine(f"the field {name!r} is {'not a text' if name in fields else 'missing'}")
-    return fields[name]
+    return text
 
 
 def _texts(fields: dict[str, Any], name: str) -> list[str]:

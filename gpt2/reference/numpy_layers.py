@@ -75,7 +75,8 @@ def layer_norm_backward(d_out: Array, saved: Saved) -> tuple[Array, Array, Array
 
 def _dot(a: Array, b: Array) -> Array:
     """sum over the last axis of a b, kept as an axis of one: without a temporary of the size of a."""
-    return np.einsum("...c,...c->...", a, b)[..., None]
+    products: Array = np.einsum("...c,...c->...", a, b)
+    return products[..., None]
 
 
 def linear_forward(x: Array, weight: Array, bias: Array) -> tuple[Array, Saved]:
@@ -157,7 +158,8 @@ def exact_gelu_forward(x: Array) -> tuple[Array, Saved]:
 def exact_gelu_backward(d_out: Array, saved: Saved) -> Array:
     """dL/dx = d_out (Phi(x) + x phi(x)): the density phi(x) = exp(-x^2 / 2) / sqrt(2 pi) is the derivative of Phi."""
     x, phi = saved
-    return d_out * (phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+    d_x: Array = d_out * (phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+    return d_x
 
 
 def relu_forward(x: Array) -> tuple[Array, Saved]:
@@ -167,7 +169,8 @@ def relu_forward(x: Array) -> tuple[Array, Saved]:
 
 def relu_backward(d_out: Array, saved: Saved) -> Array:
     """dL/dx is d_out where x was positive."""
-    return d_out * (saved[0] > 0)
+    d_x: Array = d_out * (saved[0] > 0)
+    return d_x
 
 
 # By the names they have in a config.json; the first three are one function.
@@ -292,6 +295,6 @@ def cross_entropy_backward(saved: Saved, d_loss: float = 1.0) -> Array:
     -log softmax_t = log sum_j exp(x_j) - x_t: the first term's derivative is the softmax, the second's is 1 at the target.
     """
     probs, targets, shape = saved
-    d_logits = probs * (d_loss / targets.size)
+    d_logits: Array = probs * (d_loss / targets.size)
     d_logits[np.arange(targets.size), targets] -= d_loss / targets.size
     return d_logits.reshape(shape)

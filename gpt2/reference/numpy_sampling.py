@@ -40,7 +40,8 @@ def apply_frequency_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Arr
 
 def apply_presence_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Array:
     """Take `penalty` from the logit of each token that stands in its row of `seen_ids`, once."""
-    return logits - penalty * (_counts(logits, seen_ids) > 0)
+    penalized: Array = logits - penalty * (_counts(logits, seen_ids) > 0)
+    return penalized
 
 
 def _counts(logits: Array, seen_ids: Ids) -> Array:
@@ -50,7 +51,8 @@ def _counts(logits: Array, seen_ids: Ids) -> Array:
 
 def apply_temperature(logits: Array, temperature: float) -> Array:
     """Divide by `temperature`. The largest logit of a row becomes 0 first, so that any positive number will do."""
-    return (logits - logits.max(-1, keepdims=True)) / temperature
+    divided: Array = (logits - logits.max(-1, keepdims=True)) / temperature
+    return divided
 
 
 def apply_top_k(logits: Array, top_k: int | None) -> Array:
@@ -89,7 +91,8 @@ def apply_min_p(logits: Array, min_p: float | None) -> Array:
 def softmax(logits: Array) -> Array:
     """Probabilities in float64."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
+    probs: Array = exponentials / exponentials.sum(-1, keepdims=True)
+    return probs
 
 
 def logits_to_probs(logits: Array, config: GenerationConfig) -> Array:
@@ -107,9 +110,11 @@ def sample(probs: Array, uniforms: Sequence[float]) -> Array:
     total = cumulative[:, -1]
     # Never all of the total: behind it there is no token, and the last one may have probability 0.
     thresholds = np.minimum(np.asarray(uniforms) * total, np.nextafter(total, 0))
-    return (cumulative <= thresholds[:, None]).sum(-1)
+    ids: Array = (cumulative <= thresholds[:, None]).sum(-1)
+    return ids
 
 
 def greedy(logits: Array) -> Array:
     """The most probable token of each row, int64 (B,)."""
-    return logits.argmax(-1)
+    ids: Array = logits.argmax(-1)
+    return ids

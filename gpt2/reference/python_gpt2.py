@@ -54,7 +54,8 @@ Parameters = dict[str, Any]
 
 
 def _sum_of_products(a: Row, b: Row) -> float:
-    return sum(map(mul, a, b))
+    total: float = sum(map(mul, a, b))
+    return total
 
 
 # The dot product, in which nearly all the time is spent: sum_i a_i b_i of two rows of one length. No loop of Python's own

@@ -59,8 +59,8 @@ def sum_of_losses(rows: Tensor, head: Tensor, targets: Tensor, limits: LossLimit
     device, dtype = rows.device.type, rows.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (rows, head)]
-    plan = _plan(len(head), dtype, *wanted, limits or LossLimits())
+    of_rows, of_head = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (rows, head)]
+    plan = _plan(len(head), dtype, of_rows, of_head, limits or LossLimits())
     apply: Any = _SumOfLosses.apply  # torch gives it no types
     total: Tensor = apply(rows, head, targets, plan)
     return total

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
+import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from gpt2.training.progress import read_metrics
+from gpt_test.gpt2.training.forked import Run, start_run
 
-ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = (
     "--tokenizer char --n_layer 2 --n_head 2 --n_embd 16 --context 16 --batch_size 4 --max_steps 6 --warmup_steps 2 "
     "--log_interval 1 --eval_interval 3 --eval_batches 2 --checkpoint_interval 3 --sample_tokens 0 --precision float32 "
@@ -27,13 +27,12 @@ SETTINGS = (
 
 def environment(rank: int = 0, world_size: int = 1, port: int = 0) -> dict[str, str]:
     """What torchrun tells a process that it starts."""
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if world_size > 1:
-        own |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-    return {**os.environ, **own}
+    if world_size == 1:
+        return {}
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
 
 
 def free_port() -> int:
@@ -42,15 +41,12 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(arguments: list[object], world_size: int, name: str = "train") -> list[subprocess.Popen]:
-    port, command = free_port(), [sys.executable, "-m", "gpt2", name, *map(str, arguments)]
-    return [
-        subprocess.Popen(command, env=environment(rank, world_size, port), stderr=subprocess.PIPE, text=True)
-        for rank in range(world_size)
-    ]
+def start(arguments: list[object], world_size: int, name: str = "train") -> list[Run]:
+    port = free_port()
+    return [start_run([name, *arguments], **environment(rank, world_size, port)) for rank in range(world_size)]
 
 
-def finish(processes: list[subprocess.Popen]) -> None:
+def finish(processes: list[Run]) -> None:
     for process in processes:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
@@ -68,10 +64,22 @@ def alone(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run by two processes with some options. Each is run once; tests that change a folder copy it."""
+
+    @functools.cache
+    def run(*options: str) -> Path:
+        folder = tmp_path_factory.mktemp("shared") / "run"
+        finish(start(["--data", text_file, "--out", folder, *SETTINGS.split(), *options], 2))
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize("options", [[], ["--accumulation", "2"], ["--sharding", "fsdp"]])
-def test_two_processes_equal_one(alone: Path, text_file: Path, tmp_path: Path, options: list[str]) -> None:
-    folder = tmp_path / "run"
-    finish(start(["--data", text_file, "--out", folder, *SETTINGS.split(), *options], 2))
+def test_two_processes_equal_one(alone: Path, shared: Callable[..., Path], options: list[str]) -> None:
+    folder = shared(*options)
     for found, expected in zip(losses(folder), losses(alone), strict=True):
         assert found[:2] == expected[:2]
         assert found[2] == pytest.approx(expected[2], abs=1e-5)
@@ -81,11 +89,13 @@ def test_two_processes_equal_one(alone: Path, text_file: Path, tmp_path: Path, o
 
 
 @pytest.mark.parametrize("sharding", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
-def test_a_run_goes_on_with_another_number_of_processes(alone: Path, text_file: Path, tmp_path: Path, sharding: str) -> None:
+def test_a_run_goes_on_with_another_number_of_processes(
+    alone: Path, shared: Callable[..., Path], tmp_path: Path, sharding: str
+) -> None:
     folder = tmp_path / "run"
-    finish(start(["--data", text_file, "--out", folder, *SETTINGS.split(), "--sharding", sharding], 2))
+    shutil.copytree(shared("--sharding", sharding), folder)
     (folder / "checkpoints" / "step-00000006.safetensors").unlink()
-    if sharding == "fsdp":  # one process has nobody to share with
+    if sharding == "fsdp":  # one process has no other to share with
         stored = json.loads((folder / "training.json").read_text())
         (folder / "training.json").write_text(json.dumps({**stored, "sharding": "ddp"}))
     finish(start(["--resume", folder, "--quiet", "--device", "cpu"], 1))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt2.training import TrainingData, preparation, prepare
+from gpt2.training import TrainingData, prepare
 from gpt2.training.corpus import CorpusLimits
 from gpt2.training.preparation import PreparationLimits
 from gpt2.training.token_file import TokenFile, TokenWriter
 from gpt_config import ConfigError, DataError, GPT2Warning, WriteError
 from gpt_encoder import CharTokenizer, GPT2Tokenizer
+from gpt_test.gpt2.weights.room import room_for
 
 
 @pytest.mark.parametrize("vocab_size", [10, 65536, 65537])
@@ -113,23 +112,8 @@ def test_replaced_bytes_are_told(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_token_file(text_file: Path, tmp_path: Path) -> None:
-    """A limit on the size of files makes the kernel refuse the write, as a full disk does."""
-    code = (
-        "import resource, signal, sys\n"
-        "from pathlib import Path\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from gpt2.training import prepare\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "try:\n"
-        "    prepare([sys.argv[1]], sys.argv[2], tokenizer='char')\n"
-        "except OSError as error:\n"
-        "    print(type(error).__name__, error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, text_file, tmp_path / "d"], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(preparation.__file__).parents[2])},
-    )  # fmt: skip
-    assert done.stdout.startswith("WriteError") and "train.bin" in done.stdout
+    with room_for(20_000), pytest.raises(WriteError, match=r"train\.bin"):
+        prepare([text_file], tmp_path / "d", tokenizer="char")
     assert not list((tmp_path / "d").glob("*.bin")) and not list((tmp_path / "d").glob(".*.tmp"))
     assert issubclass(WriteError, OSError)
 

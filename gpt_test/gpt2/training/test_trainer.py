@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,10 +28,11 @@ from gpt2.training.progress import read_metrics
 from gpt2.training.trainer import parts_of_step
 from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config import ConfigError, DataError, GPT2Config, TrainingError
+from gpt_test.gpt2.training import small_disk
 from gpt_test.gpt2.training.conftest import SIZES, tiny_config
+from gpt_test.gpt2.training.forked import Run, start_run
 
 MakeTrainer = Callable[..., Trainer]
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("changes", [{"accumulation": 2}, {"batch_size": 512}])  # the latter in two parts too
@@ -239,15 +239,13 @@ def test_a_signal_ends_the_run_after_its_step_with_a_saved_state(
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), trainer.model.parameters(), strict=True))
 
 
-def run_of_its_own(folder: Path, data: Path, *options: str, **kwargs: object) -> subprocess.Popen:
+def run_of_its_own(folder: Path, data: Path) -> Run:
     settings = "--tokenizer char --n_layer 1 --n_head 1 --n_embd 64 --context 16 --batch_size 2 --sample_tokens 0 --quiet "
     settings += "--checkpoint_interval 1 --eval_interval 1000000 --max_steps 1000000"
-    command = [sys.executable, "-m", "gpt2", "train", "--data", data, "--out", folder, *settings.split(), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment, **kwargs)
+    return start_run(["train", "--data", data, "--out", folder, *settings.split()])
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], process: Run, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
@@ -274,10 +272,7 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(text_file: Path, tmp_
     assert before > 0
     for line in read_metrics(folder):
         assert line["step"] >= 0
-    again = subprocess.Popen(
-        [sys.executable, "-m", "gpt2", "train", "--resume", folder, "--quiet"],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    again = start_run(["train", "--resume", folder, "--quiet"])
     wait_for(lambda: bool(list(checkpoints.glob("step-*"))) and load_newest(checkpoints) > before, again)
     again.terminate()
     _, err = again.communicate()
@@ -294,7 +289,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text
     import resource
 
     folder = tmp_path / "run"
-    process = run_of_its_own(folder, text_file, preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN))
+    process = run_of_its_own(folder, text_file)
     wait_for(lambda: len(list((folder / "checkpoints").glob("step-*"))) >= 2, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
     _, err = process.communicate(timeout=60)
@@ -304,29 +299,17 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text
     assert not list((folder / "checkpoints").glob(".*"))
 
 
-_ON_A_DISK_OF_ITS_OWN = """
-mount -t tmpfs -o size=2m none "$1" || exit 77
-"$2" -m gpt2 train --data "$3" --out "$1/run" --tokenizer char --n_layer 1 --n_head 1 --n_embd 64 \\
-    --context 16 --batch_size 2 --sample_tokens 0 --quiet --checkpoint_interval 1 --max_steps 12
-echo "status $?: $(ls "$1/run/checkpoints" | wc -l) checkpoints, $(ls -A "$1/run/checkpoints" | grep -c tmp) unfinished"
-mount -o remount,size=20m "$1"
-"$2" -m gpt2 train --resume "$1/run" --quiet
-echo "status $?: $(ls "$1/run/checkpoints" | tail -1)"
-"""
-
-
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a user mount a disk of his own")
 def test_a_disk_that_is_really_full_loses_nothing_and_with_room_the_run_goes_on(text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", _ON_A_DISK_OF_ITS_OWN, "sh", tmp_path / "disk", sys.executable, text_file],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    ) if shutil.which("unshare") else None  # fmt: skip
-    if done is None or done.returncode == 77 or "unshare:" in done.stderr:
+    done = start_run([tmp_path / "disk", text_file], small_disk.__name__)
+    _, err = done.communicate(timeout=120)
+    if done.returncode == small_disk.REFUSED:
         pytest.skip("this system lets no user mount a disk of his own")
-    full, whole = done.stdout.splitlines()
+    full, whole = [line for line in err.splitlines() if line.startswith("status ")]
     assert full == "status 1: 2 checkpoints, 0 unfinished" and whole == "status 0: step-00000012.safetensors"
-    assert "No space left" in done.stderr and "Traceback" not in done.stderr
-    assert "error: cannot write" in done.stderr and "make room" in done.stderr
+    assert "No space left" in err and "Traceback" not in err
+    assert "error: cannot write" in err and "make room" in err
 
 
 def test_metrics_without_the_line_that_a_kill_cut_short(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from gpt2 import GPT2
 from gpt_config import GPT2Config, WriteError
 from gpt_encoder import CharTokenizer, GPT2Tokenizer, load_tokenizer
 from gpt_test.conftest import TRAINING_TEXT, random_model
+from gpt_test.gpt2.weights.room import room_for
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -72,18 +71,6 @@ def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(small_folder, s
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), small_model.parameters(), strict=True))
     again = GPT2.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), small_model.parameters(), strict=True))
-
-
-@contextlib.contextmanager
-def room_for(n_bytes: int) -> Iterator[None]:
-    """A limit on the size of files: the kernel refuses to write more, as a full disk does."""
-    resource = pytest.importorskip("resource", reason="this system sets no limits on files")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_failed_save_leaves_the_old_files(small_model: GPT2, tmp_path: Path) -> None:

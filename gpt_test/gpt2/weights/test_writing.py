@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gpt2 import GPT2
+from gpt2.weights import writing as saving
 from gpt_config import GPT2Config, WriteError
 from gpt_encoder import CharTokenizer, GPT2Tokenizer, load_tokenizer
 from gpt_test.conftest import TRAINING_TEXT, random_model
@@ -73,10 +74,21 @@ def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(small_folder, s
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), small_model.parameters(), strict=True))
 
 
-def test_a_failed_save_leaves_the_old_files(small_model: GPT2, tmp_path: Path) -> None:
+def test_a_failed_save_leaves_the_old_files(small_model: GPT2, tmp_path: Path, monkeypatch) -> None:
     small_model.save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(before["model.safetensors"]) > 20_000
-    with room_for(20_000), pytest.raises(WriteError, match=r"cannot write .*model\.safetensors"):
+
+    def full_disk(tensors: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
         random_model(small_model.config, seed=9).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_that_has_no_room_is_named(small_model: GPT2, tmp_path: Path) -> None:
+    with room_for(20_000), pytest.raises(WriteError, match=r"cannot write .*model\.safetensors.*make room"):
+        small_model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

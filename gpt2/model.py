@@ -64,8 +64,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
-        self.n_head, self.head_dim = config.n_head, config.head_dim
-        self.layer = layer
+        self.layer, self.n_head, self.head_dim = layer, config.n_head, config.head_dim
         self.scale = 1 / math.sqrt(config.head_dim) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -116,7 +115,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, store: KVStore | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), mask, store)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 
 class GPT2(nn.Module):
@@ -187,7 +187,8 @@ class GPT2(nn.Module):
         """All blocks and the final norm: (B, T, C) to (B, T, C). `mask` and `store` as for `CausalSelfAttention`."""
         for block in self.h:
             x = block(x, mask, store)
-        return self.ln_f(x)
+        x = self.ln_f(x)
+        return x
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """The head: (..., C) to (..., V), by the token embedding."""
@@ -235,5 +236,4 @@ class GPT2(nn.Module):
                 f"token id {wrong[0].item()} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
                 "use the tokenizer that belongs to it"
             )
-        n_tokens = positions.max().item() + 1
-        return InputError(f"{n_tokens} tokens are more than the {limit} positions of this model: cut the input")
+        return InputError(f"{positions.max() + 1} tokens are more than the {limit} positions of this model: cut the input")

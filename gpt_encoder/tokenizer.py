@@ -72,11 +72,6 @@ class GPT2Tokenizer(Tokenizer):
         """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; transformers reads the same tokenizer."""
         self._remove_other_files(Path(folder), write_vocabulary(Path(folder), self.vocabulary))
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Tokens, merges and special tokens, as the vocabulary files hold them."""
-        return self._vocabulary
-
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
         """The bytes that each id stands for."""

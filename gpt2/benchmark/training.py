@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gpt2 import model as architecture
+from gpt2.benchmark.bench import Bench
 from gpt2.benchmark.machine import free_memory, n_parameters, read_per_token
 from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.peers import load_transformers

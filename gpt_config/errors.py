@@ -23,7 +23,23 @@ class GPT2Error(Exception):
 
 
 class ConfigError(GPT2Error, ValueError):
-    """A configuration field has a value that GPT-2 cannot have, or that this package does not compute."""
+    """A configuration field has a value that GPT-2 cannot have, or that this package does not compute.
+
+    `field` is the field at fault; the message begins with its name, or with the file it was read from. `other_fields` are
+    those that the message names besides. Programs that call a field by another name show `message_for(name)`.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, other_fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.field = field
+        self.other_fields = other_fields
+
+    def message_for(self, name: str) -> str:
+        """The message with `name` in place of the field's name at its beginning; unchanged where it begins otherwise."""
+        message = str(self)
+        if self.field is None or not message.startswith(self.field):
+            return message
+        return name + message[len(self.field) :]
 
 
 class InputError(GPT2Error, ValueError):

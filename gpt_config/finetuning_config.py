@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpt_config.errors import ConfigError
 from gpt_config.training_config import PRECISIONS, TrainingConfig
-from gpt_config.validation import check_bool, check_choice, check_real, check_seed, check_whole
+from gpt_config.validation import check_bool, check_choice, check_real, check_seed, check_text, check_whole, plain_numbers
 
 # The learning rate of each task if none is given: that of all weights, and that of an adapter or a last block alone.
 _LEARNING_RATES = {"text": (2e-4, 1e-3), "classification": (5e-4, 1e-3), "instruction": (3e-4, 1e-3)}
@@ -62,6 +62,7 @@ class FinetuningConfig:
     sample_tokens: int = 60
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_choice("task", self.task, TASKS)
         check_choice("trainable", self.trainable, TRAINABLE)
         check_choice("too_long", self.too_long, TOO_LONG)
@@ -82,17 +83,26 @@ class FinetuningConfig:
         for name in ("balance", "gradient_checkpointing", "skip_bad"):
             check_bool(name, getattr(self, name))
         for name in ("text_column", "label_column", "template", "sample_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be a text")
+            check_text(name, getattr(self, name))
         if self.validation_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} leave nothing "
-                "to learn from: together they must be below 1"
+                "to learn from: together they must be below 1",
+                field="validation_fraction",
+                other_fields=("test_fraction",),
             )
         if self.text_column == self.label_column:
-            raise ConfigError(f"text_column={self.text_column!r} is label_column too: name two columns")
+            raise ConfigError(
+                f"text_column={self.text_column!r} is label_column too: name two columns",
+                field="text_column",
+                other_fields=("label_column",),
+            )
         if self.lora_rank and self.trainable != "all":
-            raise ConfigError(f"lora_rank={self.lora_rank} trains adapters alone: leave out trainable={self.trainable}")
+            raise ConfigError(
+                f"lora_rank={self.lora_rank} trains adapters alone: leave out trainable={self.trainable}",
+                field="lora_rank",
+                other_fields=("trainable",),
+            )
 
     def training_config(self, *, n_rows: int, context: int) -> TrainingConfig:
         """The training that goes through `n_rows` rows `epochs` times."""

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_real, check_whole
+from gpt_config.validation import check_bool, check_real, check_whole, plain_numbers
 
 # No layer of a GPT-2 is so wide, and of a wider update nothing would be low-rank.
 _MAX_RANK = 1 << 16
@@ -30,9 +30,10 @@ class LoRAConfig:
     use_rslora: bool = False  # divide alpha by sqrt(rank), so that high ranks learn as fast (Kalajdzievski 2023)
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_whole("rank", self.rank, 1)
         if self.rank > _MAX_RANK:
-            raise ConfigError(f"rank={self.rank} must be at most {_MAX_RANK}: no layer of GPT-2 is as wide")
+            raise ConfigError(f"rank={self.rank} must be at most {_MAX_RANK}: no layer of GPT-2 is as wide", field="rank")
         check_real("alpha", self.alpha, lambda alpha: alpha > 0, "a positive number, such as twice the rank")
         check_real("dropout", self.dropout, lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
         check_bool("use_rslora", self.use_rslora)
@@ -47,13 +48,16 @@ class LoRAConfig:
         if not isinstance(names, tuple) or not names or not all(isinstance(name, str) and name for name in names):
             raise ConfigError(
                 f"target_modules={targets!r} must be names of layers, such as ('c_attn', 'c_proj', 'c_fc'), "
-                "or a regular expression"
+                "or a regular expression",
+                field="target_modules",
             )
         if isinstance(targets, str):
             try:
                 re.compile(targets)
             except (re.error, RecursionError, OverflowError) as error:
-                raise ConfigError(f"target_modules={targets!r} is not a regular expression ({error})") from None
+                raise ConfigError(
+                    f"target_modules={targets!r} is not a regular expression ({error})", field="target_modules"
+                ) from None
 
     @property
     def scale(self) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_real, check_whole
+from gpt_config.validation import check_bool, check_real, check_whole, plain_numbers
 
 # OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
 _ALIASES = {
@@ -69,6 +69,7 @@ class GPT2Config:
     eos_token_id: int | None = 50256
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             check_whole(name, getattr(self, name), 1, maximum=_MAX_SIZE)
         if self.n_inner is not None:
@@ -81,7 +82,9 @@ class GPT2Config:
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
-                "every head gets n_embd / n_head channels, so choose sizes that divide"
+                "every head gets n_embd / n_head channels, so choose sizes that divide",
+                field="n_embd",
+                other_fields=("n_head",),
             )
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             check_real(name, getattr(self, name), lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
@@ -92,7 +95,8 @@ class GPT2Config:
         if self.activation_function not in ACTIVATION_FUNCTIONS:
             raise ConfigError(
                 f"activation_function={self.activation_function!r} is not supported: "
-                f"use one of {', '.join(ACTIVATION_FUNCTIONS)}"
+                f"use one of {', '.join(ACTIVATION_FUNCTIONS)}",
+                field="activation_function",
             )
 
     @property
@@ -111,7 +115,7 @@ class GPT2Config:
         try:
             return PRESETS[name]
         except (KeyError, TypeError):
-            raise ConfigError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}") from None
+            raise ConfigError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}", field="preset") from None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPT2Config:
@@ -124,11 +128,12 @@ class GPT2Config:
             raise ConfigError(f"a config must be a JSON object of fields, not {type(values).__name__}")
         if values.get("model_type", "gpt2") not in ("gpt2", INT8_MODEL_TYPE):
             raise ConfigError(
-                f"model_type={values['model_type']!r} is not 'gpt2': this package loads GPT-2 checkpoints only"
+                f"model_type={values['model_type']!r} is not 'gpt2': this package loads GPT-2 checkpoints only",
+                field="model_type",
             )
         for key, (required, remedy) in _REQUIRED_VALUES.items():
             if values.get(key, required) not in (required, None):
-                raise ConfigError(f"{key}={values[key]!r} is not supported: {remedy}")
+                raise ConfigError(f"{key}={values[key]!r} is not supported: {remedy}", field=key)
         fields = {field.name for field in dataclasses.fields(cls)}
         known = {_ALIASES[key]: value for key, value in values.items() if key in _ALIASES}
         known |= {key: value for key, value in values.items() if key in fields}  # the fields' own names win
@@ -146,7 +151,7 @@ class GPT2Config:
         try:
             return cls.from_dict(values)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path}: {error}", field=error.field, other_fields=error.other_fields) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping of a `config.json` that transformers reads as the same model."""

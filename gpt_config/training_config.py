@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_choice, check_real, check_seed, check_whole
+from gpt_config.validation import check_bool, check_choice, check_real, check_seed, check_text, check_whole, plain_numbers
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 SHARDINGS = ("ddp", "fsdp")
@@ -54,6 +54,7 @@ class TrainingConfig:
     sample_tokens: int = 100  # 0: no samples
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name in ("batch_size", "context", "accumulation", "max_steps", "eval_interval", "eval_batches"):
             check_whole(name, getattr(self, name), 1)
         check_whole("checkpoint_interval", self.checkpoint_interval, 1)
@@ -69,12 +70,13 @@ class TrainingConfig:
         check_bool("gradient_checkpointing", self.gradient_checkpointing)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("sharding", self.sharding, SHARDINGS)
-        if not isinstance(self.sample_prompt, str):
-            raise ConfigError(f"sample_prompt={self.sample_prompt!r} must be a text")
+        check_text("sample_prompt", self.sample_prompt)
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"batch_size={self.batch_size} cannot be done in accumulation={self.accumulation} equal parts: "
-                "choose a multiple"
+                "choose a multiple",
+                field="batch_size",
+                other_fields=("accumulation",),
             )
 
     @property
@@ -92,5 +94,7 @@ class TrainingConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
-            raise ConfigError(f"{unknown[0]} is not a field of TrainingConfig: it has {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{unknown[0]} is not a field of TrainingConfig: it has {', '.join(sorted(known))}", field=unknown[0]
+            )
         return cls(**fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_real, check_seed, check_whole
+from gpt_config.validation import check_real, check_seed, check_whole, plain_numbers
 
 OURS = "gpt2-from-scratch"
 # In the order in which they run. The last takes minutes and gigabytes, and must be asked for.
@@ -44,6 +44,7 @@ class Settings:
     contexts: tuple[int, ...] = (64, 128, 256, 512, 1024)  # of scaling
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         _check_names("sections", self.sections, SECTIONS)
         _check_names("peers", self.peers, PEERS, may_be_none=True)
         _check_names("dtypes", self.dtypes, tuple(DTYPES))
@@ -55,16 +56,16 @@ class Settings:
         check_real("dropout", self.dropout, lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
         for name, least in (("prefill_tokens", 1), ("batch_sizes", 1), ("contexts", 2)):
             if not getattr(self, name):
-                raise ConfigError(f"{name} is empty: give at least one number")
+                raise ConfigError(f"{name} is empty: give at least one number", field=name)
             for value in getattr(self, name):
                 check_whole(name, value, least)
         if not self.sizes:
-            raise ConfigError("sizes is empty: give at least one, such as 124M")
+            raise ConfigError("sizes is empty: give at least one, such as 124M", field="sizes")
 
 
 def _check_names(field: str, names: tuple[str, ...], known: tuple[str, ...], *, may_be_none: bool = False) -> None:
     for name in names:
         if name not in known:
-            raise ConfigError(f"{field}={name!r} is unknown: there are {', '.join(known)}")
+            raise ConfigError(f"{field}={name!r} is unknown: there are {', '.join(known)}", field=field)
     if not names and not may_be_none:
-        raise ConfigError(f"{field} is empty: give at least one of {', '.join(known)}")
+        raise ConfigError(f"{field} is empty: give at least one of {', '.join(known)}", field=field)

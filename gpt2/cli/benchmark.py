@@ -13,8 +13,8 @@ from gpt2.benchmark.machine import available_cores
 from gpt2.benchmark.settings import DEFAULT_SECTIONS, DTYPES, PEERS, SECTIONS, Settings
 from gpt2.benchmark.texts import texts_of
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.options import wrong_options
 from gpt2.weights.folder import locate_model
-from gpt_config.errors import ConfigError
 from gpt_config.model_config import PRESETS
 
 if TYPE_CHECKING:
@@ -110,10 +110,8 @@ def _settings(options: dict[str, Any]) -> Settings:
     for name in ("prefill_tokens", "batch_sizes", "contexts"):
         if options[name]:
             fields[name] = tuple(_whole(name, value) for value in _names(options[name]))
-    try:
+    with wrong_options():
         return Settings(**fields)
-    except ConfigError as error:
-        raise click.UsageError(f"--{error}") from None
 
 
 def _names(values: tuple[str, ...]) -> tuple[str, ...]:

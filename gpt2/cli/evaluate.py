@@ -14,7 +14,8 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt_config.errors import ConfigError, DataError
+from gpt2.cli.options import wrong_options
+from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
     from gpt2.evaluation.figures import Figure
@@ -87,18 +88,15 @@ def _evaluate_text(files: tuple[str, ...], from_pretrained: str | None, options:
     counts: dict[str, int] = {}
     ids = _token_file(files, model.config.vocab_size, counts) or _text_ids(files, tokenizer, options, counts)
     bar = tqdm(unit="token", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
-    try:
-        with bar:
-            result = evaluate_ids(
-                model,
-                ids,
-                context=options["context"],
-                stride=options["stride"],
-                batch_size=options["batch_size"],
-                progress=bar.update,
-            )
-    except ConfigError as error:
-        raise click.UsageError(f"--{error}") from None
+    with wrong_options(), bar:
+        result = evaluate_ids(
+            model,
+            ids,
+            context=options["context"],
+            stride=options["stride"],
+            batch_size=options["batch_size"],
+            progress=bar.update,
+        )
     if counts.get("replaced"):
         click.echo(f"warning: {counts['replaced']} bytes of the text are not UTF-8: each became U+FFFD", err=True)
     _print_evaluation(result, counts, name, options["detokenize"], options["as_json"])
@@ -181,10 +179,8 @@ def _evaluate_task(file: str, from_pretrained: str | None, task: str, options: d
     if options["per_item"] is not None:
         identity = {"task": task, "model": model_fingerprint(model, tokenizer), "data": data_fingerprint(items)}
         log = ItemLog(options["per_item"], identity)
-    try:
+    with wrong_options():
         records = _run(model, tokenizer, items[: options["limit"]], options["batch_size"], log)
-    except ConfigError as error:
-        raise click.UsageError(f"--{error}") from None
     _print_task(name, task, len(records), figures(records), options["as_json"])
 
 

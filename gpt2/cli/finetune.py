@@ -12,10 +12,11 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
+from gpt2.cli.options import wrong_options
 from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
 from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import ConfigError, DataError
+from gpt_config.errors import DataError
 from gpt_config.finetuning_config import TASKS, TOO_LONG, TRAINABLE, FinetuningConfig
 from gpt_config.training_config import PRECISIONS
 
@@ -101,10 +102,8 @@ def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step:
             _check_is_free(folder)
         _check_meaning(ctx, options)
         options["from_pretrained"] = options["from_pretrained"] or default_model()
-    try:
+    with wrong_options():
         config = FinetuningConfig(**{field.name: options[field.name] for field in dataclasses.fields(FinetuningConfig)})
-    except ConfigError as error:
-        raise click.UsageError(f"--{error}") from None
     locate_model(options["from_pretrained"])  # before torch is imported, which takes longer than to say that it is not there
     _run(folder, config, options, is_new=resume is None, from_step=from_step)
 

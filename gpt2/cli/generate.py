@@ -15,8 +15,9 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
+from gpt2.cli.options import wrong_options
 from gpt2.weights.folder import locate_model
-from gpt_config.errors import ConfigError, GPT2Warning, InputError
+from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -139,17 +140,12 @@ def _generation_config(options: dict[str, Any]) -> GenerationConfig:
     options["speculate"] = options["speculate"] or options["draft_model"] is not None
     options["stop"] = tuple(decode_argument(text, "--stop") for text in options["stop"])
     same = (*_SAMPLING_OPTIONS, "do_sample", "repetition_penalty", "num_beams", "stop", "speculate")
-    try:
-        config = GenerationConfig(
+    with wrong_options():
+        return GenerationConfig(
             max_new_tokens=options["max_tokens"],
             num_return_sequences=options["num_samples"],
             **{name: options[name] for name in same},
         )
-    except ConfigError as error:
-        # The user knows the fields by their options' names.
-        message = str(error).replace("max_new_tokens", "max_tokens").replace("num_return_sequences", "num_samples")
-        raise click.UsageError(f"--{message}" if not message.startswith("stop=") else message) from None
-    return config
 
 
 def _warn_of_idle_options(ctx: click.Context, config: GenerationConfig) -> None:

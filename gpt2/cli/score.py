@@ -11,7 +11,8 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt_config.errors import ConfigError, DataError
+from gpt2.cli.options import wrong_options
+from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
     from gpt2.evaluation.token_scores import TokenScore, Totals
@@ -55,10 +56,8 @@ def score(files: tuple[str, ...], from_pretrained: str | None, model_name: str |
     if tokenizer.eot_token_id is None:
         click.echo("warning: the vocabulary has no <|endoftext|>: the first token is not scored", err=True)
     for number, (name, text) in enumerate(texts):
-        try:
+        with wrong_options():
             scores = score_tokens(model, tokenizer, text, **sizes)
-        except ConfigError as error:
-            raise click.UsageError(f"--{error}") from None
         if style == "json":
             click.echo(json.dumps(_as_dict(name, scores, totals(scores)), ensure_ascii=False))
             continue

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.options import wrong_options
 from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
 from gpt2.weights.folder import is_adapter_folder, is_model_folder, tokenizer_source
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import ConfigError, DataError
+from gpt_config.errors import DataError
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
 
@@ -121,12 +122,10 @@ def _check_new_run(folder: Path, options: dict[str, Any], from_step: int | None)
 
 
 def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int | None) -> None:
-    try:
+    with wrong_options():
         config = TrainingConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainingConfig)})
         if options.get("engine") == "numpy":
             _check_numpy(config, options)
-    except ConfigError as error:
-        raise click.UsageError(f"--{error}") from None
     from gpt2.training.distributed import join_processes
 
     with join_processes(options["device"]) as processes:

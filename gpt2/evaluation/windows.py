@@ -52,9 +52,15 @@ def predictions(
     check_whole("stride", stride, 1)
     check_whole("batch_size", batch_size, 1)
     if context > model.config.n_positions:
-        raise ConfigError(f"context={context} is longer than the {model.config.n_positions} positions of this model")
+        raise ConfigError(
+            f"context={context} is longer than the {model.config.n_positions} positions of this model", field="context"
+        )
     if stride > context:
-        raise ConfigError(f"stride={stride} is longer than context={context}: tokens between windows would not be scored")
+        raise ConfigError(
+            f"stride={stride} is longer than context={context}: tokens between windows would not be scored",
+            field="stride",
+            other_fields=("context",),
+        )
     all_windows = windows(ids, context, stride)
     # Only the only window of a short text is shorter than others, so all of a batch are as long.
     while batch := list(islice(all_windows, batch_size)):

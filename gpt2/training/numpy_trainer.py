@@ -125,4 +125,4 @@ def check_settings(config: TrainingConfig) -> None:
     for name, values in allowed.items():
         value = getattr(config, name)
         if value not in values:
-            raise ConfigError(f"{name}={value} is not for engine=numpy: leave it out, or use engine=torch")
+            raise ConfigError(f"{name}={value} is not for engine=numpy: leave it out, or use engine=torch", field=name)

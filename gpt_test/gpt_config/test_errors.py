@@ -1,0 +1,59 @@
+"""ConfigError carries the field at fault, so that a program can call it by another name."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import pytest
+
+from gpt_config import AdapterConfig, ConfigError, FinetuningConfig, GPT2Config, LoRAConfig, TrainingConfig
+
+
+def test_the_field_at_the_beginning_is_called_otherwise() -> None:
+    error = ConfigError("top_k=0 must be more than top_k=1", field="top_k")
+    assert error.message_for("--top_k") == "--top_k=0 must be more than top_k=1"
+    assert ConfigError("a/top_k: top_k=0", field="top_k").message_for("--top_k") == "a/top_k: top_k=0"
+    assert ConfigError("top_k=0").message_for("--top_k") == "top_k=0" and ConfigError("x").field is None
+
+
+def test_it_keeps_its_fields_across_processes() -> None:
+    error = pickle.loads(pickle.dumps(ConfigError("a=1 and b=2", field="a", other_fields=("b",))))
+    assert (str(error), error.field, error.other_fields) == ("a=1 and b=2", "a", ("b",))
+
+
+@pytest.mark.parametrize("config", [GPT2Config, TrainingConfig, FinetuningConfig, LoRAConfig])
+def test_every_field_is_named_by_its_own_error(config: type) -> None:
+    """No field takes a list that holds an object, and no error is about another field."""
+    for field in dataclasses.fields(config):
+        with pytest.raises(ConfigError) as caught:
+            config(**{field.name: [object()]})
+        assert caught.value.field == field.name
+        assert caught.value.message_for("--an_option").startswith("--an_option=")
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "other_fields"),
+    [
+        (lambda: GPT2Config(n_embd=10, n_head=3), "n_embd", ("n_head",)),
+        (lambda: GPT2Config.from_dict({"model_type": "llama"}), "model_type", ()),
+        (lambda: GPT2Config.from_dict({"pruned_heads": {"0": [1]}}), "pruned_heads", ()),
+        (lambda: TrainingConfig(batch_size=10, accumulation=4), "batch_size", ("accumulation",)),
+        (lambda: TrainingConfig(seed=1 << 63), "seed", ()),
+        (lambda: TrainingConfig.from_dict({"lr": 1}), "lr", ()),
+        (lambda: FinetuningConfig(validation_fraction=0.95), "validation_fraction", ("test_fraction",)),
+        (lambda: FinetuningConfig(text_column="label"), "text_column", ("label_column",)),
+        (lambda: FinetuningConfig(lora_rank=2, trainable="last_block"), "lora_rank", ("trainable",)),
+        (lambda: LoRAConfig(rank=10**9), "rank", ()),
+        (lambda: LoRAConfig(target_modules="("), "target_modules", ()),
+        (
+            lambda: AdapterConfig.from_dict({"peft_type": "LORA", "r": 0, "lora_alpha": 1, "target_modules": ["c_fc"]}),
+            "rank",
+            (),
+        ),
+    ],
+)
+def test_both_fields_are_named_where_two_do_not_go_together(make, field: str, other_fields: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert (caught.value.field, caught.value.other_fields) == (field, other_fields)

@@ -1,9 +1,15 @@
-"""Floor 2: the GPT-2 model, its weights, generation and the command line. Importing it does not import torch."""
+"""The GPT-2 model, its weights, generation and the command line. Importing it does not import torch.
+
+It makes the models in `assets` known by name, for this package and for those below it.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gpt_config.locate import register_shipped_models
 
 if TYPE_CHECKING:
     from gpt2.generation.completion import Completion, complete, stream
@@ -11,6 +17,8 @@ if TYPE_CHECKING:
     from gpt2.pretrained import GPT2
 
 __version__ = "0.1.0"
+
+register_shipped_models(Path(__file__).resolve().parent / "assets")
 
 _HOME = {
     "GPT2": "gpt2.pretrained",

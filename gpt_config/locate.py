@@ -1,6 +1,7 @@
 """From a name to a folder: a folder of the user's, a model that ships, or a repository of the Hugging Face hub.
 
-It knows where files can be, not what is in them. `huggingface_hub` is imported only when a hub name is asked for.
+It knows where files can be, not what is in them, and not which models ship: packages register theirs. `huggingface_hub` is
+imported only when a hub name is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from pathlib import Path
 from gpt_config.errors import InputTypeError, ModelNotFoundError
 from gpt_config.model_config import PRESETS
 
-SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "gpt2" / "assets"
+# Folders of models that ship with a package, each model in a folder of its own.
+_shipped_folders: list[Path] = []
+# Entry points of installed packages that register their models when they are imported: see pyproject.toml.
+_ENTRY_POINTS = "gpt_config.shipped_models"
 
 # The published models' owners on the hub, and OpenAI's names for the sizes: all of them are one model under several names.
 _OWNERS = {"gpt2": "openai-community", "distilgpt2": "distilbert"}
@@ -61,12 +65,15 @@ def locate(
         folder = Path(name_or_folder).expanduser()
     except RuntimeError:
         raise ModelNotFoundError(f"{name!r} begins with a user that this machine does not have: check the path") from None
-    known_by_name = name in shipped_models() or published_name(name) is not None
-    # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
-    if _is(folder.is_dir) and (not known_by_name or _is(lambda: complete(folder))):
+    is_folder = _is(folder.is_dir)
+    if is_folder and _is(lambda: complete(folder)):
         return folder
-    if name in shipped_models():
-        return SHIPPED_MODELS / name
+    shipped = _shipped().get(name)
+    # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
+    if is_folder and shipped is None and published_name(name) is None:
+        return folder
+    if shipped is not None:
+        return shipped
     if _is(folder.is_file):
         raise ModelNotFoundError(f"{name} is a file: name the folder that holds config.json and the weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
@@ -82,9 +89,28 @@ def _is(test: Callable[[], bool]) -> bool:
         return False
 
 
+def register_shipped_models(folder: Path) -> None:
+    """Let the models in `folder` be found by name: each is a folder there with a config.json. For packages that ship some.
+
+    A package calls it when it is imported.
+    """
+    if folder not in _shipped_folders:
+        _shipped_folders.append(folder)
+
+
 def shipped_models() -> list[str]:
-    """The names of the models that ship inside this package."""
-    return sorted(path.parent.name for path in SHIPPED_MODELS.glob("*/config.json"))
+    """The names of the models that ship, in alphabetical order."""
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Path]:
+    """The folder of each model that ships. Without a registration, installed packages are asked to make theirs."""
+    if not _shipped_folders:
+        from importlib.metadata import entry_points  # here, because it takes long to import
+
+        for entry_point in entry_points(group=_ENTRY_POINTS):
+            entry_point.load()
+    return {path.parent.name: path.parent for folder in _shipped_folders for path in folder.glob("*/config.json")}
 
 
 def _names_of(short: str) -> list[str]:
@@ -103,7 +129,7 @@ def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable
             continue
         if complete(folder):
             return folder
-    wanted = f"{name!r} is neither a folder, nor a shipped model{_listed(shipped_models())}, nor in the hub's cache"
+    wanted = f"{name!r} is neither a folder, nor a shipped model ({_listed_models()}), nor in the hub's cache"
     if not _hub_answers():
         raise ModelNotFoundError(
             f"{wanted}, and the hub cannot be reached: connect to the network, or copy the model's folder here and name it"
@@ -121,8 +147,9 @@ def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable
     raise ModelNotFoundError(f"the hub's repository {names[-1]!r} lacks the files that are needed: name another one")
 
 
-def _listed(names: list[str]) -> str:
-    return f" ({', '.join(names)})" if names else ""
+def _listed_models() -> str:
+    """The names of shipped models, or how they become known."""
+    return ", ".join(shipped_models()) or "none is registered: import gpt2 first, which ships some"
 
 
 def _hub_answers() -> bool:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,8 @@ import gpt_config.locate as locate_module
 from gpt2.weights.folder import is_model_folder, locate_model
 from gpt_config import InputTypeError, ModelNotFoundError
 from gpt_config.locate import published_name
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cache_repository(cache: str, name: str, source: Path, *, skip: tuple[str, ...] = ()) -> Path:
@@ -163,3 +171,40 @@ def test_published_names() -> None:
     assert published_name("1558M") == published_name("openai-community/gpt2-xl") == "gpt2-xl"
     assert published_name("distilbert/distilgpt2") == "distilgpt2"
     assert [published_name(name) for name in ("someone/gpt2", "gpt3", "openai-community/distilgpt2", "")] == [None] * 4
+
+
+@pytest.fixture
+def without_gpt2(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs code in a process of its own, where nothing has imported gpt2 yet."""
+
+    def run(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT)))}
+        return subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+TINY = "from gpt_encoder import load_tokenizer; print(load_tokenizer('gpt2-tiny').vocab_size)"
+
+
+@pytest.mark.skipif(bool(entry_points(group="gpt_config.shipped_models")), reason="gpt2 is installed, and says so itself")
+def test_a_shipped_model_is_known_once_its_package_is_imported(without_gpt2: Callable) -> None:
+    result = without_gpt2(TINY)
+    assert result.returncode == 1 and "torch" not in result.stderr
+    assert "nor a shipped model (none is registered: import gpt2 first, which ships some)" in result.stderr.splitlines()[-1]
+    assert without_gpt2(f"import gpt2; {TINY}").stdout == "4096\n"
+
+
+def test_an_installed_package_is_asked_for_the_models_it_ships(without_gpt2: Callable, tmp_path: Path) -> None:
+    """pip writes the entry points of pyproject.toml into a folder like this one."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    (tmp_path / "some-1.0.dist-info").mkdir()
+    lines = [
+        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in items.items()) for group, items in points.items()
+    ]
+    (tmp_path / "some-1.0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
+    (tmp_path / "some-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: some\nVersion: 1.0\n")
+    result = without_gpt2(TINY, tmp_path)
+    assert result.stdout == "4096\n", result.stderr
+    said = without_gpt2("import gpt_encoder, sys; gpt_encoder.load_tokenizer(); print('gpt2' in sys.modules)", tmp_path)
+    assert said.stdout == "False\n", "it is not imported where its models cannot be meant"

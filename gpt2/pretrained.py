@@ -27,7 +27,7 @@ from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.tokenizer import tokenizer_of
 from gpt2.weights.writing import write_tensors
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import CheckpointError
+from gpt_config.errors import CheckpointError, Remedy
 from gpt_config.generation_config import GenerationConfig, GenerationOptions
 from gpt_config.model_config import INT8_MODEL_TYPE
 from gpt_encoder.tokenizer import has_tokenizer
@@ -154,8 +154,9 @@ def load_base(
         return load_model(locate_whole_model(base_model), dtype=dtype)
     if adapter.config.base_model is None:
         raise CheckpointError(
-            f"the adapter in {adapter.folder} does not say which model it was learned on: name that with "
-            "gpt2 merge --from_pretrained"
+            f"the adapter in {adapter.folder} does not say which model it was learned on: merge it into that model, "
+            "and name the result",
+            remedy=Remedy("base_model"),
         )
     return load_model(locate_base(adapter.folder, adapter.config.base_model), dtype=dtype)
 

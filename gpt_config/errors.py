@@ -14,12 +14,32 @@
 
     GPT2Warning              something was done that the user may not expect         (a UserWarning)
 
-Each message is one line that names the value, the limit and the remedy. The command line prints exactly that line.
+Each message is one line that names the value, the limit and the remedy in the library's terms. The command line prints
+that line, and adds the option or command that helps (`gpt2.cli.options`).
 """
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Remedy(NamedTuple):
+    """What helps against an error, for programs that have an option or a command for it: its key and, if known, its value.
+
+    Keys: "resume" (the run's folder), "step" (of a checkpoint), "tokenizer" (a name), "base_model" (of an adapter),
+    "merge" (an adapter's folder), "task" (of a fine-tuning).
+    """
+
+    key: str
+    value: str = ""
 
 
 class GPT2Error(Exception):
-    """Base of every error that a user of this package can cause."""
+    """Base of every error that a user of this package can cause. `remedy` is for programs: the message tells it in words."""
+
+    def __init__(self, *args: object, remedy: Remedy | None = None) -> None:
+        super().__init__(*args)
+        self.remedy = remedy
 
 
 class ConfigError(GPT2Error, ValueError):

@@ -46,7 +46,7 @@ def texts_of(file: str | None) -> Texts:
         raise InputError(f"{file} is not UTF-8 text (byte {error.start}): convert it") from None
     if not text.strip():
         raise DataError(f"{file} is empty: give a text of some sentences")
-    return Texts({Path(file).name: text}, "given by --text")
+    return Texts({Path(file).name: text}, "given as a file")
 
 
 def _documentation(sources: list[str]) -> str:

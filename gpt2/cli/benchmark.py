@@ -13,7 +13,7 @@ from gpt2.benchmark.machine import available_cores
 from gpt2.benchmark.settings import DEFAULT_SECTIONS, DTYPES, PEERS, SECTIONS, Settings
 from gpt2.benchmark.texts import texts_of
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import wrong_options
+from gpt2.cli.options import Command, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.model_config import PRESETS
 
@@ -31,7 +31,7 @@ def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: st
     )
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option("--from_pretrained", metavar="NAME", help="Measure with this model instead of random weights.")
 @click.option("--preset", metavar="NAME", help="The shape of random weights: gpt2, gpt2-xl, 355M ...  [default: gpt2]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")

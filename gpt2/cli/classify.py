@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
+from gpt2.cli.options import Command
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("file", metavar="FILE")
 @click.option("--from_pretrained", required=True, metavar="FOLDER", help="What gpt2 finetune --task classification made.")
 @click.option("--batch_size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts to run at once.")

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import wrong_options
+from gpt2.cli.options import Command, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _ONLY_PERPLEXITY = ("context", "stride", "detokenize", "text_field")
 _ONLY_TASKS = ("limit", "per_item")
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
 @click.option(

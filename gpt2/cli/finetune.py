@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
-from gpt2.cli.options import wrong_options
+from gpt2.cli.options import Command, wrong_options
 from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
 from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
@@ -63,7 +63,7 @@ _ONLY = {
 _CHOICES = {"task": TASKS, "trainable": TRAINABLE, "too_long": TOO_LONG, "precision": PRECISIONS}
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option("--data", multiple=True, metavar="PATH", help="What to learn from: see above.")
 @click.option("--validation_data", multiple=True, metavar="PATH", help="Files to measure on.  [default: a part of --data]")
 @click.option("--test_data", multiple=True, metavar="PATH", help="classification: files to test on.  [default: a part]")

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
-from gpt2.cli.options import wrong_options
+from gpt2.cli.options import Command, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("prompt", required=False)
 @click.option("--file", "prompt_file", metavar="FILE", help="Read prompts from FILE, one a line.")
 @click.option(

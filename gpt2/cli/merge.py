@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.options import Command
 from gpt2.weights.folder import ADAPTER_CONFIG_FILE, holds_model_files, is_adapter_folder, locate_model
 from gpt_config.errors import CheckpointError
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("adapter")
 @click.option("--out", required=True, metavar="FOLDER", help="Where the model goes: a new folder, or one without a model.")
 @click.option("--from_pretrained", metavar="NAME", help="The model it was learned on.  [default: the adapter says which]")

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.options import Command
 from gpt2.weights.folder import holds_model_files, locate_model
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model")
 @click.option("--out", required=True, metavar="FOLDER", help="Where it goes: a new folder, or one without a model.")
 def quantize(model: str, out: str) -> None:

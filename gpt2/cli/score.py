@@ -11,7 +11,7 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import wrong_options
+from gpt2.cli.options import Command, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _COLOURS = ((1.0, 194), (3.0, 229), (6.0, 222), (10.0, 215), (math.inf, 210))
 _CONTROL = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(range(128, 160), "\ufffd") | {127: "\u2421"}
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
 @click.option("--model_name", metavar="NAME", help="The tokenizer of another folder or model.  [default: the model's own]")

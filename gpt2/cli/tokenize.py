@@ -7,10 +7,11 @@ import json
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, read_stdin
+from gpt2.cli.options import Command
 from gpt_encoder import load_tokenizer
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("text")
 @click.option(
     "--model_name", metavar="NAME", default="gpt2", show_default=True, help="A folder or hub name with a tokenizer."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import wrong_options
+from gpt2.cli.options import Command, wrong_options
 from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
 from gpt2.weights.folder import is_adapter_folder, is_model_folder, tokenizer_source
 from gpt_config.atomic_write import atomic_write_json
@@ -58,7 +58,7 @@ _HELP = {
 _CHOICES = {"precision": PRECISIONS, "sharding": SHARDINGS}
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option("--data", multiple=True, metavar="PATH", help='Text or JSONL files, a folder of them, or "shakespeare".')
 @click.option("--validation_data", multiple=True, metavar="PATH", help="Files to measure on.  [default: a part of --data]")
 @click.option("--validation_fraction", type=float, default=0.1, show_default=True, help="How much of --data to measure on.")

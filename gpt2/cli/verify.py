@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.options import Command
 from gpt2.weights.folder import is_model_folder, locate_float_model
 from gpt_config.errors import CheckpointError
 from gpt_config.locate import shipped_models
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _RANDOM = "random"
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(model: str | None, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from gpt2.weights.names import published_names
 from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.writing import write_tensors
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import CheckpointError
+from gpt_config.errors import CheckpointError, Remedy
 from gpt_encoder.interface import Tokenizer
 from gpt_encoder.tokenizer import has_tokenizer
 
@@ -72,7 +72,8 @@ def _from_model(folder: Path) -> GPT2Classifier:
     head, (labels, context) = tensors.pop("score.weight", None), _labels_and_context(folder)
     if head is None or head.shape[0] != len(labels):
         raise CheckpointError(
-            f"{folder} holds no classifier (a head for each label): make one with gpt2 finetune --task classification"
+            f"{folder} holds no classifier (a head for each label): train one on labelled texts",
+            remedy=Remedy("task", "classification"),
         )
     transformer = assemble(GPT2, read_config(folder), tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
     transformer.pretrained_from = folder

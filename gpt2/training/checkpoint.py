@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from gpt_config.atomic_write import atomic_write
-from gpt_config.errors import CheckpointError, WriteError
+from gpt_config.errors import CheckpointError, Remedy, WriteError
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _KEPT = 2
@@ -126,8 +126,9 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
             raise ValueError("its bytes have changed")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         others = [step_of(other) for other in paths if other != path]
-        remedy = f"go on from the one of step {others[0]} with --step {others[0]}" if others else "there is no other"
-        raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {remedy}") from None
+        advice = f"go on from the one of step {others[0]}" if others else "there is no other"
+        remedy = Remedy("step", str(others[0])) if others else None
+        raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {advice}", remedy=remedy) from None
     return Checkpoint(tensors, values)
 
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpt2.device import resolve_device
-from gpt_config.errors import TrainingError
+from gpt_config.errors import Remedy, TrainingError
 from gpt_config.training_config import TrainingConfig
 
 # After so long without an answer the other processes are given up. The longest wait in a sound run is for the first
@@ -85,7 +85,8 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
         atexit.register(leave_at_once, 1)
         raise TrainingError(
             f"process {rank} of {world_size} has lost another one ({str(error).splitlines()[0][:200]}): "
-            "see that one's message, then continue with --resume"
+            "see that one's message, then continue the run",
+            remedy=Remedy("resume"),
         ) from None
     finally:
         if dist.is_initialized() and not is_lost:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from gpt_config.atomic_write import atomic_write, atomic_write_text
-from gpt_config.errors import GPT2Warning, WriteError
+from gpt_config.errors import GPT2Warning, Remedy, WriteError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -62,7 +62,8 @@ class Progress:
             self._file.flush()
         except OSError as error:
             raise WriteError(
-                f"cannot write {self._path} ({error.strerror}): make room, then continue with --resume"
+                f"cannot write {self._path} ({error.strerror}): make room, then continue the run",
+                remedy=Remedy("resume", str(self._path.parent)),
             ) from None
         if self._tensorboard is not None:
             for name, value in values.items():

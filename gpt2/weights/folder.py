@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from gpt_config.adapter_config import AdapterConfig
-from gpt_config.errors import CheckpointError, ModelNotFoundError
+from gpt_config.errors import CheckpointError, ModelNotFoundError, Remedy
 from gpt_config.locate import TOKENIZER_FILES, locate
 from gpt_config.model_config import INT8_MODEL_TYPE
 
@@ -43,8 +43,8 @@ def locate_whole_model(name_or_folder: str | os.PathLike[str]) -> Path:
     folder = locate_model(name_or_folder)
     if is_adapter_folder(folder):
         raise CheckpointError(
-            f"{folder} holds an adapter, and this takes a whole model: "
-            f"make it one with gpt2 merge {folder} --out FOLDER, and name that"
+            f"{folder} holds an adapter, and this takes a whole model: merge it into its base model, and name the result",
+            remedy=Remedy("merge", str(folder)),
         )
     return folder
 
@@ -72,7 +72,8 @@ def locate_base(adapter: Path, base: str) -> Path:
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"the adapter {adapter} needs the model {base!r} that it was learned on: {error}; "
-            "or name another place of it with gpt2 merge --from_pretrained"
+            "or merge it with that model from another place, and name the result",
+            remedy=Remedy("base_model"),
         ) from None
     if is_adapter_folder(folder):
         raise CheckpointError(

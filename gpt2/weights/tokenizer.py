@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from gpt_config.errors import GPT2Warning, InputError, VocabularyError
+from gpt_config.errors import GPT2Warning, InputError, Remedy, VocabularyError
 from gpt_config.model_config import GPT2Config
 from gpt_encoder.tokenizer import GPT2Tokenizer, has_tokenizer, load_tokenizer
 
@@ -44,7 +44,9 @@ def load_tokenizer_for(model: GPT2, name_or_folder: str | os.PathLike[str] | Non
     """
     tokenizer = load_tokenizer(name_or_folder) if name_or_folder else tokenizer_of(model)
     if tokenizer is None:
-        raise VocabularyError(f"{folder_of(model)} has no tokenizer files: name a tokenizer, such as --model_name gpt2")
+        raise VocabularyError(
+            f"{folder_of(model)} has no tokenizer files: name a tokenizer, such as gpt2", remedy=Remedy("tokenizer", "gpt2")
+        )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}: "

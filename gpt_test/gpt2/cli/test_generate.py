@@ -228,7 +228,7 @@ def test_a_folder_without_weights_or_tokenizer(run_command, small_folder, small_
     assert result.status == 1 and "has no config.json" in result.err
     small_model.save_pretrained(tmp_path)
     result = run_command("generate", "x", "--from_pretrained", tmp_path)
-    assert result.status == 1 and "has no tokenizer files: name a tokenizer, such as --model_name gpt2" in result.err
+    assert result.status == 1 and "has no tokenizer files: name a tokenizer, such as gpt2 (--model_name gpt2)" in result.err
     result = run_command("generate", "x", "--from_pretrained", tmp_path, "--model_name", "gpt2")
     assert result.status == 1 and "the tokenizer has 50257 ids and the model 300" in result.err
     options = ["--from_pretrained", tmp_path, "--model_name", small_folder, "--max_tokens", 3]

@@ -1,12 +1,18 @@
-"""Fields of configs are called by their options."""
+"""Fields of configs are called by their options, and a command adds the option that helps to an error of the library."""
 
 from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
 
 import click
 import pytest
 
-from gpt2.cli.options import in_options_terms, option_of, wrong_options
-from gpt_config import ConfigError
+from gpt2.cli.options import Command, in_options_terms, option_of, wrong_options
+from gpt_config import CheckpointError, ConfigError, GPT2Error, Remedy, WriteError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -35,3 +41,43 @@ def test_a_message_names_the_option(error: ConfigError, line: str) -> None:
 
 def test_names_of_options() -> None:
     assert [option_of(field) for field in ("max_new_tokens", "seed")] == ["--max_tokens", "--seed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CheckpointError("a is damaged: go on from b", remedy=Remedy("step", "2")), "a is damaged: go on from b (--step 2)"),
+        (WriteError("make room", remedy=Remedy("resume", "run")), "make room (--resume run)"),
+        (CheckpointError("go on", remedy=Remedy("resume")), "go on (--resume FOLDER)"),
+        (
+            CheckpointError("name a tokenizer", remedy=Remedy("tokenizer", "gpt2")),
+            "name a tokenizer",
+        ),  # it has no such option
+        (CheckpointError("merge it", remedy=Remedy("base_model")), "merge it (gpt2 merge --from_pretrained NAME)"),
+        (CheckpointError("merge it", remedy=Remedy("merge", "a b")), "merge it (gpt2 merge --out FOLDER a b)"),
+        (CheckpointError("no classifier", remedy=Remedy("task", "x")), "no classifier (gpt2 finetune --task x)"),
+        (ConfigError("step=3 is wrong", field="step"), "--step=3 is wrong"),
+        (ConfigError("n_head=3 is wrong", field="n_head"), "n_head=3 is wrong"),  # of a file
+        (GPT2Error("all is lost"), "all is lost"),
+    ],
+)
+def test_a_command_tells_errors_in_its_own_terms(error: GPT2Error, line: str) -> None:
+    @click.command(cls=Command)
+    @click.option("--step", "from_step")
+    @click.option("--resume")
+    def command(from_step: str | None, resume: str | None) -> None:
+        raise error
+
+    with pytest.raises(click.ClickException) as caught:
+        command.main([], standalone_mode=False)
+    assert (caught.value.format_message(), caught.value.exit_code) == (line, 1)
+
+
+def test_the_library_names_no_options_in_its_messages() -> None:
+    paths = [path for package in ("gpt2", "gpt_config", "gpt_encoder") for path in sorted((ROOT / package).rglob("*.py"))]
+    library = [path for path in paths if "cli" not in path.parts and path.name != "python_gpt2.py"]
+    assert len(library) > 100
+    for path in library:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"):
+                assert not re.search(r"--[a-z]", ast.unparse(node)), f"{path}:{node.lineno}"

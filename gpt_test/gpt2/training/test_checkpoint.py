@@ -40,7 +40,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
     else:
         content[0] ^= 0x40
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step-00000020.* is damaged .*--step 10"):
+    with pytest.raises(CheckpointError, match=r"step-00000020.* is damaged .*: go on from the one of step 10$"):
         load_checkpoint(tmp_path)
     assert load_checkpoint(tmp_path, 10).values["step"] == 10
 

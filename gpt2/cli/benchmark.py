@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from gpt2.benchmark.machine import available_cores
 from gpt2.benchmark.settings import DEFAULT_SECTIONS, DTYPES, PEERS, SECTIONS, Settings
 from gpt2.benchmark.texts import texts_of
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command, wrong_options
+from gpt2.cli.options import Command, pass_options, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.model_config import PRESETS
 
@@ -29,6 +30,33 @@ def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: st
     return click.option(
         f"--{name}", name, *more_names, multiple=True, metavar="LIST", help=f"{help_text}  [default: {shown}]"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """The options of `gpt2 benchmark`. Lists are as they were given: texts with commas."""
+
+    from_pretrained: str | None
+    preset: str | None
+    seed: int
+    sections: tuple[str, ...]
+    peers: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    threads: int | None
+    device: str
+    rounds: int
+    prompt_tokens: int
+    new_tokens: int
+    prefill_tokens: tuple[str, ...]
+    batch_sizes: tuple[str, ...]
+    train_rows: int
+    train_context: int
+    dropout: float
+    compile: bool
+    sizes: tuple[str, ...]
+    contexts: tuple[str, ...]
+    text: str | None
+    plot_file: str | None
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -53,7 +81,8 @@ def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: st
 @_listed("contexts", "Of scaling: tokens.", _DEFAULTS.contexts)
 @click.option("--text", metavar="FILE", help="For the tokenizers and prompts.  [default: Python's standard library]")
 @click.option("--plot", "plot_file", metavar="FILE", help="Draw it: a .png, .svg or .pdf.")
-def benchmark(**options: Any) -> None:
+@pass_options(BenchmarkOptions)
+def benchmark(ctx: click.Context, options: BenchmarkOptions) -> None:
     """Measure this package beside those of its peers that are installed, on the same weights, prompts and threads.
 
     All take turns, and must give the same tokens before they are timed. The table goes to standard output, and after it
@@ -61,18 +90,18 @@ def benchmark(**options: Any) -> None:
     gigabytes, and must be asked for: gpt2 benchmark --sections scaling --peers none --dtypes float32
     """
     settings = _settings(options)
-    if options["from_pretrained"] is not None and options["preset"] is not None:
+    if options.from_pretrained is not None and options.preset is not None:
         raise click.UsageError("--preset is for random weights: leave it or --from_pretrained out")
-    preset = options["preset"] or "gpt2"
+    preset = options.preset or "gpt2"
     if preset not in PRESETS:
         raise click.UsageError(f"--preset {preset!r} is unknown: there are {', '.join(PRESETS)}")
-    if options["from_pretrained"] is not None:
-        locate_model(options["from_pretrained"])  # before torch is imported
-    texts = texts_of(options["text"])
+    if options.from_pretrained is not None:
+        locate_model(options.from_pretrained)  # before torch is imported
+    texts = texts_of(options.text)
     from gpt2.benchmark.report import check_plot, plot, table
     from gpt2.benchmark.run import run_benchmark
 
-    picture = Path(options["plot_file"]) if options["plot_file"] is not None else None
+    picture = Path(options.plot_file) if options.plot_file is not None else None
     if picture is not None:
         check_plot(picture)
 
@@ -90,33 +119,47 @@ def benchmark(**options: Any) -> None:
             plot(results, picture)
 
     results = run_benchmark(
-        settings, options["from_pretrained"], preset, texts, lambda line: click.echo(line, err=True), show_unfinished,
-        parts=click.get_current_context().obj,
+        settings, options.from_pretrained, preset, texts, lambda line: click.echo(line, err=True), show_unfinished,
+        parts=ctx.obj,
     )  # fmt: skip
     show(results)
     if picture is not None:  # last: if it cannot be written, an hour's figures are not lost
         plot(results, picture)
 
 
-def _settings(options: dict[str, Any]) -> Settings:
-    same = ("seed", "rounds", "prompt_tokens", "new_tokens", "train_rows", "train_context", "dropout", "device", "compile")
-    fields = {name: options[name] for name in same}
-    fields["threads"] = available_cores() if options["threads"] is None else options["threads"]
-    for name in ("sections", "peers", "dtypes", "sizes"):
-        if options[name]:
-            fields[name] = _names(options[name])
-    if options["peers"] and fields["peers"] == ("none",):
-        fields["peers"] = ()
-    for name in ("prefill_tokens", "batch_sizes", "contexts"):
-        if options[name]:
-            fields[name] = tuple(_whole(name, value) for value in _names(options[name]))
+def _settings(options: BenchmarkOptions) -> Settings:
+    peers = _chosen(options.peers, _DEFAULTS.peers)
     with wrong_options():
-        return Settings(**fields)
+        return Settings(
+            sections=_chosen(options.sections, _DEFAULTS.sections),
+            peers=() if peers == ("none",) else peers,
+            dtypes=_chosen(options.dtypes, _DEFAULTS.dtypes),
+            threads=available_cores() if options.threads is None else options.threads,
+            device=options.device,
+            rounds=options.rounds,
+            seed=options.seed,
+            prompt_tokens=options.prompt_tokens,
+            new_tokens=options.new_tokens,
+            prefill_tokens=_numbers("prefill_tokens", options.prefill_tokens, _DEFAULTS.prefill_tokens),
+            batch_sizes=_numbers("batch_sizes", options.batch_sizes, _DEFAULTS.batch_sizes),
+            train_rows=options.train_rows,
+            train_context=options.train_context,
+            dropout=options.dropout,
+            compile=options.compile,
+            sizes=_chosen(options.sizes, _DEFAULTS.sizes),
+            contexts=_numbers("contexts", options.contexts, _DEFAULTS.contexts),
+        )
 
 
-def _names(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in lists with commas, each once."""
-    return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+def _chosen(given: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in lists with commas, each once; the default if the option was not given."""
+    if not given:
+        return default
+    return tuple(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))
+
+
+def _numbers(option: str, given: tuple[str, ...], default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(_whole(option, value) for value in _chosen(given, ())) if given else default
 
 
 def _whole(option: str, value: str) -> int:

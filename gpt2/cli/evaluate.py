@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import Command, wrong_options
+from gpt2.cli.options import Command, pass_options, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,6 +27,26 @@ if TYPE_CHECKING:
 _PERPLEXITY = "perplexity"
 _ONLY_PERPLEXITY = ("context", "stride", "detokenize", "text_field")
 _ONLY_TASKS = ("limit", "per_item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The options of `gpt2 evaluate`."""
+
+    files: tuple[str, ...]
+    from_pretrained: str | None
+    task: str
+    context: int | None
+    stride: int | None
+    batch_size: int
+    detokenize: str | None
+    text_field: str
+    limit: int | None
+    per_item: str | None
+    delimiter: str
+    device: str
+    dtype: str
+    as_json: bool
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -49,8 +70,8 @@ _ONLY_TASKS = ("limit", "per_item")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.pass_context
-def evaluate(ctx: click.Context, files: tuple[str, ...], from_pretrained: str | None, task: str, **options: Any) -> None:
+@pass_options(EvaluateOptions)
+def evaluate(ctx: click.Context, options: EvaluateOptions) -> None:
     """Measure how well a model predicts the text in FILEs, or how it does at a task.
 
     \b
@@ -62,11 +83,11 @@ def evaluate(ctx: click.Context, files: tuple[str, ...], from_pretrained: str | 
     multiple_choice  JSONL of context, choices and answer (also: query, gold, label), or of
                      context_options, continuation and gold
     """
-    _check_options(ctx, task, files)
-    if task == _PERPLEXITY:
-        _evaluate_text(files, from_pretrained, options)
+    _check_options(ctx, options.task, options.files)
+    if options.task == _PERPLEXITY:
+        _evaluate_text(options)
     else:
-        _evaluate_task(files[0], from_pretrained, task, options)
+        _evaluate_task(options.files[0], options)
 
 
 def _check_options(ctx: click.Context, task: str, files: tuple[str, ...]) -> None:
@@ -79,27 +100,27 @@ def _check_options(ctx: click.Context, task: str, files: tuple[str, ...]) -> Non
         raise click.UsageError(f"the task {task} takes one file, not {len(files)}")
 
 
-def _evaluate_text(files: tuple[str, ...], from_pretrained: str | None, options: dict[str, Any]) -> None:
-    model, tokenizer, name = load_model_option(from_pretrained, device=options["device"], dtype=options["dtype"])
+def _evaluate_text(options: EvaluateOptions) -> None:
+    model, tokenizer, name = load_model_option(options.from_pretrained, device=options.device, dtype=options.dtype)
     from tqdm import tqdm
 
     from gpt2.evaluation.perplexity import evaluate as evaluate_ids
 
     counts: dict[str, int] = {}
-    ids = _token_file(files, model.config.vocab_size, counts) or _text_ids(files, tokenizer, options, counts)
+    ids = _token_file(options.files, model.config.vocab_size, counts) or _text_ids(tokenizer, options, counts)
     bar = tqdm(unit="token", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
     with wrong_options(), bar:
         result = evaluate_ids(
             model,
             ids,
-            context=options["context"],
-            stride=options["stride"],
-            batch_size=options["batch_size"],
+            context=options.context,
+            stride=options.stride,
+            batch_size=options.batch_size,
             progress=bar.update,
         )
     if counts.get("replaced"):
         click.echo(f"warning: {counts['replaced']} bytes of the text are not UTF-8: each became U+FFFD", err=True)
-    _print_evaluation(result, counts, name, options["detokenize"], options["as_json"])
+    _print_evaluation(result, counts, name, options.detokenize, options.as_json)
 
 
 def _token_file(files: tuple[str, ...], vocab_size: int, counts: dict[str, int]) -> Iterator[int] | None:
@@ -117,17 +138,15 @@ def _token_file(files: tuple[str, ...], vocab_size: int, counts: dict[str, int])
     return (token for start in range(0, len(file), 1 << 16) for token in file.tokens[start : start + (1 << 16)].tolist())
 
 
-def _text_ids(
-    files: tuple[str, ...], tokenizer: Tokenizer, options: dict[str, Any], counts: dict[str, int]
-) -> Iterator[int]:
+def _text_ids(tokenizer: Tokenizer, options: EvaluateOptions, counts: dict[str, int]) -> Iterator[int]:
     """The ids of all documents, an end of text before each; what is counted on the way is complete when they are."""
     from gpt2.evaluation.detokenize import DETOKENIZERS, count_words
     from gpt2.training.corpus import Corpus
 
-    corpus = Corpus([Path(file) for file in files], options["text_field"])
+    corpus = Corpus([Path(file) for file in options.files], options.text_field)
     counts.update(bytes=0, words=0, replaced=0)
     separator = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
-    detokenize = DETOKENIZERS.get(options["detokenize"])
+    detokenize = DETOKENIZERS.get(options.detokenize or "")
     begins = True
     for piece in corpus.pieces():
         counts["words"] += count_words(piece.text) if detokenize else len(piece.text.split())
@@ -141,11 +160,9 @@ def _text_ids(
 
 
 def _print_evaluation(result: Evaluation, counts: dict[str, int], name: str, corpus: str | None, as_json: bool) -> None:
-    import dataclasses
-
     from gpt2.evaluation.paper import rows_beside, table_beside
 
-    result = dataclasses.replace(result, n_bytes=counts.get("bytes"), n_words=counts.get("words"))
+    result = replace(result, n_bytes=counts.get("bytes"), n_words=counts.get("words"))
     values: dict[str, Any] = {
         "model": name,
         "loss": result.loss,
@@ -167,21 +184,21 @@ def _print_evaluation(result: Evaluation, counts: dict[str, int], name: str, cor
         click.echo(f"\n{table_beside(corpus)}")
 
 
-def _evaluate_task(file: str, from_pretrained: str | None, task: str, options: dict[str, Any]) -> None:
+def _evaluate_task(file: str, options: EvaluateOptions) -> None:
     from gpt2.evaluation.items import read_items
 
-    items = read_items(file, task, delimiter=options["delimiter"])
-    model, tokenizer, name = load_model_option(from_pretrained, device=options["device"], dtype=options["dtype"])
+    items = read_items(file, options.task, delimiter=options.delimiter)
+    model, tokenizer, name = load_model_option(options.from_pretrained, device=options.device, dtype=options.dtype)
     from gpt2.evaluation.item_log import ItemLog, data_fingerprint, model_fingerprint
     from gpt2.evaluation.tasks import figures
 
     log = None
-    if options["per_item"] is not None:
-        identity = {"task": task, "model": model_fingerprint(model, tokenizer), "data": data_fingerprint(items)}
-        log = ItemLog(options["per_item"], identity)
+    if options.per_item is not None:
+        identity = {"task": options.task, "model": model_fingerprint(model, tokenizer), "data": data_fingerprint(items)}
+        log = ItemLog(options.per_item, identity)
     with wrong_options():
-        records = _run(model, tokenizer, items[: options["limit"]], options["batch_size"], log)
-    _print_task(name, task, len(records), figures(records), options["as_json"])
+        records = _run(model, tokenizer, items[: options.limit], options.batch_size, log)
+    _print_task(name, options.task, len(records), figures(records), options.as_json)
 
 
 def _run(model: GPT2, tokenizer: Tokenizer, items: list[Any], batch_size: int, log: Any) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
-from gpt2.cli.options import Command, wrong_options
-from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
+from gpt2.cli.options import Command, pass_options
+from gpt2.cli.training_run import RunOptions, end_run, field_options, go_on, options_of_run, write_run_file
 from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import DataError
@@ -63,6 +63,15 @@ _ONLY = {
 _CHOICES = {"task": TASKS, "trainable": TRAINABLE, "too_long": TOO_LONG, "precision": PRECISIONS}
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(RunOptions):
+    """The options of `gpt2 finetune`. `config` has those that are fields of FinetuningConfig."""
+
+    config: FinetuningConfig
+    from_pretrained: str | None
+    test_data: tuple[str, ...]
+
+
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option("--data", multiple=True, metavar="PATH", help="What to learn from: see above.")
 @click.option("--validation_data", multiple=True, metavar="PATH", help="Files to measure on.  [default: a part of --data]")
@@ -77,8 +86,8 @@ _CHOICES = {"task": TASKS, "trainable": TRAINABLE, "too_long": TOO_LONG, "precis
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
 @click.option("--quiet", is_flag=True, help="No bar and no samples on the terminal.")
-@click.pass_context
-def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step: int | None, **options: Any) -> None:
+@pass_options(FinetuneOptions)
+def finetune(ctx: click.Context, options: FinetuneOptions) -> None:
     """Put a pretrained model to a task.
 
     --task text: go on learning from texts (.txt, .jsonl, a folder). --task classification: a label for each text, from CSV,
@@ -88,34 +97,35 @@ def finetune(ctx: click.Context, out: str | None, resume: str | None, from_step:
 
     FOLDER becomes an ordinary model folder with the best model so far, or an adapter's with --lora_rank.
     """
-    if (out is None) == (resume is None):
-        raise click.UsageError("give either --out FOLDER for a new run, or --resume FOLDER to go on with one")
-    folder = Path(str(resume or out))
-    if resume is not None:
-        options = options_of_run(ctx, folder / _RUN_FILE, options)
+    folder = options.run_folder()
+    if options.is_new:
+        _check_new_run(ctx, folder, options)
+        options = replace(options, from_pretrained=options.from_pretrained or default_model())
     else:
-        if from_step is not None:
-            raise click.UsageError("--step is for --resume")
-        if not options["data"]:
-            raise click.UsageError("name the files to learn from: --data PATH")
-        if int(os.environ.get("RANK", 0)) == 0:  # the first process alone: others may come when it has begun to write
-            _check_is_free(folder)
-        _check_meaning(ctx, options)
-        options["from_pretrained"] = options["from_pretrained"] or default_model()
-    with wrong_options():
-        config = FinetuningConfig(**{field.name: options[field.name] for field in dataclasses.fields(FinetuningConfig)})
-    locate_model(options["from_pretrained"])  # before torch is imported, which takes longer than to say that it is not there
-    _run(folder, config, options, is_new=resume is None, from_step=from_step)
+        options = options_of_run(ctx, folder / _RUN_FILE, options)
+    base = str(options.from_pretrained)
+    locate_model(base)  # before torch is imported, which takes longer than to say that it is not there
+    _run(folder, base, options)
 
 
-def _check_meaning(ctx: click.Context, options: dict[str, Any]) -> None:
+def _check_new_run(ctx: click.Context, folder: Path, options: FinetuneOptions) -> None:
+    if options.from_step is not None:
+        raise click.UsageError("--step is for --resume")
+    if not options.data:
+        raise click.UsageError("name the files to learn from: --data PATH")
+    if int(os.environ.get("RANK", 0)) == 0:  # the first process alone: others may come when it has begun to write
+        _check_is_free(folder)
+    _check_meaning(ctx, options.config)
+
+
+def _check_meaning(ctx: click.Context, config: FinetuningConfig) -> None:
     """An option that another task has is a mistake, and not to be passed over."""
     for task, names in _ONLY.items():
         given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if given and options["task"] not in task.split():
+        if given and config.task not in task.split():
             raise click.UsageError(f"--{given[0]} is for --task {' or '.join(task.split())}: leave it out")
     for name in ("lora_alpha", "lora_dropout"):
-        if not options["lora_rank"] and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if not config.lora_rank and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} is for adapters: give --lora_rank too, or leave it out")
 
 
@@ -126,31 +136,31 @@ def _check_is_free(folder: Path) -> None:
         raise click.UsageError(f"{folder} holds a model, which the run would overwrite: choose another --out")
 
 
-def _run(folder: Path, config: FinetuningConfig, options: dict[str, Any], *, is_new: bool, from_step: int | None) -> None:
+def _run(folder: Path, base: str, options: FinetuneOptions) -> None:
     from gpt2.finetuning.run import prepare_finetuning
     from gpt2.training.distributed import join_processes
 
-    with join_processes(options["device"]) as processes:
+    with join_processes(options.device) as processes:
         run = prepare_finetuning(
-            options["from_pretrained"],
-            options["data"],
-            config,
+            base,
+            options.data,
+            options.config,
             folder,
-            validation_data=options["validation_data"],
-            test_data=options["test_data"],
+            validation_data=options.validation_data,
+            test_data=options.test_data,
             processes=processes,
-            is_quiet=options["quiet"],
-            tensorboard=options["tensorboard"],
-            is_resumed=not is_new,
+            is_quiet=options.quiet,
+            tensorboard=options.tensorboard,
+            is_resumed=not options.is_new,
         )
-        if is_new and processes.is_first:
-            atomic_write_json(folder / _RUN_FILE, {**options, "data_fingerprint": run.fingerprint})
-        elif not is_new and run.fingerprint != options["data_fingerprint"]:
+        if options.is_new and processes.is_first:
+            write_run_file(folder / _RUN_FILE, replace(options, data_fingerprint=run.fingerprint))
+        elif not options.is_new and run.fingerprint != options.data_fingerprint:
             raise DataError(f"the data is not what the run in {folder} began with: start a new one with --out")
-        if not is_new:
-            go_on(run.trainer, from_step)
+        if not options.is_new:
+            go_on(run.trainer, options.from_step)
         if processes.is_first:
-            click.echo(f"{options['from_pretrained']}: {run.trainer.n_parameters:,} parameters learn", err=True)
+            click.echo(f"{base}: {run.trainer.n_parameters:,} parameters learn", err=True)
             for line in run.told:
                 click.echo(line, err=True)
         stopped = run.trainer.train()

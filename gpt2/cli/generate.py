@@ -6,16 +6,17 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
-from gpt2.cli.options import Command, wrong_options
+from gpt2.cli.options import Command, pass_options, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -26,6 +27,47 @@ if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
 
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """The options of `gpt2 generate`."""
+
+    prompt: str | None
+    prompt_file: str | None
+    instruction: str | None
+    instruction_input: str | None
+    from_pretrained: str | None
+    model_name: str | None
+    max_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    num_beams: int
+    num_samples: int
+    seed: int | None
+    stop: tuple[str, ...]
+    speculate: bool
+    draft_model: str | None
+    device: str
+    dtype: str
+    batch_size: int
+    stream: bool
+    echo: bool
+    as_json: bool
+    verbose: bool
+
+
+class _Loaded(NamedTuple):
+    """What generates: the model under the name it was asked for, and the draft model if there is one."""
+
+    model: GPT2
+    tokenizer: Tokenizer
+    name: str
+    draft_model: GPT2 | None
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -67,35 +109,35 @@ _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
     "--json", "as_json", is_flag=True, help="Print one JSON object a continuation, with ids and log-probabilities."
 )
 @click.option("--verbose", is_flag=True, help="Say what is computed with, on standard error.")
-@click.pass_context
-def generate(ctx: click.Context, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
+@pass_options(GenerateOptions)
+def generate(ctx: click.Context, options: GenerateOptions) -> None:
     """Continue PROMPT, or the text on standard input if PROMPT is "-"; or respond to an --instruction.
 
     Only text goes to standard output, all else to standard error.
     """
-    if options["instruction"] is None:
-        if options["instruction_input"] is not None:
+    if options.instruction is None:
+        if options.instruction_input is not None:
             raise click.UsageError("--input is for --instruction: what the instruction is about")
-        prompts = _read_prompts(prompt, prompt_file)
+        prompts = _read_prompts(options.prompt, options.prompt_file)
     else:
-        prompts = [_instruction_prompt(prompt, prompt_file, options)]
+        prompts = [_instruction_prompt(options.instruction, options)]
         if ctx.get_parameter_source("echo") is not ParameterSource.COMMANDLINE:
-            options["echo"] = False
+            options = replace(options, echo=False)
     config = _generation_config(options)
-    draft_folder = None if options["draft_model"] is None else locate_model(options["draft_model"])
+    draft_folder = None if options.draft_model is None else locate_model(options.draft_model)
     model, tokenizer, name = load_model_option(
-        options["from_pretrained"], device=options["device"], dtype=options["dtype"], tokenizer_name=options["model_name"]
+        options.from_pretrained, device=options.device, dtype=options.dtype, tokenizer_name=options.model_name
     )
-    draft_model = _load_draft_model(draft_folder, options)
+    loaded = _Loaded(model, tokenizer, name, _load_draft_model(draft_folder, options))
     _warn_of_idle_options(ctx, config)
-    if options["verbose"]:
+    if options.verbose:
         click.echo(_how(model), err=True)
-    if len(prompts) > options["batch_size"]:
-        _print_batches(model, tokenizer, prompts, config, options, name, draft_model)
-    elif options["as_json"]:
-        _print_json(model, tokenizer, prompts, config, name, draft_model)
+    if len(prompts) > options.batch_size:
+        _print_batches(loaded, prompts, config, options)
+    elif options.as_json:
+        _print_json(loaded, prompts, config)
     else:
-        _print_text(model, tokenizer, prompts, config, options, draft_model)
+        _print_text(loaded, prompts, config, options)
 
 
 def _how(model: GPT2) -> str:
@@ -123,28 +165,35 @@ def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
     return [decode_argument(prompt, "the prompt")]
 
 
-def _instruction_prompt(prompt: str | None, prompt_file: str | None, options: dict[str, Any]) -> str:
+def _instruction_prompt(instruction: str, options: GenerateOptions) -> str:
     """The instruction as the model was taught to read it: its folder has the template."""
-    if not options["instruction"].strip():
+    if not instruction.strip():
         raise click.UsageError("--instruction is empty: say what to do")
-    if prompt is not None or prompt_file is not None:
+    if options.prompt is not None or options.prompt_file is not None:
         raise click.UsageError("--instruction stands in place of a PROMPT or --file: leave one out")
     from gpt2.finetuning.template import InstructionTemplate
 
-    template = InstructionTemplate.load(locate_model(options["from_pretrained"] or default_model()))
-    given = decode_argument(options["instruction_input"] or "", "--input")
-    return template.prompt(decode_argument(options["instruction"], "--instruction"), input=given)
+    template = InstructionTemplate.load(locate_model(options.from_pretrained or default_model()))
+    given = decode_argument(options.instruction_input or "", "--input")
+    return template.prompt(decode_argument(instruction, "--instruction"), input=given)
 
 
-def _generation_config(options: dict[str, Any]) -> GenerationConfig:
-    options["speculate"] = options["speculate"] or options["draft_model"] is not None
-    options["stop"] = tuple(decode_argument(text, "--stop") for text in options["stop"])
-    same = (*_SAMPLING_OPTIONS, "do_sample", "repetition_penalty", "num_beams", "stop", "speculate")
+def _generation_config(options: GenerateOptions) -> GenerationConfig:
+    stop = tuple(decode_argument(text, "--stop") for text in options.stop)
     with wrong_options():
         return GenerationConfig(
-            max_new_tokens=options["max_tokens"],
-            num_return_sequences=options["num_samples"],
-            **{name: options[name] for name in same},
+            max_new_tokens=options.max_tokens,
+            do_sample=options.do_sample,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            num_beams=options.num_beams,
+            speculate=options.speculate or options.draft_model is not None,
+            num_return_sequences=options.num_samples,
+            stop=stop,
+            seed=options.seed,
         )
 
 
@@ -158,26 +207,19 @@ def _warn_of_idle_options(ctx: click.Context, config: GenerationConfig) -> None:
         warnings.warn(f"--num_samples {n_samples} gives the same text each time: add --do_sample", GPT2Warning, 2)
 
 
-def _load_draft_model(folder: Path | None, options: dict[str, Any]) -> GPT2 | None:
+def _load_draft_model(folder: Path | None, options: GenerateOptions) -> GPT2 | None:
     if folder is None:
         return None
     from gpt2.pretrained import load_model
 
-    return load_model(folder, device=options["device"], dtype=options["dtype"])
+    return load_model(folder, device=options.device, dtype=options.dtype)
 
 
-def _print_json(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    config: GenerationConfig,
-    name: str,
-    draft_model: GPT2 | None,
-) -> None:
+def _print_json(loaded: _Loaded, prompts: list[str], config: GenerationConfig) -> None:
     from gpt2.generation.completion import complete
 
-    for completion in complete(model, tokenizer, prompts, config, draft_model=draft_model):
-        click.echo(json.dumps(_as_json(completion, name, one_by_one=config.num_beams == 1)))
+    for completion in complete(loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model):
+        click.echo(json.dumps(_as_json(completion, loaded.name, one_by_one=config.num_beams == 1)))
 
 
 def _as_json(completion: Completion, name: str, *, one_by_one: bool) -> dict[str, Any]:
@@ -201,38 +243,30 @@ def _as_json(completion: Completion, name: str, *, one_by_one: bool) -> dict[str
     }
 
 
-def _print_batches(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    config: GenerationConfig,
-    options: dict[str, Any],
-    name: str,
-    draft_model: GPT2 | None,
-) -> None:
+def _print_batches(loaded: _Loaded, prompts: list[str], config: GenerationConfig, options: GenerateOptions) -> None:
     """More prompts than a batch has room for: each text when it and all before it are done, and a bar on a terminal."""
     from tqdm import tqdm
 
     from gpt2.generation.completion import complete_in_batches
 
     in_order = complete_in_batches(
-        model,
-        tokenizer,
+        loaded.model,
+        loaded.tokenizer,
         prompts,
         config,
-        batch_size=options["batch_size"],
-        logprobs=options["as_json"],
-        draft_model=draft_model,
+        batch_size=options.batch_size,
+        logprobs=options.as_json,
+        draft_model=loaded.draft_model,
     )
     with tqdm(total=len(prompts), unit="prompt", disable=None, leave=False, dynamic_ncols=True, file=sys.stderr) as bar:
         for place, completions in enumerate(in_order):
             bar.clear()
             for completion in completions:
-                if options["as_json"]:
-                    click.echo(json.dumps(_as_json(completion, name, one_by_one=config.num_beams == 1)))
+                if options.as_json:
+                    click.echo(json.dumps(_as_json(completion, loaded.name, one_by_one=config.num_beams == 1)))
                     continue
                 click.echo(_heading(place, len(prompts), completion.index), err=True)
-                click.echo(completion.prompt * options["echo"] + completion.text)
+                click.echo(completion.prompt * options.echo + completion.text)
             bar.update()
 
 
@@ -240,37 +274,28 @@ def _heading(place: int, n_prompts: int, sample: int) -> str:
     return f"== prompt {place + 1} of {n_prompts}, sample {sample + 1} =="
 
 
-def _print_text(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    config: GenerationConfig,
-    options: dict[str, Any],
-    draft_model: GPT2 | None,
-) -> None:
+def _print_text(loaded: _Loaded, prompts: list[str], config: GenerationConfig, options: GenerateOptions) -> None:
     several = len(prompts) * config.num_return_sequences > 1
-    for row, pieces in _texts_in_order(model, tokenizer, prompts, config, draft_model):
+    for row, pieces in _texts_in_order(loaded, prompts, config):
         place, sample = divmod(row, config.num_return_sequences)
         if several:
             click.echo(_heading(place, len(prompts), sample), err=True)
         first = next(pieces, "")  # before the prompt: what goes wrong with the model must leave nothing on stdout
-        if options["echo"]:
+        if options.echo:
             click.echo(prompts[place], nl=False)
-        for piece in chain([first], pieces) if options["stream"] else [first + "".join(pieces)]:
+        for piece in chain([first], pieces) if options.stream else [first + "".join(pieces)]:
             click.echo(piece, nl=False)
         click.echo()
 
 
-def _texts_in_order(
-    model: GPT2, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig, draft_model: GPT2 | None
-) -> Iterator[tuple[int, Iterator[str]]]:
+def _texts_in_order(loaded: _Loaded, prompts: list[str], config: GenerationConfig) -> Iterator[tuple[int, Iterator[str]]]:
     """(row, its text in pieces) for each row in turn: the first is seen as it is made, others as far as they are by then."""
     from gpt2.generation.completion import stream_batch
 
     n_rows = len(prompts) * config.num_return_sequences
     waiting: list[list[str]] = [[] for _ in range(n_rows)]
     ended = [False] * n_rows
-    events = stream_batch(model, tokenizer, prompts, config, draft_model=draft_model)
+    events = stream_batch(loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model)
 
     def pieces(row: int) -> Iterator[str]:
         while True:

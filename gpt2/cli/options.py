@@ -1,13 +1,25 @@
-"""What the command line calls the fields of configs, and which option helps against an error. It knows no command."""
+"""A command's options as one typed object, and errors of the library in the terms of these options. It knows no command."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import click
 
 from gpt_config.errors import ConfigError, GPT2Error
+
+
+class Dataclass(Protocol):
+    """Any dataclass, for the type checker."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+Options = TypeVar("Options", bound=Dataclass)
 
 # Fields of configs whose option has another name; all others are called as their field.
 _OPTION_OF_FIELD = {"max_new_tokens": "max_tokens", "num_return_sequences": "num_samples"}
@@ -22,6 +34,49 @@ _REMEDIES = {
     "merge": ("gpt2 merge --out FOLDER", "ADAPTER"),
     "task": ("gpt2 finetune --task", "TASK"),
 }
+
+
+def pass_options(
+    kind: type[Options],
+) -> Callable[[Callable[[click.Context, Options], None]], Callable[..., None]]:
+    """Decorates a command's function: it gets click's context and its parameters as one object of the dataclass `kind`."""
+
+    def decorate(command: Callable[[click.Context, Options], None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def call(**values: Any) -> None:
+            with wrong_options():
+                options = options_from(kind, values)
+            command(click.get_current_context(), options)
+
+        return call
+
+    return decorate
+
+
+def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """The object of `kind` with these values by name; a field that is a config takes the values of the config's own fields.
+
+    JSON's lists become tuples, and values that are no field are left out. ConfigError if a config refuses its values.
+    """
+    hints, made = get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            made[field.name] = options_from(hints[field.name], values)
+        elif field.name in values:
+            value = values[field.name]
+            made[field.name] = tuple(value) if isinstance(value, list) else value
+    make: Callable[..., Options] = kind
+    return make(**made)
+
+
+def values_of(options: Dataclass) -> dict[str, Any]:
+    """The inverse of `options_from`: all values by name, those of configs too."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        is_config = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        values |= values_of(value) if is_config else {field.name: value}
+    return values
 
 
 def option_of(field: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import Command, wrong_options
+from gpt2.cli.options import Command, pass_options, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
 _COLOURS = ((1.0, 194), (3.0, 229), (6.0, 222), (10.0, 215), (math.inf, 210))
 # Pictures of control characters: what moves a terminal's cursor is shown and not obeyed.
 _CONTROL = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(range(128, 160), "\ufffd") | {127: "\u2421"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """The options of `gpt2 score`."""
+
+    files: tuple[str, ...]
+    from_pretrained: str | None
+    model_name: str | None
+    style: str
+    context: int | None
+    stride: int | None
+    batch_size: int
+    device: str
+    dtype: str
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -40,16 +56,16 @@ _CONTROL = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(rang
 @click.option("--batch_size", type=int, default=8, show_default=True, help="Windows to run at once.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
-def score(files: tuple[str, ...], from_pretrained: str | None, model_name: str | None, style: str, **options: Any) -> None:
+@pass_options(ScoreOptions)
+def score(ctx: click.Context, options: ScoreOptions) -> None:
     """Show log-probability, surprisal in bits and rank of each token of FILEs, and what they come to.
 
     A FILE of "-" is standard input, without its last line end. The first token is predicted from <|endoftext|>. Rank 1 is
     the token that the model thought the most probable.
     """
-    texts = [(file, read_stdin() if file == "-" else _read(file)) for file in files]
-    sizes = {name: options[name] for name in ("context", "stride", "batch_size")}
+    texts = [(file, read_stdin() if file == "-" else _read(file)) for file in options.files]
     model, tokenizer, _ = load_model_option(
-        from_pretrained, device=options["device"], dtype=options["dtype"], tokenizer_name=model_name
+        options.from_pretrained, device=options.device, dtype=options.dtype, tokenizer_name=options.model_name
     )
     from gpt2.evaluation.token_scores import score_tokens, totals
 
@@ -57,13 +73,15 @@ def score(files: tuple[str, ...], from_pretrained: str | None, model_name: str |
         click.echo("warning: the vocabulary has no <|endoftext|>: the first token is not scored", err=True)
     for number, (name, text) in enumerate(texts):
         with wrong_options():
-            scores = score_tokens(model, tokenizer, text, **sizes)
-        if style == "json":
+            scores = score_tokens(
+                model, tokenizer, text, context=options.context, stride=options.stride, batch_size=options.batch_size
+            )
+        if options.style == "json":
             click.echo(json.dumps(_as_dict(name, scores, totals(scores)), ensure_ascii=False))
             continue
         if len(texts) > 1:
             click.echo(f"{'' if number == 0 else chr(10)}== {name}")
-        _print_colours(scores, number == 0) if style == "color" else _print_table(scores)
+        _print_colours(scores, number == 0) if options.style == "color" else _print_table(scores)
         click.echo(_summary(totals(scores)))
 
 

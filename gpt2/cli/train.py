@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command, wrong_options
-from gpt2.cli.training_run import end_run, field_options, go_on, options_of_run
+from gpt2.cli.options import Command, pass_options, wrong_options
+from gpt2.cli.training_run import RunOptions, end_run, field_options, go_on, options_of_run, write_run_file
 from gpt2.weights.folder import is_adapter_folder, is_model_folder, tokenizer_source
-from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import DataError
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gpt2.training.preparation import TrainingData
 
 _RUN_FILE = "training.json"  # the options of a run, for --resume
-_SIZES = {"n_layer": 6, "n_head": 6, "n_embd": 384}
+_N_LAYER, _N_HEAD, _N_EMBD = 6, 6, 384  # of a new model
 
 # Field of TrainingConfig: its help. Options are made from the fields, so that none can be forgotten.
 _HELP = {
@@ -54,8 +54,26 @@ _HELP = {
     "sample_tokens": "Tokens of each sample; 0 makes none.",
 }
 
-
 _CHOICES = {"precision": PRECISIONS, "sharding": SHARDINGS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """The options of `gpt2 train`. `config` has those that are fields of TrainingConfig."""
+
+    config: TrainingConfig
+    validation_fraction: float
+    text_field: str
+    tokenizer: str | None
+    vocab_size: int | None
+    init_from: str | None
+    preset: str | None
+    n_layer: int | None
+    n_head: int | None
+    n_embd: int | None
+    dropout: float | None
+    engine: str
+    workers: int | None
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -87,112 +105,104 @@ _CHOICES = {"precision": PRECISIONS, "sharding": SHARDINGS}
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that encode text.  [default: one a core]")
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
 @click.option("--quiet", is_flag=True, help="No bar and no samples on the terminal.")
-@click.pass_context
-def train(ctx: click.Context, out: str | None, resume: str | None, from_step: int | None, **options: Any) -> None:
+@pass_options(TrainOptions)
+def train(ctx: click.Context, options: TrainOptions) -> None:
     """Train a GPT-2 on text: a new one, or one that is there already.
 
     FOLDER becomes an ordinary model folder with the best model so far. A run that was stopped or lost goes on with
     --resume. Start it with torchrun to train on several GPUs.
     """
-    if (out is None) == (resume is None):
-        raise click.UsageError("give either --out FOLDER for a new run, or --resume FOLDER to go on with one")
-    if resume is not None:
-        folder, options = Path(resume), options_of_run(ctx, Path(resume) / _RUN_FILE, options)
+    folder = options.run_folder()
+    if options.is_new:
+        _check_new_run(folder, options)
     else:
-        folder = Path(str(out))
-        _check_new_run(folder, options, from_step)
-    _run(folder, options, is_new=resume is None, from_step=from_step)
+        options = options_of_run(ctx, folder / _RUN_FILE, options)
+    _run(folder, _checked_numpy(options) if options.engine == "numpy" else options)
 
 
-def _check_new_run(folder: Path, options: dict[str, Any], from_step: int | None) -> None:
-    if from_step is not None:
+def _check_new_run(folder: Path, options: TrainOptions) -> None:
+    has_sizes = any((options.n_layer, options.n_head, options.n_embd))
+    if options.from_step is not None:
         raise click.UsageError("--step is for --resume")
-    if not options["data"]:
+    if not options.data:
         raise click.UsageError("name the text to learn from: --data PATH")
     if (folder / _RUN_FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
         raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
     if not (folder / _RUN_FILE).exists() and (is_model_folder(folder) or is_adapter_folder(folder)):
         raise click.UsageError(f"{folder} holds a model, which training would overwrite: choose another --out")
-    if options["init_from"] and options["tokenizer"]:
+    if options.init_from and options.tokenizer:
         raise click.UsageError("--init_from has its own tokenizer: leave out --tokenizer")
-    if options["init_from"] and (options["preset"] or any(options[name] for name in _SIZES)):
+    if options.init_from and (options.preset or has_sizes):
         raise click.UsageError("--init_from has its own sizes: leave out --preset, --n_layer, --n_head and --n_embd")
-    if options["preset"] and any(options[name] for name in _SIZES):
+    if options.preset and has_sizes:
         raise click.UsageError("--preset has its own sizes: leave out --n_layer, --n_head and --n_embd")
 
 
-def _run(folder: Path, options: dict[str, Any], *, is_new: bool, from_step: int | None) -> None:
-    with wrong_options():
-        config = TrainingConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainingConfig)})
-        if options.get("engine") == "numpy":
-            _check_numpy(config, options)
+def _run(folder: Path, options: TrainOptions) -> None:
     from gpt2.training.distributed import join_processes
 
-    with join_processes(options["device"]) as processes:
-        data = _prepare(folder, options, processes) if is_new else _prepared(folder, options)
-        trainer = _make_trainer(options, data, config, folder, processes)
-        if is_new and processes.is_first:
-            atomic_write_json(folder / _RUN_FILE, {**options, "data_fingerprint": data.train.fingerprint.hex()})
-        if not is_new:
-            go_on(trainer, from_step)
+    with join_processes(options.device) as processes:
+        data = _prepare(folder, options, processes) if options.is_new else _prepared(folder, options)
+        trainer = _make_trainer(options, data, folder, processes)
+        if options.is_new and processes.is_first:
+            write_run_file(folder / _RUN_FILE, replace(options, data_fingerprint=data.train.fingerprint.hex()))
+        if not options.is_new:
+            go_on(trainer, options.from_step)
         if processes.is_first:
             _describe(trainer, data)
         stopped = trainer.train()
     end_run(stopped, folder, processes)
 
 
-def _check_numpy(config: TrainingConfig, options: dict[str, Any]) -> None:
+def _checked_numpy(options: TrainOptions) -> TrainOptions:
+    """The options as the engine of NumPy takes them. UsageError for one that it has no meaning for."""
     from gpt2.training.numpy_trainer import check_settings
 
-    check_settings(config)
+    with wrong_options():
+        check_settings(options.config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise click.UsageError("--engine numpy is one process: start it without torchrun")
-    if options["device"] not in ("auto", "cpu"):
-        raise click.UsageError(f"--device {options['device']} is not for --engine numpy, which runs on the CPU")
-    options["device"] = "cpu"
+    if options.device not in ("auto", "cpu"):
+        raise click.UsageError(f"--device {options.device} is not for --engine numpy, which runs on the CPU")
+    return replace(options, device="cpu")
 
 
-def _prepare(folder: Path, options: dict[str, Any], processes: Processes) -> TrainingData:
+def _prepare(folder: Path, options: TrainOptions, processes: Processes) -> TrainingData:
     """The first process prepares, then all open the same files."""
     from gpt2.training.preparation import prepare
     from gpt2.training.shakespeare import resolve
 
-    arguments = {
-        "data": [resolve(path) for path in options["data"]],
-        "folder": folder / "data",
-        "tokenizer": options["tokenizer"] or (tokenizer_source(options["init_from"]) if options["init_from"] else "gpt2"),
-        "vocab_size": options["vocab_size"],
-        "validation_data": [resolve(path) for path in options["validation_data"]],
-        "validation_fraction": options["validation_fraction"],
-        "text_field": options["text_field"],
-        "workers": options["workers"],
-    }
-    data = prepare(**arguments) if processes.is_first else None
+    prepared = partial(
+        prepare,
+        data=[resolve(path) for path in options.data],
+        folder=folder / "data",
+        tokenizer=options.tokenizer or (tokenizer_source(options.init_from) if options.init_from else "gpt2"),
+        vocab_size=options.vocab_size,
+        validation_data=[resolve(path) for path in options.validation_data],
+        validation_fraction=options.validation_fraction,
+        text_field=options.text_field,
+        workers=options.workers,
+    )
+    data = prepared() if processes.is_first else None
     processes.wait()
-    return data or prepare(**arguments)
+    return data or prepared()
 
 
-def _prepared(folder: Path, options: dict[str, Any]) -> TrainingData:
+def _prepared(folder: Path, options: TrainOptions) -> TrainingData:
     """The token files of a run that goes on; the texts they were made from are not looked at again."""
     from gpt2.training.preparation import TrainingData
 
     data = TrainingData.open(folder / "data")
-    if data.train.fingerprint.hex() != options["data_fingerprint"]:
+    if data.train.fingerprint.hex() != options.data_fingerprint:
         raise DataError(f"the files in {folder / 'data'} are not those this run began with: start a new run with --out")
     return data
 
 
-def _make_trainer(
-    options: dict[str, Any],
-    data: TrainingData,
-    config: TrainingConfig,
-    folder: Path,
-    processes: Processes,
-) -> TrainingLoop:
+def _make_trainer(options: TrainOptions, data: TrainingData, folder: Path, processes: Processes) -> TrainingLoop:
     """The trainer of the engine that was asked for. Both begin with the weights that PyTorch draws."""
-    told = {"is_quiet": options["quiet"], "tensorboard": options["tensorboard"]}
-    model = _make_model(options, data, config)
-    if options.get("engine", "torch") == "torch":  # runs of before there were engines do not name one
+    model, config = _make_model(options, data), options.config
+    told = {"is_quiet": options.quiet, "tensorboard": options.tensorboard}
+    if options.engine == "torch":
         from gpt2.training.trainer import Trainer
 
         return Trainer(model, data, config, folder, processes=processes, **told)
@@ -203,35 +213,37 @@ def _make_trainer(
     return NumpyTrainer(NumpyGPT2(model.config, weights), data, config, folder, **told)
 
 
-def _make_model(options: dict[str, Any], data: TrainingData, config: TrainingConfig) -> GPT2:
+def _make_model(options: TrainOptions, data: TrainingData) -> GPT2:
     import torch
 
     from gpt2.pretrained import GPT2
 
-    dropout = options["dropout"]
-    if options["init_from"]:
-        model = GPT2.from_pretrained(options["init_from"])
-        if dropout is not None:
-            model.set_dropout(dropout)
+    if options.init_from:
+        model = GPT2.from_pretrained(options.init_from)
+        if options.dropout is not None:
+            model.set_dropout(options.dropout)
         return model
-    torch.manual_seed(config.seed)
-    return GPT2(_model_config(options, data, config))
+    torch.manual_seed(options.config.seed)
+    return GPT2(_model_config(options, data))
 
 
-def _model_config(options: dict[str, Any], data: TrainingData, config: TrainingConfig) -> GPT2Config:
-    rate = options["dropout"] or 0.0
+def _model_config(options: TrainOptions, data: TrainingData) -> GPT2Config:
     eot = data.tokenizer.eot_token_id
     fields: dict[str, Any] = {
         "vocab_size": data.tokenizer.vocab_size,
         "bos_token_id": eot,
         "eos_token_id": eot,
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), rate),
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), options.dropout or 0.0),
     }
-    if options["preset"]:
-        return dataclasses.replace(GPT2Config.preset(options["preset"]), **fields)
-    sizes = {name: options[name] or default for name, default in _SIZES.items()}
-    fields.update(sizes, n_positions=config.context)
-    return GPT2Config(**fields)
+    if options.preset:
+        return replace(GPT2Config.preset(options.preset), **fields)
+    return GPT2Config(
+        **fields,
+        n_layer=options.n_layer or _N_LAYER,
+        n_head=options.n_head or _N_HEAD,
+        n_embd=options.n_embd or _N_EMBD,
+        n_positions=options.config.context,
+    )
 
 
 def _describe(trainer: TrainingLoop, data: TrainingData) -> None:

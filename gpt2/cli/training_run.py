@@ -8,12 +8,15 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from gpt2.cli.options import options_from, values_of, wrong_options
+from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, GPT2Warning
 
 if TYPE_CHECKING:
@@ -22,6 +25,37 @@ if TYPE_CHECKING:
 
 _LATER = ("engine", "patience", "tensorboard")  # options that runs of before they were there do not name
 _FREE = ("device", "workers", "quiet", "tensorboard")  # of the terminal and the machine
+
+_NOT_STORED = ("out", "resume", "from_step")  # where the run is, and from which step it goes on
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every command that trains is told besides how to train."""
+
+    data: tuple[str, ...]
+    validation_data: tuple[str, ...]
+    out: str | None
+    resume: str | None
+    from_step: int | None
+    device: str
+    tensorboard: bool
+    quiet: bool
+    data_fingerprint: str = ""  # of the data that the run began with, once it has: kept in the run's file
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a run begins, rather than goes on."""
+        return self.resume is None
+
+    def run_folder(self) -> Path:
+        """The run's folder. UsageError unless one of --out and --resume names it."""
+        if (self.out is None) == (self.resume is None):
+            raise click.UsageError("give either --out FOLDER for a new run, or --resume FOLDER to go on with one")
+        return Path(str(self.resume or self.out))
+
+
+Run = TypeVar("Run", bound=RunOptions)
 
 
 def field_options(
@@ -45,13 +79,21 @@ def field_options(
     return decorate
 
 
-def options_of_run(ctx: click.Context, run_file: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options in `run_file`, which a run was started with. Those of the terminal and the machine may be given anew, no
+def write_run_file(run_file: Path, options: RunOptions) -> None:
+    """Write the options that a run goes on with into `run_file`, as JSON."""
+    atomic_write_json(run_file, {name: value for name, value in values_of(options).items() if name not in _NOT_STORED})
+
+
+def options_of_run(ctx: click.Context, run_file: Path, options: Run) -> Run:
+    """The options in `run_file`, which a run was started with. Those of the terminal and the machine may be given again, no
     others."""
-    free = [name for name in options if name in _FREE]
-    given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in free]
-    if given:
-        raise click.UsageError(f"--{given[0]} cannot change when a run goes on: leave it out, or start a new run with --out")
+    given_now = values_of(options)
+    names = [name for name in given_now if name not in _NOT_STORED]
+    changed = [name for name in names if _is_given(ctx, name) and name not in _FREE]
+    if changed:
+        raise click.UsageError(
+            f"--{changed[0]} cannot change when a run goes on: leave it out, or start a new run with --out"
+        )
     try:
         stored = json.loads(run_file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -60,9 +102,15 @@ def options_of_run(ctx: click.Context, run_file: Path, options: dict[str, Any]) 
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{run_file} is damaged ({error}): start a new run with --out") from None
-    if not isinstance(stored, dict) or not {*options, "data_fingerprint"} - {*_LATER} <= {*stored}:
+    if not isinstance(stored, dict) or not {*names} - {*_LATER} <= {*stored}:
         raise CheckpointError(f"{run_file} is damaged (options are missing): start a new run with --out")
-    return {**options, **stored, **{name: options[name] for name in free}}
+    free = {name: given_now[name] for name in (*_FREE, *_NOT_STORED) if name in given_now}
+    with wrong_options():
+        return options_from(type(options), {**given_now, **stored, **free})
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def go_on(trainer: TrainingLoop, from_step: int | None) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
+import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 
-from gpt2.cli.options import Command, in_options_terms, option_of, wrong_options
-from gpt_config import CheckpointError, ConfigError, GPT2Error, Remedy, WriteError
+from gpt2.cli.group import load_command
+from gpt2.cli.options import Command, in_options_terms, option_of, options_from, values_of, wrong_options
+from gpt_config import CheckpointError, ConfigError, GPT2Error, LoRAConfig, Remedy, WriteError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,6 +42,32 @@ def test_a_message_names_the_option(error: ConfigError, line: str) -> None:
     with pytest.raises(click.UsageError) as caught, wrong_options():
         raise error
     assert caught.value.format_message() == line
+
+
+@dataclass(frozen=True, kw_only=True)
+class SomeOptions:
+    config: LoRAConfig
+    files: tuple[str, ...]
+    verbose: bool = False
+
+
+def test_options_come_from_values_and_go_back_to_them() -> None:
+    values = {"rank": 4, "dropout": 0.5, "files": ["a", "b"], "unknown": 1}
+    options = options_from(SomeOptions, values)
+    assert options == SomeOptions(config=LoRAConfig(rank=4, dropout=0.5), files=("a", "b"))
+    assert values_of(options) == {**dataclasses.asdict(options.config), "files": ("a", "b"), "verbose": False}
+    assert options_from(SomeOptions, json.loads(json.dumps(values_of(options)))) == options
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("benchmark", "BenchmarkOptions"), ("evaluate", "EvaluateOptions"), ("finetune", "FinetuneOptions"),
+    ("generate", "GenerateOptions"), ("score", "ScoreOptions"), ("train", "TrainOptions"),
+])  # fmt: skip
+def test_every_option_has_its_field(name: str, kind: str) -> None:
+    command, module = load_command(name), importlib.import_module(f"gpt2.cli.{name}")
+    values = {parameter.name: parameter.get_default(click.Context(command)) for parameter in command.params}
+    options = options_from(getattr(module, kind), values)
+    assert values_of(options).keys() - {"data_fingerprint"} == values.keys()
 
 
 def test_names_of_options() -> None:

@@ -76,6 +76,26 @@ def test_resume_goes_on_with_the_stored_options(run_command: Callable, text: Pat
     assert result.status == 2 and "--batch_size cannot change" in result.err
 
 
+def test_a_run_of_an_older_version_goes_on(run_command: Callable, text: Path, tmp_path: Path) -> None:
+    """Its file lacks the options that came later, and may have one that is gone."""
+    folder = tmp_path / "run"
+    assert run_command("train", "--data", text, "--out", folder, *TINY, "--tokenizer", "char").status == 0
+    stored = json.loads((folder / "training.json").read_text())
+    assert not {"out", "resume", "from_step", "config"} & stored.keys() and stored["max_steps"] == 4
+    older = {name: value for name, value in stored.items() if name not in ("engine", "patience", "tensorboard")}
+    (folder / "training.json").write_text(json.dumps({**older, "gone": 1}))
+    (folder / "checkpoints" / "step-00000004.safetensors").unlink()
+    result = run_command("train", "--resume", folder, "--quiet")
+    assert result.status == 0 and "done: 4 steps" in result.err, result.err
+    (folder / "training.json").write_text(json.dumps({**older, "max_steps": 0}))
+    result = run_command("train", "--resume", folder)
+    assert result.status == 2 and "--max_steps=0 must be" in result.err
+    del older["dropout"]
+    (folder / "training.json").write_text(json.dumps(older))
+    result = run_command("train", "--resume", folder)
+    assert result.status == 1 and "is damaged (options are missing)" in result.err
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_taken(
     run_command: Callable, text: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gpt_config.errors import InputTypeError, ModelNotFoundError
 from gpt_config.model_config import PRESETS
@@ -47,8 +48,58 @@ def published_name(name: str) -> str | None:
     return short if short in PRESETS and name in (*_names_of(short), *_SIZES) else None
 
 
+def _download(repository: str, **options: Any) -> str:
+    """The folder of a repository in the hub's cache, downloaded unless `local_files_only`."""
+    from huggingface_hub import snapshot_download
+
+    folder: str = snapshot_download(repository, **options)
+    return folder
+
+
+def _answers() -> bool:
+    """Whether any HTTP answer comes from the hub in time; a look-up of its address that hangs counts as none."""
+    import urllib.error  # here, because it takes longer to import than the rest of this floor together
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers: queue.Queue[bool] = queue.Queue()
+
+    def probe() -> None:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
+            answers.put(True)
+        except urllib.error.HTTPError:  # an error page is an answer too
+            answers.put(True)
+        except (OSError, ValueError):
+            answers.put(False)
+
+    threading.Thread(target=probe, daemon=True).start()
+    try:
+        return answers.get(timeout=_PROBE_SECONDS)
+    except queue.Empty:
+        return False
+
+
+class Hub(NamedTuple):
+    """How the hub is reached: a download as `huggingface_hub.snapshot_download` does it, and whether the hub answers."""
+
+    download: Callable[..., str] = _download
+    answers: Callable[[], bool] = _answers
+
+
+HUGGING_FACE = Hub()
+
+
 def locate(
-    name_or_folder: str | os.PathLike[str], *, files: Sequence[Sequence[str]], complete: Callable[[Path], bool]
+    name_or_folder: str | os.PathLike[str],
+    *,
+    files: Sequence[Sequence[str]],
+    complete: Callable[[Path], bool],
+    hub: Hub = HUGGING_FACE,
 ) -> Path:
     """The folder that holds the model or tokenizer of that name.
 
@@ -78,7 +129,7 @@ def locate(
         raise ModelNotFoundError(f"{name} is a file: name the folder that holds config.json and the weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
         raise ModelNotFoundError(f"there is no folder {name!r}, and it is not a hub name: check the path")
-    return _locate_on_hub(name, files, complete)
+    return _locate_on_hub(name, files, complete, hub)
 
 
 def _is(test: Callable[[], bool]) -> bool:
@@ -117,26 +168,24 @@ def _names_of(short: str) -> list[str]:
     return [short, f"{_OWNERS.get(short, _OWNERS['gpt2'])}/{short}"]
 
 
-def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable[[Path], bool]) -> Path:
-    from huggingface_hub import snapshot_download
-
+def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable[[Path], bool], hub: Hub) -> Path:
     short = published_name(name)
     names = _names_of(short) if short else [name]
     for repository in names:
         try:
-            folder = Path(snapshot_download(repository, local_files_only=True))
+            folder = Path(hub.download(repository, local_files_only=True))
         except Exception:  # not cached, or the cache is damaged: what the client raises for that is no contract of its
             continue
         if complete(folder):
             return folder
     wanted = f"{name!r} is neither a folder, nor a shipped model ({_listed_models()}), nor in the hub's cache"
-    if not _hub_answers():
+    if not hub.answers():
         raise ModelNotFoundError(
             f"{wanted}, and the hub cannot be reached: connect to the network, or copy the model's folder here and name it"
         )
     try:
         for patterns in files:
-            folder = Path(snapshot_download(names[-1], allow_patterns=list(patterns)))
+            folder = Path(hub.download(names[-1], allow_patterns=list(patterns)))
             if complete(folder):
                 return folder
     except Exception as error:  # HTTP errors, broken connections, pages that are not the hub's, a full disk
@@ -150,31 +199,3 @@ def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable
 def _listed_models() -> str:
     """The names of shipped models, or how they become known."""
     return ", ".join(shipped_models()) or "none is registered: import gpt2 first, which ships some"
-
-
-def _hub_answers() -> bool:
-    """Whether any HTTP answer comes from the hub in time; a look-up of its address that hangs counts as none."""
-    import urllib.error  # here, for it takes longer to import than the rest of this floor together
-    import urllib.request
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    answers: queue.Queue[bool] = queue.Queue()
-
-    def probe() -> None:
-        try:
-            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-            urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
-            answers.put(True)
-        except urllib.error.HTTPError:  # an error page is an answer too
-            answers.put(True)
-        except (OSError, ValueError):
-            answers.put(False)
-
-    threading.Thread(target=probe, daemon=True).start()
-    try:
-        return answers.get(timeout=_PROBE_SECONDS)
-    except queue.Empty:
-        return False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt_config.adapter_config import AdapterConfig
 from gpt_config.errors import CheckpointError, ModelNotFoundError, Remedy
-from gpt_config.locate import TOKENIZER_FILES, locate
+from gpt_config.locate import HUGGING_FACE, TOKENIZER_FILES, Hub, locate
 from gpt_config.model_config import INT8_MODEL_TYPE
 
 CONFIG_FILES = ("config.json", "hparams.json")
@@ -28,14 +28,14 @@ _SAFETENSORS_PATTERNS = ("model.safetensors", "model-*.safetensors", "model.safe
 _PYTORCH_PATTERNS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 
-def locate_model(name_or_folder: str | os.PathLike[str]) -> Path:
+def locate_model(name_or_folder: str | os.PathLike[str], *, hub: Hub = HUGGING_FACE) -> Path:
     """The folder of a model or an adapter: one of the user's, one that ships, or one in the hub's cache, downloaded if
     need be.
 
     ModelNotFoundError says what to do; without a network it comes within three seconds.
     """
     first = (*CONFIG_FILES, *TOKENIZER_FILES, *_SAFETENSORS_PATTERNS, ADAPTER_CONFIG_FILE, *_ADAPTER_WEIGHTS)
-    return locate(name_or_folder, files=[first, _PYTORCH_PATTERNS], complete=_is_complete)
+    return locate(name_or_folder, files=[first, _PYTORCH_PATTERNS], complete=_is_complete, hub=hub)
 
 
 def locate_whole_model(name_or_folder: str | os.PathLike[str]) -> Path:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-import gpt_config.locate as locate_module
 from gpt2.weights.folder import is_model_folder, locate_model
 from gpt_config import InputTypeError, ModelNotFoundError
-from gpt_config.locate import published_name
+from gpt_config.locate import HUGGING_FACE, Hub, published_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,16 +77,12 @@ def test_a_damaged_cache_is_not_a_traceback(cache: str, small_folder: Path) -> N
 
 
 @pytest.mark.parametrize("error", [RuntimeError("peer closed connection"), ValueError("not JSON"), OSError("disk full")])
-def test_a_hub_that_answers_nonsense_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def fail(*_: object, **__: object) -> None:
+def test_a_hub_that_answers_nonsense_is_one_line(error: Exception) -> None:
+    def fail(*_: object, **__: object) -> str:
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    monkeypatch.setattr(locate_module, "_hub_answers", lambda: True)
     with pytest.raises(ModelNotFoundError, match=f"the hub did not give it \\({error}\\)") as caught:
-        locate_model("someone/model")
+        locate_model("someone/model", hub=Hub(fail, answers=lambda: True))
     assert "\n" not in str(caught.value)
 
 
@@ -123,21 +118,18 @@ def test_without_a_network_the_answer_comes_soon(monkeypatch: pytest.MonkeyPatch
         assert time.perf_counter() - began < 3
 
 
-def test_a_reachable_hub_is_asked_for_safetensors_first(cache, small_folder, monkeypatch, tmp_path: Path) -> None:
+def test_a_reachable_hub_is_asked_for_safetensors_first(cache, small_folder, tmp_path: Path) -> None:
     """The download itself, with the hub's client replaced by a copy from a folder."""
     import fnmatch
-
-    import huggingface_hub
 
     (tmp_path / "hub").mkdir()
     shutil.copy(small_folder / "config.json", tmp_path / "hub")
     (tmp_path / "hub" / "pytorch_model.bin").write_bytes(b"weights")
     asked = []
-    original = huggingface_hub.snapshot_download
 
     def download(name: str, allow_patterns: list[str] | None = None, **options: object) -> str:
         if options.get("local_files_only"):
-            return original(name, **options)
+            return HUGGING_FACE.download(name, **options)
         asked.append((name, allow_patterns))
         target = tmp_path / "got"
         target.mkdir(exist_ok=True)
@@ -146,9 +138,7 @@ def test_a_reachable_hub_is_asked_for_safetensors_first(cache, small_folder, mon
                 shutil.copy(path, target)
         return str(target)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(locate_module, "_hub_answers", lambda: True)
-    folder = locate_model("gpt2")
+    folder = locate_model("gpt2", hub=Hub(download, answers=lambda: True))
     assert is_model_folder(folder)
     assert [name for name, _ in asked] == ["openai-community/gpt2"] * 2
     assert "model.safetensors" in asked[0][1] and "pytorch_model.bin" in asked[1][1]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from gpt2 import GPT2
-from gpt2.generation.speculation import Speculation
 from gpt_config import GPT2Config
 from gpt_encoder import CharTokenizer
 from gpt_test.conftest import repetitive_model
@@ -19,22 +22,40 @@ def options(small_folder: Path) -> list[str]:
     return ["The cat", "--from_pretrained", str(small_folder), "--max_tokens", "30", "--dtype", "float64"]
 
 
-def test_the_text_is_the_same(run_command, options, small_folder: Path, monkeypatch) -> None:
-    calls: list[object] = []
-    draft = Speculation.draft
-    monkeypatch.setattr(Speculation, "draft", lambda self, *args: calls.append(self._drafter) or draft(self, *args))
-    text, line = run_command("generate", *options), run_command("generate", *options, "--json")
-    assert not calls
+@contextmanager
+def drafters() -> Iterator[set[str]]:
+    """The classes of the drafters that are asked for evidence within, as each step that may draft does."""
+    seen: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "evidence":
+            seen.add(type(frame.f_locals["self"]).__name__)
+
+    sys.setprofile(note)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+
+
+def test_the_text_is_the_same(run_command, options, small_folder: Path) -> None:
+    with drafters() as seen:
+        text, line = run_command("generate", *options), run_command("generate", *options, "--json")
+    assert not seen
+    used: set[str] = set()
     for speculation in (
         ["--speculate"],
         ["--draft_model", str(small_folder)],
         ["--speculate", "--draft-model", small_folder],
     ):
-        assert run_command("generate", *options, *speculation) == text
+        with drafters() as seen:
+            assert run_command("generate", *options, *speculation) == text
+        assert seen
+        used |= seen
         found, expected = json.loads(run_command("generate", *options, "--json", *speculation).out), json.loads(line.out)
         assert (found["completion"], found["ids"]) == (expected["completion"], expected["ids"])
         assert found["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-9)
-    assert {type(drafter).__name__ for drafter in calls} == {"PromptLookup", "DraftModel"}
+    assert used == {"PromptLookup", "DraftModel"}
 
 
 def test_a_draft_model_that_does_not_fit_is_one_line(run_command, options, small_model: GPT2, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ It makes the models in `assets` known by name, for this package and for those be
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
+from os.path import abspath, dirname, join
 from typing import TYPE_CHECKING, Any
 
-from gpt_config.locate import register_shipped_models
+from gpt_config.shipped import register_shipped_models
 
 if TYPE_CHECKING:
     from gpt2.generation.completion import Completion, complete, stream
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-register_shipped_models(Path(__file__).resolve().parent / "assets")
+register_shipped_models(join(dirname(abspath(__file__)), "assets"))
 
 _HOME = {
     "GPT2": "gpt2.pretrained",

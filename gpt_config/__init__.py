@@ -1,26 +1,43 @@
-"""Floor 0: what a GPT-2 is, how it generates and is trained, and every error a user can cause. Standard library only."""
+"""Floor 1: what a GPT-2 is, how it generates and is trained, and every error a user can cause. Standard library only."""
 
-from gpt_config.adapter_config import AdapterConfig
-from gpt_config.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DeviceError,
-    GPT2Error,
-    GPT2Warning,
-    InputError,
-    InputTypeError,
-    ModelNotFoundError,
-    Remedy,
-    TrainingError,
-    VocabularyError,
-    WriteError,
-)
-from gpt_config.finetuning_config import FinetuningConfig
-from gpt_config.generation_config import GenerationConfig
-from gpt_config.lora_config import LoRAConfig
-from gpt_config.model_config import PRESETS, GPT2Config
-from gpt_config.training_config import TrainingConfig
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt_config.adapter_config import AdapterConfig
+    from gpt_config.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DeviceError,
+        GPT2Error,
+        GPT2Warning,
+        InputError,
+        InputTypeError,
+        ModelNotFoundError,
+        Remedy,
+        TrainingError,
+        VocabularyError,
+        WriteError,
+    )
+    from gpt_config.finetuning_config import FinetuningConfig
+    from gpt_config.generation_config import GenerationConfig
+    from gpt_config.lora_config import LoRAConfig
+    from gpt_config.model_config import PRESETS, GPT2Config
+    from gpt_config.training_config import TrainingConfig
+
+# Public names that are no errors, by the module that holds them.
+_HOME = {
+    "AdapterConfig": "gpt_config.adapter_config",
+    "FinetuningConfig": "gpt_config.finetuning_config",
+    "GenerationConfig": "gpt_config.generation_config",
+    "LoRAConfig": "gpt_config.lora_config",
+    "PRESETS": "gpt_config.model_config",
+    "GPT2Config": "gpt_config.model_config",
+    "TrainingConfig": "gpt_config.training_config",
+}
 
 __all__ = [
     "PRESETS",
@@ -44,3 +61,15 @@ __all__ = [
     "VocabularyError",
     "WriteError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: a public name is imported when it is first used: `import gpt2` needs none of them, and has to be fast."""
+    if name not in __all__:
+        raise AttributeError(f"module 'gpt_config' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME.get(name, "gpt_config.errors")), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

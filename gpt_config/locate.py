@@ -16,11 +16,7 @@ from typing import Any, NamedTuple
 
 from gpt_config.errors import InputTypeError, ModelNotFoundError
 from gpt_config.model_config import PRESETS
-
-# Folders of models that ship with a package, each model in a folder of its own.
-_shipped_folders: list[Path] = []
-# Entry points of installed packages that register their models when they are imported: see pyproject.toml.
-_ENTRY_POINTS = "gpt_config.shipped_models"
+from gpt_config.shipped import shipped_models
 
 # The published models' owners on the hub, and OpenAI's names for the sizes: all of them are one model under several names.
 _OWNERS = {"gpt2": "openai-community", "distilgpt2": "distilbert"}
@@ -119,7 +115,7 @@ def locate(
     is_folder = _is(folder.is_dir)
     if is_folder and _is(lambda: complete(folder)):
         return folder
-    shipped = _shipped().get(name)
+    shipped = shipped_models().get(name)
     # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
     if is_folder and shipped is None and published_name(name) is None:
         return folder
@@ -138,30 +134,6 @@ def _is(test: Callable[[], bool]) -> bool:
         return test()
     except OSError:
         return False
-
-
-def register_shipped_models(folder: Path) -> None:
-    """Let the models in `folder` be found by name: each is a folder there with a config.json. For packages that ship some.
-
-    A package calls it when it is imported.
-    """
-    if folder not in _shipped_folders:
-        _shipped_folders.append(folder)
-
-
-def shipped_models() -> list[str]:
-    """The names of the models that ship, in alphabetical order."""
-    return sorted(_shipped())
-
-
-def _shipped() -> dict[str, Path]:
-    """The folder of each model that ships. Without a registration, installed packages are asked to make theirs."""
-    if not _shipped_folders:
-        from importlib.metadata import entry_points  # here, because it takes long to import
-
-        for entry_point in entry_points(group=_ENTRY_POINTS):
-            entry_point.load()
-    return {path.parent.name: path.parent for folder in _shipped_folders for path in folder.glob("*/config.json")}
 
 
 def _names_of(short: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gpt2.weights.folder import locate_model
 from gpt_config.collector import collector_paused
 from gpt_config.errors import GPT2Warning, ModelNotFoundError
-from gpt_config.locate import shipped_models
+from gpt_config.shipped import shipped_models
 
 if TYPE_CHECKING:
     from gpt2.pretrained import GPT2
@@ -40,12 +40,13 @@ def default_model() -> str:
         locate_model("gpt2")
         return "gpt2"
     except ModelNotFoundError:
-        if not shipped_models():
+        shipped = next(iter(shipped_models()), None)
+        if shipped is None:
             raise
         warnings.warn(
-            f"gpt2 is not in the cache and cannot be downloaded: this is {shipped_models()[0]}, the small model that ships "
+            f"gpt2 is not in the cache and cannot be downloaded: this is {shipped}, the small model that ships "
             "(--from_pretrained names another)",
             GPT2Warning,
             2,
         )
-        return shipped_models()[0]
+        return shipped

@@ -15,7 +15,7 @@ from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.options import Command
 from gpt2.weights.folder import is_model_folder, locate_float_model
 from gpt_config.errors import CheckpointError
-from gpt_config.locate import shipped_models
+from gpt_config.shipped import shipped_models
 
 if TYPE_CHECKING:
     from gpt2.verification import Outcome
@@ -32,7 +32,7 @@ def verify(model: str | None, as_json: bool) -> None:
     MODEL is a folder, a shipped model (the default), a hub name, or "random" for a tiny model of random weights. The exit
     status is 1 if a check fails. Large models take long: plain Python computes some twenty million products a second.
     """
-    name = model or (shipped_models() or [_RANDOM])[0]
+    name = model or next(iter(shipped_models()), _RANDOM)
     folder = None if name == _RANDOM else locate_float_model(name)  # before torch is imported
     if folder is not None and not is_model_folder(folder):
         raise CheckpointError(f"{name} is no model: name a folder that holds config.json and the weights")

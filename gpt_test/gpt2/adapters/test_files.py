@@ -20,7 +20,7 @@ from gpt2.pretrained import load_merged
 from gpt2.weights.folder import tokenizer_source
 from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config import CheckpointError, GPT2Config, InputError, LoRAConfig, ModelNotFoundError, WriteError
-from gpt_config.locate import register_shipped_models
+from gpt_config.shipped import register_shipped_models
 from gpt_test.conftest import random_model, transformers_twin
 from gpt_test.gpt_config.test_locate import cache_repository
 
@@ -238,7 +238,7 @@ def test_a_base_is_found_beside_the_adapter(
 
 def test_a_base_is_found_by_a_shipped_name(folder: Path, small_folder: Path, adapted: GPT2, tmp_path: Path) -> None:
     shutil.copytree(small_folder, tmp_path / "ships" / "tiny-one")
-    register_shipped_models(tmp_path / "ships")
+    register_shipped_models(str(tmp_path / "ships"))
     save_adapter(adapted, folder, base_model="tiny-one")
     assert read_adapter(folder).config.base_model == "tiny-one"
     torch.testing.assert_close(GPT2.from_pretrained(folder)(IDS), adapted(IDS), atol=1e-5, rtol=0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import gpt2
 from gpt2.cli.model_option import load_model_option
@@ -27,11 +28,12 @@ def test_an_unknown_command_is_one_line(run_command) -> None:
     assert result.err.startswith("error: No such command") and len(result.err.splitlines()) == 1
 
 
-def test_shell_completion() -> None:
-    environment = {**os.environ, "_GPT2_COMPLETE": "bash_complete", "COMP_WORDS": "gpt2 generate --top", "COMP_CWORD": "2"}
-    code = "from gpt2.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert "--top_k" in result.stdout and "--top_p" in result.stdout
+def test_shell_completion(run_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_GPT2_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "gpt2 generate --top")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    result = run_command()
+    assert "--top_k" in result.out and "--top_p" in result.out
 
 
 def test_python_m_gpt2(small_folder: Path) -> None:

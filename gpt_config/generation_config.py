@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_real, check_seed, check_whole
+from gpt_config.validation import check_bool, check_real, check_seed, check_whole, plain_numbers
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -76,10 +76,11 @@ class GenerationConfig:
             if name not in names:
                 near = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, names, 1)), None)
                 remedy = f"use {near}" if near else f"there are {', '.join(names)}"
-                raise ConfigError(f"{name}={value!r} is not an option of generation: {remedy}")
+                raise ConfigError(f"{name}={value!r} is not an option of generation: {remedy}", field=name)
         return replace(config or cls(), **options)
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_whole("max_new_tokens", self.max_new_tokens, 0)
         check_whole("num_beams", self.num_beams, 1)
         check_whole("num_return_sequences", self.num_return_sequences, 1)
@@ -97,26 +98,32 @@ class GenerationConfig:
         check_bool("speculate", self.speculate)
         check_bool("stop_at_eot", self.stop_at_eot)
         if not isinstance(self.stop, (tuple, list)):
-            raise ConfigError(f"stop={self.stop!r} must be a tuple of strings, such as ('.', 'END')")
+            raise ConfigError(f"stop={self.stop!r} must be a tuple of strings, such as ('.', 'END')", field="stop")
         for stop in self.stop:
             if not isinstance(stop, str) or not stop:
-                raise ConfigError(f"stop={stop!r} must be a text of at least one character")
+                raise ConfigError(f"stop={stop!r} must be a text of at least one character", field="stop")
         if self.num_beams > 1:
             self._check_beams()
 
     def _check_beams(self) -> None:
         if self.do_sample:
             raise ConfigError(
-                f"num_beams={self.num_beams} searches for the most probable text and do_sample draws at random: choose one"
+                f"num_beams={self.num_beams} searches for the most probable text and do_sample draws at random: choose one",
+                field="num_beams",
+                other_fields=("do_sample",),
             )
         if self.speculate:
             raise ConfigError(
-                f"num_beams={self.num_beams} follows several texts and speculation guesses how one goes on: choose one"
+                f"num_beams={self.num_beams} follows several texts and speculate drafts how one continues: choose one",
+                field="num_beams",
+                other_fields=("speculate",),
             )
         if self.num_return_sequences > self.num_beams:
             raise ConfigError(
                 f"num_return_sequences={self.num_return_sequences} is more than num_beams={self.num_beams}: "
-                "a search returns at most one text a beam"
+                "a search returns at most one text per beam",
+                field="num_return_sequences",
+                other_fields=("num_beams",),
             )
 
     @property

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
 from gpt2.cli.options import Command, pass_options, wrong_options
+from gpt2.generation.steps import StepCounts
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -68,6 +69,7 @@ class _Loaded(NamedTuple):
     tokenizer: Tokenizer
     name: str
     draft_model: GPT2 | None
+    steps: StepCounts  # is told of each step of generation
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -108,7 +110,7 @@ class _Loaded(NamedTuple):
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object a continuation, with ids and log-probabilities."
 )
-@click.option("--verbose", is_flag=True, help="Say what is computed with, on standard error.")
+@click.option("--verbose", is_flag=True, help="Say what is computed with and in which steps, on standard error.")
 @pass_options(GenerateOptions)
 def generate(ctx: click.Context, options: GenerateOptions) -> None:
     """Continue PROMPT, or the text on standard input if PROMPT is "-"; or respond to an --instruction.
@@ -128,7 +130,7 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
     model, tokenizer, name = load_model_option(
         options.from_pretrained, device=options.device, dtype=options.dtype, tokenizer_name=options.model_name
     )
-    loaded = _Loaded(model, tokenizer, name, _load_draft_model(draft_folder, options))
+    loaded = _Loaded(model, tokenizer, name, _load_draft_model(draft_folder, options), StepCounts())
     _warn_of_idle_options(ctx, config)
     if options.verbose:
         click.echo(_how(model), err=True)
@@ -138,6 +140,8 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
         _print_json(loaded, prompts, config)
     else:
         _print_text(loaded, prompts, config, options)
+    if options.verbose:
+        click.echo(f"steps: {loaded.steps}", err=True)
 
 
 def _how(model: GPT2) -> str:
@@ -218,7 +222,10 @@ def _load_draft_model(folder: Path | None, options: GenerateOptions) -> GPT2 | N
 def _print_json(loaded: _Loaded, prompts: list[str], config: GenerationConfig) -> None:
     from gpt2.generation.completion import complete
 
-    for completion in complete(loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model):
+    completions = complete(
+        loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model, on_step=loaded.steps
+    )
+    for completion in completions:
         click.echo(json.dumps(_as_json(completion, loaded.name, one_by_one=config.num_beams == 1)))
 
 
@@ -257,6 +264,7 @@ def _print_batches(loaded: _Loaded, prompts: list[str], config: GenerationConfig
         batch_size=options.batch_size,
         logprobs=options.as_json,
         draft_model=loaded.draft_model,
+        on_step=loaded.steps,
     )
     with tqdm(total=len(prompts), unit="prompt", disable=None, leave=False, dynamic_ncols=True, file=sys.stderr) as bar:
         for place, completions in enumerate(in_order):
@@ -295,7 +303,9 @@ def _texts_in_order(loaded: _Loaded, prompts: list[str], config: GenerationConfi
     n_rows = len(prompts) * config.num_return_sequences
     waiting: list[list[str]] = [[] for _ in range(n_rows)]
     ended = [False] * n_rows
-    events = stream_batch(loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model)
+    events = stream_batch(
+        loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model, on_step=loaded.steps
+    )
 
     def pieces(row: int) -> Iterator[str]:
         while True:

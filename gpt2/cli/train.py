@@ -201,16 +201,19 @@ def _prepared(folder: Path, options: TrainOptions) -> TrainingData:
 def _make_trainer(options: TrainOptions, data: TrainingData, folder: Path, processes: Processes) -> TrainingLoop:
     """The trainer of the engine that was asked for. Both begin with the weights that PyTorch draws."""
     model, config = _make_model(options, data), options.config
-    told = {"is_quiet": options.quiet, "tensorboard": options.tensorboard}
     if options.engine == "torch":
         from gpt2.training.trainer import Trainer
 
-        return Trainer(model, data, config, folder, processes=processes, **told)
+        return Trainer(
+            model, data, config, folder, processes=processes, is_quiet=options.quiet, tensorboard=options.tensorboard
+        )
     from gpt2.reference.numpy_model import NumpyGPT2
     from gpt2.training.numpy_trainer import NumpyTrainer
 
     weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-    return NumpyTrainer(NumpyGPT2(model.config, weights), data, config, folder, **told)
+    return NumpyTrainer(
+        NumpyGPT2(model.config, weights), data, config, folder, is_quiet=options.quiet, tensorboard=options.tensorboard
+    )
 
 
 def _make_model(options: TrainOptions, data: TrainingData) -> GPT2:

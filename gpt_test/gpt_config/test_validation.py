@@ -20,7 +20,7 @@ CONFIGS = [
     TrainingConfig,
     FinetuningConfig,
     LoRAConfig,
-    pytest.param(GenerationConfig, marks=pytest.mark.xfail(strict=False, reason="it does not call plain_numbers yet")),
+    GenerationConfig,
 ]
 INTEGERS = (np.int8, np.uint8, np.int32, np.int64, np.uint64)
 FLOATS = (np.float16, np.float32, np.float64, np.longdouble)

@@ -9,25 +9,30 @@ import torch
 
 from gpt2.device import has_matrix_units
 from gpt2.fast.cuda_graph import GraphedSteps
+from gpt2.fast.limits import FAST, FastLimits
+from gpt2.fast.plan import PlanOfEach
 from gpt2.model import GPT2
 from gpt2.quantization.quantize import is_int8
 
 
-def costs_of_verifying(model: GPT2, network: object) -> tuple[float, float]:
-    """How much longer a step with drafts takes, in plain steps: with any, and for each of them.
+def costs_of_verifying(model: GPT2, network: object, limits: FastLimits = FAST) -> tuple[float, float]:
+    """How much longer a step with drafts takes, in plain steps of `model`: with any, and for each of them.
 
-    Measured with gpt2-tiny and 124M on a CPU, rounded up. It goes through Python, which several greedy steps in a row do
-    not, and which takes as long as to read 4 MB. To call the operations of a block takes as long as to read 2 MB. With
-    `each_alone`, as `DecodePlan` computes them in int8 and 16 bits, the former calls twice as many, and a fifth more for
-    each draft; the latter, and bfloat16 without matrix units, half of them for each draft, and reads the weights again from
-    the processor's cache. On a GPU it is supposed: kernels are launched one by one, and not replayed (`cuda_graph`).
+    `network` verifies them: what `DecodePlan.for_drafts` gives, or the model itself. Measured with gpt2-tiny and 124M on a
+    CPU, rounded up. It goes through Python, which several greedy steps in a row do not, and which takes as long as to read
+    4 MB. To call the operations of a block takes as long as to read 2 MB. In int8 a `PlanOfEach` calls twice as many, and a
+    fifth more for each draft; in 16 bits, but for bfloat16 with matrix units, half of them for each draft, and it reads the
+    weights again from the processor's cache. On a GPU it is estimated, not measured: kernels are launched one by one, and
+    not replayed (`cuda_graph`).
     """
-    each_alone = type(network).__name__ == "_EachAlone"
-    if GraphedSteps.fits(model):
+    if limits.costs_of_drafts is not None:
+        return limits.costs_of_drafts
+    if GraphedSteps.fits(model, limits.graphs):
         return 4.0, 0.1
     n_bytes = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
     calls = 2e6 * model.config.n_layer
     python, share = 4e6 / (calls + n_bytes), calls / (calls + n_bytes)
+    each_alone = isinstance(network, PlanOfEach)
     if each_alone and is_int8(model):
         return 2 * share + python, 0.11 + 0.21 * share
     if each_alone and not (model.dtype == torch.bfloat16 and has_matrix_units()):

@@ -3,11 +3,11 @@
 A step of the 124M model is some 150 kernels of a few microseconds each. To launch them one by one takes a processor longer
 than a GPU needs for them; a graph launches them all at once. It replays the same kernels on the same addresses, so only
 what stands in tensors may differ from step to step: keys and values go to the slot that a tensor names, a token sees a fixed
-number of slots with those behind it masked, and the most probable token is left where the next step reads it.
+number of slots with those after it masked, and the most probable token is left where the next step reads it.
 
-The step is made of the model's own blocks and runs on any device; only `captured` needs CUDA, which nobody here had. So the
+The step is made of the model's own blocks and runs on any device; only `captured` needs CUDA, and was not measured: the
 tests record and replay a step on a CPU, operation by operation, and on a GPU each graph must first repeat a step that was
-computed without it. Where it does not, or where there is none to be had, tokens come without it, as before.
+computed without it. Where it does not, or where none can be recorded, tokens come without it, as before.
 """
 
 from __future__ import annotations
@@ -20,23 +20,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gpt2.fast.limits import GRAPHS, GraphLimits, Recorder
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt_config.errors import GPT2Warning
-
-# A graph is recorded after so many steps of the same rows (beams are others after each), and if so many are left: it takes
-# about as long as five steps without one. Supposed, for want of a GPU.
-_STEPS_BEFORE, _STEPS_LEFT = 2, 16
-
-# It has its slots up to a multiple of this, where another follows: attention pays for those that hold no token yet.
-_SLOTS_AT_ONCE = 256
 
 # How far what a graph computes may be from what was computed without it, by the largest number of its row: by far more than
 # roundings differ, and less than by what a position off by one does to gpt2-tiny's logits (7%). In 16 bits it says less.
 _TOLERANCE, _TOLERANCE_16_BITS = 0.01, 0.1
 
 # Where recording has failed it is not tried again in this process.
-_refused: set[torch.device] = set()
+_refused: set[tuple[Recorder, torch.device]] = set()
 
 
 class GraphedSteps:
@@ -46,21 +40,21 @@ class GraphedSteps:
     others. `greedy_tokens` follows the largest of the first `vocab_size` logits. Call it without gradients.
     """
 
-    def __init__(self, model: GPT2, vocab_size: int | None) -> None:
-        self._model, self._vocab_size = model, vocab_size
+    def __init__(self, model: GPT2, vocab_size: int | None, limits: GraphLimits = GRAPHS) -> None:
+        self._model, self._vocab_size, self._limits = model, vocab_size, limits
+        self._recorder = limits.recorder or captured
         self._is_sound = True
         self.forget()
 
     @staticmethod
-    def fits(model: GPT2) -> bool:
-        """Whether there are graphs where the model is; that it is the plain one is for others to see. Autocast's copies of
-        the weights do not last as long as a graph does."""
-        return model.device.type == "cuda" and not torch.is_autocast_enabled("cuda")
+    def fits(model: GPT2, limits: GraphLimits = GRAPHS) -> bool:
+        """Whether there are graphs where the model is. That it computes as written, the caller has asked before."""
+        return limits.recorder is not None or model.device.type == "cuda"
 
     def forget(self) -> None:
         """The next steps are those of other rows."""
         self._n_watched = 0
-        self._step: _Step | None = None
+        self._step: GraphedStep | None = None
         self._replay: Callable[[], object] | None = None
 
     def room(self, cache: KVCache) -> int:
@@ -70,7 +64,8 @@ class GraphedSteps:
     def is_to_come(self, room: int, steps_left: int) -> bool:
         """Whether there will be a graph, if the cache has so much `room` after the next step, `steps_left` before the end.
         Until then steps are to be taken one by one, for `watch` to see them."""
-        return self._is_sound and self._model.device not in _refused and room > 0 and steps_left >= _STEPS_LEFT
+        is_refused = (self._recorder, self._model.device) in _refused
+        return self._is_sound and not is_refused and room > 0 and steps_left >= self._limits.steps_left
 
     def watch(
         self, tokens: Sequence[int], logits: Tensor, cache: KVCache, attention_mask: Tensor | None, steps_left: int
@@ -81,20 +76,22 @@ class GraphedSteps:
         `attention_mask` (B, S) is 0 at padding, which is at the start of rows.
         """
         self._n_watched += 1
-        is_time = self._n_watched >= _STEPS_BEFORE and self.is_to_come(cache.max_length - cache.length, steps_left)
+        is_time = self._n_watched >= self._limits.steps_before and self.is_to_come(
+            cache.max_length - cache.length, steps_left
+        )
         if not (is_time and bool(logits.isfinite().all())):
             return
         n_padding = None if attention_mask is None else (attention_mask == 0).sum(1, keepdim=True)
-        step, slot = _Step(self._model, cache, n_padding, self._vocab_size), cache.length - 1
+        step, slot = GraphedStep(self._model, cache, n_padding, self._vocab_size, self._limits), cache.length - 1
         stored = step.stored(slot)
         try:
-            replay = captured(step, self._model.device)
+            replay = self._recorder(step, self._model.device)
             step.place(tokens, slot)
             step.clear(slot)
             replay()
             fault = step.fault(slot, logits, stored)
         except RuntimeError as error:
-            _refused.add(self._model.device)
+            _refused.add((self._recorder, self._model.device))
             fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if not fault:
             self._step, self._replay = step, replay
@@ -108,13 +105,13 @@ class GraphedSteps:
         return self._run(tokens, 1, cache).logits
 
     def greedy_tokens(self, token: int, n: int, cache: KVCache) -> list[tuple[int, float]]:
-        """For a single row: `n` tokens behind `token`, each the most probable one and read for the next; their logits."""
+        """For a single row: `n` tokens after `token`, each the most probable one and read for the next; their logits."""
         past = cache.length
         step = self._run([token], n, cache)
         chosen, largest = (of_slots[past : past + n, 0].tolist() for of_slots in (step.chosen, step.largest))
         return list(zip(chosen, largest, strict=True))
 
-    def _run(self, tokens: Sequence[int], n: int, cache: KVCache) -> _Step:
+    def _run(self, tokens: Sequence[int], n: int, cache: KVCache) -> GraphedStep:
         step, replay = self._step, self._replay
         assert step is not None and replay is not None and n <= self.room(cache)
         step.place(tokens, cache.length)
@@ -125,12 +122,19 @@ class GraphedSteps:
         return step
 
 
-class _Step:
+class GraphedStep:
     """One token for each row, from tensors that stand here into others; then they are as the next step wants them."""
 
-    def __init__(self, model: GPT2, cache: KVCache, n_padding: Tensor | None, vocab_size: int | None) -> None:
+    def __init__(
+        self,
+        model: GPT2,
+        cache: KVCache,
+        n_padding: Tensor | None,
+        vocab_size: int | None,
+        limits: GraphLimits = GRAPHS,
+    ) -> None:
         self._model, self._n_padding, self._vocab_size = model, n_padding, vocab_size
-        self.n_slots = min(cache.max_length, (cache.length // _SLOTS_AT_ONCE + 1) * _SLOTS_AT_ONCE)
+        self.n_slots = min(cache.max_length, (cache.length // limits.slots_at_once + 1) * limits.slots_at_once)
         self._weights = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]  # they stay where they are
         device = model.device
         n_rows = cache.layers[0].shape[1]
@@ -149,7 +153,7 @@ class _Step:
         self._slot.fill_(slot)
 
     def clear(self, n_used: int) -> None:
-        """Empty the slots behind the first `n_used`: what is masked has no weight, but no weight times NaN would be NaN."""
+        """Empty the slots after the first `n_used`: what is masked has no weight, but no weight times NaN would be NaN."""
         for layer in self._store.layers:
             layer[:, :, :, n_used:] = 0
 

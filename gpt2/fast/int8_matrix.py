@@ -8,101 +8,114 @@ private to torch, the other kernel does it all.
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.device import has_matrix_units
+from gpt2.fast.limits import FAST, FastLimits
+from gpt2.fast.linear import uses_matrix_units
 from gpt2.model import ACTIVATIONS, GPT2, Block
+from gpt2.quantization import steps
+from gpt2.quantization.derived import Derived, state_of
 from gpt2.quantization.layers import Int8Linear
 
-# From so many rows on: of prompts, which come once, and to arrange the weights takes as long as is saved for about 500 rows;
-# and of decode steps, of which there are many. It must not depend on what ran before, for the roundings differ.
-_MIN_PROMPT_ROWS, _MIN_STEP_ROWS = 128, 24
-
-# What lies between two products of so many rows stays in the processor's cache.
-_ROWS_IN_CACHE = 240
-
-_TINY = torch.finfo(torch.float32).tiny
-
-_kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, Tensor]] = weakref.WeakKeyDictionary()
+_arranged: Derived[Tensor] = Derived()
 
 
-def pays(n_rows: int, *, is_prompt: bool) -> bool:
-    """Whether so many rows are to be multiplied this way."""
-    if n_rows < (_MIN_PROMPT_ROWS if is_prompt else _MIN_STEP_ROWS):
-        return False
-    names = ("qlinear_prepack", "qlinear_pointwise")
-    return has_matrix_units() and torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.onednn, n) for n in names)
+class MatrixRows:
+    """How many rows are to be multiplied this way. It must not depend on what ran before, for the roundings differ."""
+
+    def __init__(self, limits: FastLimits = FAST) -> None:
+        names = ("qlinear_prepack", "qlinear_pointwise")
+        has_operators = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.onednn, name) for name in names)
+        self._is_available = has_operators and uses_matrix_units(limits)
+        self._prompt_rows, self._step_rows = limits.matrix_prompt_rows, limits.matrix_step_rows
+
+    def pay(self, n_rows: int, *, is_prompt: bool) -> bool:
+        """Whether it pays for this many rows of a prompt, or of a decode step."""
+        return self._is_available and n_rows >= (self._prompt_rows if is_prompt else self._step_rows)
 
 
 class MatrixBlocks:
-    """All blocks of a model in int8, as `decode_plan.run_blocks` computes them. It holds the weights as they are now."""
+    """All blocks of a model in int8, as `plan.run_blocks` computes them. It holds the weights as they are now.
 
-    def __init__(self, model: GPT2) -> None:
-        name = model.config.activation_function
-        is_tanh_gelu = ACTIVATIONS[name] is ACTIVATIONS["gelu_new"]
-        self._activation = rough_tanh_gelu if is_tanh_gelu else ACTIVATIONS[name]
-        self._blocks: list[tuple[Block, MatrixLinear, MatrixLinear, MatrixLinear, MatrixLinear]] = []
-        for block in cast(list[Block], model.h):
-            attn = MatrixLinear(block.attn.c_attn), MatrixLinear(block.attn.c_proj)
-            self._blocks.append((block, *attn, MatrixLinear(block.mlp.c_fc), MatrixLinear(block.mlp.c_proj)))
+    With `only_last`, `run` gives the last token alone: (B, 1, C).
+    """
 
-    def run(self, x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], *, only_last: bool = False) -> Tensor:
-        """All blocks on the stream `x` (B, T, C) behind `past` cached tokens: (B, T, C), or (B, 1, C) with `only_last`."""
+    def __init__(self, model: GPT2, limits: FastLimits = FAST, *, only_last: bool = False) -> None:
+        self._blocks = [_MatrixBlock(block) for block in cast(list[Block], model.h)]
+        self._rows_at_once, self._only_last = limits.matrix_rows_at_once, only_last
+
+    def run(self, x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor]) -> Tensor:
+        """All blocks on the stream `x` (B, T, C) after `past` cached tokens: (B, T, C)."""
         B, T, C = x.shape
         is_causal = mask is None and T > 1
         x = x.view(B * T, C)
         qkv = x.new_empty(B * T, 3 * C)
-        for (block, c_attn, attn_proj, c_fc, mlp_proj), cache in zip(self._blocks, caches, strict=True):
+        for block, cache in zip(self._blocks, caches, strict=True):
             shape = (B, T, 3, cache.shape[2], cache.shape[4])
-            for rows, place in _in_parts(x, qkv):
-                c_attn(block.ln_1(rows), out=place)
+            for rows, place in self._in_parts(x, qkv):
+                block.c_attn(block.norm_1(rows), out=place)
             heads = qkv.view(shape).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
             cache.narrow(3, past, T).copy_(heads[1:])
             if past:
                 q, (k, v) = heads[0], cache.narrow(3, 0, past + T)
             else:  # what was computed from bytes is as rough as bfloat16, in which it is multiplied faster
                 q, k, v = qkv.bfloat16().view(shape).permute(2, 0, 3, 1, 4)
-            if only_last and cache is caches[-1]:  # of the others, nothing but keys and values is wanted any more
+            if self._only_last and cache is caches[-1]:  # of the others, nothing but keys and values is needed any more
                 x, q, mask = x.view(B, T, C)[:, -1], q[:, :, -1:], None if mask is None else mask[:, :, -1:]
                 T, is_causal = 1, False
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=block.attn.scale)
-            for rows, part in _in_parts(x, y.transpose(1, 2).reshape(B * T, C)):
-                rows += attn_proj(part)
-                rows += mlp_proj(self._activation(c_fc(block.ln_2(rows))))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=block.scale)
+            for rows, part in self._in_parts(x, y.transpose(1, 2).reshape(B * T, C)):
+                rows += block.attn_proj(part)
+                rows += block.mlp_proj(block.activation(block.c_fc(block.norm_2(rows))))
         return x.view(B, T, C)
 
+    def _in_parts(self, x: Tensor, y: Tensor) -> zip[tuple[Tensor, Tensor]]:
+        return zip(x.split(self._rows_at_once), y.split(self._rows_at_once), strict=True)
 
-def _in_parts(x: Tensor, y: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    return zip(x.split(_ROWS_IN_CACHE), y.split(_ROWS_IN_CACHE), strict=True)
+
+class _MatrixBlock:
+    """The parts of a block."""
+
+    def __init__(self, block: Block) -> None:
+        self.norm_1, self.norm_2, self.scale = block.ln_1, block.ln_2, block.attn.scale
+        self.c_attn, self.attn_proj = MatrixLinear(block.attn.c_attn), MatrixLinear(block.attn.c_proj)
+        self.c_fc, self.mlp_proj = MatrixLinear(block.mlp.c_fc), MatrixLinear(block.mlp.c_proj)
+        activation = block.mlp.activation
+        self.activation: Callable[[Tensor], Tensor] = activation
+        if activation is ACTIVATIONS["gelu_new"]:
+            self.activation = rough_tanh_gelu
 
 
 class MatrixLinear:
     """What `layer` computes for rows (N, n_in) of any floating-point dtype: (N, n_out) float32.
 
-    Its weights stand in memory once more, as oneDNN wants them, and are kept as long as the layer's packed ones are.
+    Its weights stand in memory once more, as oneDNN wants them.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         assert isinstance(layer, Int8Linear)
-        packed, kept = layer.packed_weight(), _kept.get(layer)
-        if kept is None or kept[0] is not packed:
-            kept = _kept[layer] = packed, torch.ops.onednn.qlinear_prepack(layer.weight_int8, None)
-        self._weight, self._scale, self._bias = kept[1], layer.scale, layer.bias
+        self._scale, self._bias = layer.scale, layer.bias
+        self._weight = _arranged.of(layer, state_of(layer.weight_int8), lambda: _arrange(layer.weight_int8))
         self._zeros = torch.zeros(len(layer.scale), dtype=torch.int32, device="cpu")
 
     def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         size = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
-        step = size.float().clamp_(min=127 * _TINY) / 127
-        steps = (x * step.reciprocal()).round_().to(torch.int8)
+        step = size.float().clamp_(min=127 * steps.TINY) / 127
+        x_in_steps = (x * step.reciprocal()).round_().to(torch.int8)
         product = torch.ops.onednn.qlinear_pointwise
         weight = self._weight, self._scale, self._zeros
-        y = product(steps, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], "")
+        y: Tensor = product(x_in_steps, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], "")
         return y.mul_(step) if self._bias is None else torch.addcmul(self._bias, y, step, out=out)
+
+
+def _arrange(weight_int8: Tensor) -> Tensor:
+    arranged: Tensor = torch.ops.onednn.qlinear_prepack(weight_int8, None)
+    return arranged
 
 
 def rough_tanh_gelu(x: Tensor) -> Tensor:

@@ -26,14 +26,14 @@ class Scripted:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self._script: Any = None  # or False, if there is none to be had
+        self._script: Any = None  # or False, if there is none
         self._file_state = _file_state(function)
 
     def __call__(self, *args: Any) -> Any:
         script = self.script()
         if script is None:
             return self.function(*args)
-        with torch.jit.optimized_execution(False):  # of this thread alone
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # of this thread alone
             return script(*args)
 
     def script(self) -> Callable[..., Any] | None:

@@ -12,9 +12,10 @@ from random import Random
 from torch import Tensor
 
 from gpt2.fast.costs import costs_of_verifying
+from gpt2.fast.limits import FAST, FastLimits
 from gpt2.generation import sampling
 from gpt2.generation.beam_search import beam_search
-from gpt2.generation.decoder import Decoder, DecoderLimits
+from gpt2.generation.decoder import Decoder
 from gpt2.generation.draft_model import DraftModel
 from gpt2.generation.row import Row
 from gpt2.generation.speculation import Drafter, PromptLookup, Speculation
@@ -48,13 +49,13 @@ class Batch:
         max_prefill_tokens: int | None = None,
         on_step: Callable[[Step], object] = lambda step: None,
         make_speculation: Callable[[Drafter, tuple[float, float]], Speculation] = Speculation,
-        limits: DecoderLimits | None = None,
+        fast: FastLimits = FAST,
     ) -> None:
         self._model, self._draft_model = model, draft_model
         self._vocab_size, self._use_cache = vocab_size, use_cache
         self._max_prefill_tokens = max_prefill_tokens
         self._on_step, self._make_speculation = on_step, make_speculation
-        self._limits = limits or DecoderLimits()
+        self._fast = fast
         self._waiting: list[Row] = []
         self._searches: list[list[Row]] = []  # rows of beam search, those of one prompt together
         self._places: list[Row] = []  # the decoder's rows in order; an ended one stays until half of them have ended
@@ -153,7 +154,7 @@ class Batch:
                 use_cache=self._use_cache,
                 only_largest=all(row.takes_only_the_largest for row in rows),
                 vocab_size=self._vocab_size,
-                limits=self._limits,
+                fast=self._fast,
             )
             if len(rows) == 1:
                 self._drafts(rows[0], self._decoder)  # there is no room yet, but this step counts too
@@ -238,7 +239,7 @@ class Batch:
         if not (row.config.speculate or self._draft_model) or decoder.verifier is None:
             return []
         if row.speculation is None:
-            costs = costs_of_verifying(self._model, decoder.verifier)
+            costs = costs_of_verifying(self._model, decoder.verifier, self._fast)
             drafter: Drafter
             drafter = self._draft_model_for(row) if self._draft_model else PromptLookup(self._model.config.n_positions)
             row.speculation = self._make_speculation(drafter, costs)

@@ -11,37 +11,24 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gpt2.fast.cuda_graph import GraphedSteps
-from gpt2.fast.greedy_head import MIN_STEPS, GreedyHead
-from gpt2.fast.plan import DecodePlan, is_coarse
+from gpt2.fast.greedy_head import GreedyHead
+from gpt2.fast.limits import FAST, FastLimits
+from gpt2.fast.plan import DecodePlan, PlanOfEach, is_coarse
+from gpt2.fast.unchanged import keeps_layers_apart
+from gpt2.generation.network import CalledModel, network_of
 from gpt2.generation.window import Window
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt2.quantization.quantize import is_int8
 from gpt_config.errors import CheckpointError
 
-
-@dataclass(frozen=True)
-class DecoderLimits:
-    """How many greedy steps follow each other before anyone looks: too few to be seen in a stream."""
-
-    seconds_at_once: float = 0.02
-    max_at_once: int = 16
-
-
-class Network(Protocol):
-    """What computes: a `GPT2`, or a plan of one."""
-
-    def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
-        """(B, T, C) of `input_ids` (B, T); a plan may give the last token's alone, (B, 1, C)."""
-
-    def logits(self, hidden_states: Tensor, /) -> Tensor:
-        """(N, V) of (N, C)."""
+# What computes. Its `hidden_states` are (B, T, C) of ids (B, T); a plan may give the last token's alone, (B, 1, C).
+Network = DecodePlan | PlanOfEach | CalledModel | GPT2
 
 
 @dataclass(frozen=True)
@@ -72,21 +59,23 @@ class Decoder:
         use_cache: bool = True,
         only_largest: bool = False,
         vocab_size: int | None = None,
-        limits: DecoderLimits = DecoderLimits(),
+        fast: FastLimits = FAST,
     ) -> None:
         self.windows = windows
         self.only_largest = only_largest
         self._model = model
-        self._use_cache = use_cache
         self._tokens_left = max_new_tokens
         self._vocab_size = vocab_size
-        self._limits = limits
-        self._plan = DecodePlan(model, only_last=True) if use_cache and DecodePlan.fits(model) else None
-        self._network: Network = self._plan or model
-        # Made for texts that are long enough to repay it.
-        has_greedy_head = only_largest and self._plan and max_new_tokens >= MIN_STEPS and GreedyHead.fits(model.wte)
-        self._greedy_head = GreedyHead(model.wte, vocab_size) if has_greedy_head else None
-        self._graphed = GraphedSteps(model, vocab_size) if self._plan and GraphedSteps.fits(model) else None
+        self._fast = fast
+        has_plan = use_cache and fast.use_plan and DecodePlan.fits(model)
+        self._plan = DecodePlan(model, only_last=True, limits=fast) if has_plan else None
+        self._network: Network = self._plan or network_of(model)
+        self._use_cache = has_plan or (use_cache and keeps_layers_apart(model))
+        has_greedy_head = only_largest and has_plan and max_new_tokens >= fast.greedy_head.min_steps
+        has_greedy_head = has_greedy_head and GreedyHead.fits(model.wte, fast.greedy_head)
+        self._greedy_head = GreedyHead(model.wte, vocab_size, fast.greedy_head) if has_greedy_head else None
+        is_graphed = has_plan and GraphedSteps.fits(model, fast.graphs)
+        self._graphed = GraphedSteps(model, vocab_size, fast.graphs) if is_graphed else None
         self._n_at_once = 1
         self._device = model.device
         self._cache: KVCache | None = None
@@ -102,7 +91,7 @@ class Decoder:
         """What computes drafts so that the tokens stay the same; None where rounding could change them."""
         if self._plan:
             return self._plan.for_drafts
-        return None if is_int8(self._model) or is_coarse(self._model.wpe.weight) else self._model
+        return None if is_int8(self._model) or is_coarse(self._model.wpe.weight) else self._network
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
@@ -165,7 +154,7 @@ class Decoder:
         except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
             return GreedyRun([], failed=True)
         seconds = max(time.perf_counter() - start, 1e-6)
-        self._n_at_once = int(min(self._limits.max_at_once, 1 + self._limits.seconds_at_once * n / seconds))
+        self._n_at_once = int(min(self._fast.max_at_once, 1 + self._fast.seconds_at_once * n / seconds))
         tokens = [token for token, _ in itertools.takewhile(lambda step: math.isfinite(step[1]), steps)]
         if eot in tokens:
             tokens = tokens[: tokens.index(eot) + 1]

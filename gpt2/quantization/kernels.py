@@ -8,29 +8,20 @@ smallest and its largest value, so that bytes are multiplied by bytes. Several r
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TINY = torch.finfo(torch.float32).tiny
+from gpt2.quantization import steps
 
-# The kernel's steps are never finer than this, so what it multiplies is lifted first and the scales of the weights lowered.
-# It is a power of two, which changes no bits of a product but the exponent.
-LIFT = 1024.0
-_FINEST = 6.1e-5
-
-# In units of the last place that a weight of a row can have: with sums and biases up to this, what is lost in a product in
-# float32, less the bias, over the unit, is less than half a unit. 3 * 2^-24 of the sum, and 2^-24 of the bias.
-_LARGEST_SUM = LARGEST_BIAS = 2e6
-
-# Of so many rows, what is computed on the way to bytes stays in the processor's cache.
+# For this many rows, what is computed on the way to bytes stays in the processor's cache.
 ROWS_IN_CACHE = 1024
 
-# In which order torch's kernels for bytes are to be had: the first is the fastest for a single row.
-_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+# torch's kernels for bytes, the fastest for a single row first. The first that this build of torch has is used.
+ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 
 
 def quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +32,7 @@ def quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.float()
-    scale = weight.abs().amax(1).clamp(min=_TINY) / 127
+    scale = weight.abs().amax(1).clamp(min=steps.TINY) / 127
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
@@ -50,17 +41,16 @@ def int8_product(
     packed: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
     bias: Tensor | None,
     is_lifted: bool,
-    lift: float = LIFT,  # defaults, for TorchScript sees no other globals
-    tiny: float = _TINY,
 ) -> Tensor:
     """Rows (N, n_in), which come times LIFT if `is_lifted`, by a packed weight that adds `bias`: (N, n_out)."""
     if x.size(0) == 1:
-        return torch.ops.quantized.linear_dynamic(x if is_lifted else x * lift, packed)
+        of_one: Tensor = torch.ops.quantized.linear_dynamic(x if is_lifted else x * steps.LIFT, packed)
+        return of_one
     # All rows of a call share the 256 steps, so each is brought to the same size.
-    size = x.abs().amax(1, keepdim=True).clamp_(min=tiny * lift)
-    y = torch.ops.quantized.linear_dynamic(x * (lift / size), packed)
+    size = x.abs().amax(1, keepdim=True).clamp_(min=steps.TINY * steps.LIFT)
+    y: Tensor = torch.ops.quantized.linear_dynamic(x * (steps.LIFT / size), packed)
     if is_lifted:
-        size = size / lift
+        size = size / steps.LIFT
     return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
 
 
@@ -70,10 +60,6 @@ def int8_product_of_each(
     bias: Tensor | None,
     units_and_sums: Tensor,
     is_lifted: bool,
-    lift: float = LIFT,
-    finest: float = _FINEST,
-    tiny: float = _TINY,
-    largest_sum: float = _LARGEST_SUM,
 ) -> Tensor:
     """The bits that `int8_product` gives for each of the rows alone, where `rounds_each_alone`, and weights are read once.
 
@@ -85,20 +71,20 @@ def int8_product_of_each(
     units, sums = units_and_sums.unbind()
     low, high = x.amin(1, keepdim=True).clamp_max_(0).double(), x.amax(1, keepdim=True).clamp_min_(0)
     step = (high - low).div_(255)
-    zero = (low / step.clamp_min(tiny)).round_().neg_().float()
-    step = step.float().clamp_min_(finest if is_lifted else finest / lift)
+    zero = (low / step.clamp_min(steps.TINY)).round_().neg_().float()
+    step = step.float().clamp_min_(steps.FINEST if is_lifted else steps.FINEST / steps.LIFT)
     # The kernel rounds it. Of two numbers a row, torch would be slow.
-    steps = torch.addcmul(zero.expand_as(x).contiguous(), x, step.reciprocal())
-    y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(steps, 1.0, 0, packed)
+    x_in_steps = torch.addcmul(zero.expand_as(x).contiguous(), x, step.reciprocal())
+    y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x_in_steps, 1.0, 0, packed)
     if bias is not None:
         y -= bias
     y.div_(units).round_()
     least, greatest = y.aminmax()
-    if not (least.item() > -largest_sum and greatest.item() < largest_sum):
+    if not (least.item() > -steps.LARGEST_SUM and greatest.item() < steps.LARGEST_SUM):
         return torch.cat([int8_product(row, packed, bias, is_lifted) for row in x.split(1)])
     y.addcmul_(zero, sums, value=-1)
     if not is_lifted:
-        step *= lift
+        step *= steps.LIFT
     return y.mul_(step * units) if bias is None else torch.addcmul(bias, y, step * units)
 
 
@@ -108,24 +94,26 @@ def plain_int8_product(x: Tensor, weight_int8: Tensor, scale: Tensor, bias: Tens
     return y if bias is None else y + bias
 
 
-def packing_engine() -> str | None:
-    """Which of torch's kernels for bytes packs the weights, or None if there is none."""
+def packing_engine(engines: Sequence[str] = ENGINES) -> str | None:
+    """The first of `engines` that this torch has, or None if it has none of them."""
     if not (hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, "linear_dynamic")):
         return None
-    return next((name for name in _ENGINES if name in torch.backends.quantized.supported_engines), None)
+    return next((name for name in engines if name in torch.backends.quantized.supported_engines), None)
 
 
-def multiplies_given_steps() -> bool:
+def multiplies_given_steps(engines: Sequence[str] = ENGINES) -> bool:
     """Whether there is the operator for inputs in steps of the caller's choice. It takes only what fbgemm has packed."""
     has_operator = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
-    return has_operator and packing_engine() in ("x86", "fbgemm")
+    return has_operator and packing_engine(engines) in ("x86", "fbgemm")
 
 
 def pack(weight_int8: Tensor, scale: Tensor, bias: Tensor | None, engine: str) -> torch.ScriptObject:
+    """Weights (n_out, n_in), their scales (n_out,) and the bias as the kernels of `engine` want them."""
     with packing(engine):
         zeros = torch.zeros(len(scale), dtype=torch.int64)
-        quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / LIFT, zeros, 0)
-        return torch.ops.quantized.linear_prepack(quantized, bias)
+        quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / steps.LIFT, zeros, 0)
+        packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(quantized, bias)
+        return packed
 
 
 @contextmanager

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.quantization import steps
+from gpt2.quantization.derived import Derived, state_of
 from gpt2.quantization.kernels import (
-    LARGEST_BIAS,
-    LIFT,
+    ENGINES,
     int8_product,
     int8_product_of_each,
     multiplies_given_steps,
@@ -21,21 +23,26 @@ from gpt2.quantization.kernels import (
     plain_int8_product,
 )
 
+_packed: Derived[torch.ScriptObject | None] = Derived()
+_units_and_sums: Derived[Tensor | None] = Derived()
+
 
 class Int8Linear(nn.Module):
-    """y = x W^T + b of x (..., n_in) float32, with W = weight_int8 (n_out, n_in) times scale (n_out,)."""
+    """y = x W^T + b of x (..., n_in) float32, with W = weight_int8 (n_out, n_in) times scale (n_out,).
+
+    On a CPU it is multiplied by the first of `engines` that torch has, without any by a product in float32.
+    """
 
     weight_int8: Tensor
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight_int8: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight_int8: Tensor, scale: Tensor, bias: Tensor | None, *, engines: Sequence[str] = ENGINES) -> None:
         super().__init__()
+        self.engines = tuple(engines)
         self.register_buffer("weight_int8", weight_int8)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self._packed: tuple[object, torch.ScriptObject] | None = None  # with what it was made of
-        self._units_and_sums: tuple[torch.ScriptObject | None, Tensor | None] | None = None  # with what is packed
 
     def forward(self, x: Tensor) -> Tensor:
         packed, rows = self.packed_weight(), x.reshape(-1, x.shape[-1])
@@ -49,19 +56,16 @@ class Int8Linear(nn.Module):
         """The weights as the CPU's kernel wants them, or None where there is no such kernel."""
         if self.weight_int8.device.type != "cpu":
             return None
-        sources = [tensor for tensor in (self.weight_int8, self.scale, self.bias) if tensor is not None]
-        state = [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in sources]
-        if self._packed is None or self._packed[0] != state:
-            engine = packing_engine()
-            if engine is None:
-                return None
-            self._packed = (state, pack(self.weight_int8, self.scale, self.bias, engine))
-        return self._packed[1]
+        return _packed.of(self, state_of(self.weight_int8, self.scale, self.bias), self._pack)
+
+    def _pack(self) -> torch.ScriptObject | None:
+        engine = packing_engine(self.engines)
+        return None if engine is None else pack(self.weight_int8, self.scale, self.bias, engine)
 
     @property
     def is_packed(self) -> bool:
         """Whether `packed_weight` has been asked before."""
-        return self._packed is not None
+        return self in _packed
 
     def units_and_sums(self) -> Tensor | None:
         """What `int8_product_of_each` wants of the packed weights, (2, n_out): their scales, and sums of their rows.
@@ -69,14 +73,16 @@ class Int8Linear(nn.Module):
         None where it would not keep its promise: with other kernels, and with a bias beside which weights vanish.
         """
         packed = self.packed_weight()
-        if self._units_and_sums is None or self._units_and_sums[0] is not packed:
-            can_have = packed is not None and rounds_each_alone()
-            self._units_and_sums = packed, self._find_units_and_sums(packed) if can_have else None
-        return self._units_and_sums[1]
+        if packed is None:
+            return None
+        return _units_and_sums.of(self, _packed.state(self), lambda: self._units_and_sums_of(packed))
+
+    def _units_and_sums_of(self, packed: torch.ScriptObject) -> Tensor | None:
+        return self._find_units_and_sums(packed) if rounds_each_alone(self.engines) else None
 
     def _find_units_and_sums(self, packed: torch.ScriptObject | None) -> Tensor | None:
-        units = (self.scale.double() / LIFT).float()
-        if self.bias is not None and bool((self.bias.abs() > LARGEST_BIAS * units).any()):
+        units = (self.scale.double() / steps.LIFT).float()
+        if self.bias is not None and bool((self.bias.abs() > steps.LARGEST_BIAS * units).any()):
             return None
         ones = torch.ones(1, self.weight_int8.shape[1], dtype=torch.float32, device="cpu")
         sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, 1.0, 0, packed)
@@ -96,14 +102,14 @@ class Int8Embedding(Int8Linear):
         return super().forward(hidden_states)
 
 
-def rounds_each_alone() -> bool:
-    """Whether `int8_product_of_each` is to be had, and keeps its promise here."""
-    return multiplies_given_steps() and _rounds_alike()
+def rounds_each_alone(engines: Sequence[str] = ENGINES) -> bool:
+    """Whether `int8_product_of_each` is available, and keeps its promise here."""
+    return multiplies_given_steps(engines) and _rounds_alike()
 
 
-@functools.cache
-def _rounds_alike() -> bool:
-    """It depends on where those who built torch let a multiplication and an addition be rounded as one."""
+def gives_the_bits_of_each() -> bool:
+    """Whether `int8_product_of_each` does so for an example. It depends on where those who built torch let a multiplication
+    and an addition be rounded as one."""
     numbers = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (150, 90), dtype=torch.int8, generator=numbers, device="cpu")
     scale, bias = torch.rand(2, 150, dtype=torch.float32, generator=numbers, device="cpu")
@@ -116,11 +122,16 @@ def _rounds_alike() -> bool:
     return torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, True), alone)
 
 
+_rounds_alike = functools.cache(gives_the_bits_of_each)  # of one build of torch on one processor
+
+
 def pack_together(model: nn.Module) -> None:
     """Pack the layers that are not yet packed, several at a time, for one of them keeps no more than one thread busy."""
     layers = [module for module in model.modules() if isinstance(module, Int8Linear) and not module.is_packed]
-    engine = packing_engine()
-    if engine is None or len(layers) < 2 or layers[0].weight_int8.device.type != "cpu":
+    if len(layers) < 2 or layers[0].weight_int8.device.type != "cpu":
+        return
+    engine = packing_engine(layers[0].engines)
+    if engine is None:
         return
     layers.sort(key=lambda layer: layer.weight_int8.numel(), reverse=True)  # the head takes as long as all blocks
     with packing(engine), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:

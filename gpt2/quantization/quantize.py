@@ -7,24 +7,25 @@ the layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gpt2.model import GPT2, Conv1D
-from gpt2.quantization.kernels import quantized_rows
+from gpt2.quantization.kernels import ENGINES, quantized_rows
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
 from gpt_config.errors import CheckpointError, InputError
 
 
-def quantize_int8(model: GPT2) -> GPT2:
+def quantize_int8(model: GPT2, *, engines: Sequence[str] = ENGINES) -> GPT2:
     """Swap the layers of `model` for such of int8, in place, and return it. It can then no longer be trained.
 
-    A quarter of the bytes, to be read for every token. CheckpointError if a weight is NaN or infinite.
+    A quarter of the bytes, to be read for every token. On a CPU the first of `engines` that torch has multiplies them.
+    CheckpointError if a weight is NaN or infinite.
     """
     check_finite(dict(model.named_parameters()))
-    return _swap_layers(model.float(), quantized_rows)
+    return _swap_layers(model.float(), quantized_rows, engines)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -42,15 +43,17 @@ def empty_int8(model: GPT2) -> GPT2:
     )
 
 
-def _swap_layers(model: GPT2, quantized: Callable[[Tensor], tuple[Tensor, Tensor]]) -> GPT2:
+def _swap_layers(
+    model: GPT2, quantized: Callable[[Tensor], tuple[Tensor, Tensor]], engines: Sequence[str] = ENGINES
+) -> GPT2:
     model.requires_grad_(False)
     for block in model.h:
         for parent, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
             layer = getattr(parent, name)
             if type(layer) is not Conv1D:
                 raise InputError(f"a layer {type(layer).__name__} has no int8: merge adapters into the model first")
-            setattr(parent, name, Int8Linear(*quantized(layer.weight.detach().t()), layer.bias.detach()))
-    model.wte = Int8Embedding(*quantized(model.wte.weight.detach()), None)  # type: ignore[assignment]
+            setattr(parent, name, Int8Linear(*quantized(layer.weight.detach().t()), layer.bias.detach(), engines=engines))
+    model.wte = Int8Embedding(*quantized(model.wte.weight.detach()), None, engines=engines)  # type: ignore[assignment]
     return model
 
 

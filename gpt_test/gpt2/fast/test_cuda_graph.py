@@ -3,7 +3,6 @@ for a CUDA graph, and does to tensors what that does to kernels."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,18 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gpt2 import GPT2
-from gpt2.fast import cuda_graph as decode_graph
-from gpt2.fast.cuda_graph import GraphedSteps
+from gpt2.fast.cuda_graph import GraphedStep, GraphedSteps
+from gpt2.fast.limits import FAST, FastLimits, GraphLimits
 from gpt2.fast.plan import DecodePlan
-from gpt2.generation import batch
 from gpt2.generation.batch import Batch
-from gpt2.generation.decoder import Decoder, DecoderLimits
+from gpt2.generation.decoder import Decoder
 from gpt2.generation.loop import decode, start
 from gpt2.generation.row import Row
 from gpt2.generation.window import Window
 from gpt2.kv_cache import KVCache
 from gpt_config import CheckpointError, GenerationConfig, GPT2Config, GPT2Warning, InputError
 from gpt_test.conftest import random_model, repetitive_model
+from gpt_test.gpt2.fast.watching import calls_of
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
 
@@ -69,24 +68,29 @@ class Recorded(TorchDispatchMode):
                         there.copy_(new)
 
 
-@contextlib.contextmanager
-def graphs(slots_at_once: int = 7, record: Callable[..., Any] = Recorded) -> Iterator[list[Recorded]]:
-    """On this device, as soon as can be; those that were recorded. A warning fails."""
-    made: list[Recorded] = []
+class Graphs:
+    """Limits with which steps are recorded on this device, as soon as possible; what was recorded is in `made`."""
 
-    def captured(step: Callable[[], None], device: torch.device) -> Recorded:
-        made.append(record(step, device))
-        return made[-1]
+    def __init__(self, record: Callable[..., Any] = Recorded, **limits: int) -> None:
+        self.made: list[Any] = []
 
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        def recorder(step: Callable[[], None], device: torch.device) -> Any:
+            self.made.append(record(step, device))
+            return self.made[-1]
+
+        soon = {"steps_before": 1, "steps_left": 1, "slots_at_once": 7, **limits}
+        self.limits = FastLimits(
+            graphs=GraphLimits(recorder=recorder, **soon),
+            costs_of_drafts=(0.1, 0.1),  # guess often
+        )
+
+
+@pytest.fixture(autouse=True)
+def _no_graph_fails() -> Iterator[None]:
+    """A warning that there is no graph fails, but for the tests that expect it."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("error", "no CUDA graph", GPT2Warning)
-        patch.setattr(GraphedSteps, "fits", staticmethod(lambda model: True))
-        patch.setattr(decode_graph, "captured", captured)
-        patch.setattr(batch, "costs_of_verifying", lambda model, network: (0.1, 0.1))  # guess often
-        patch.setattr(decode_graph, "_refused", set())
-        for name, value in (("_STEPS_BEFORE", 1), ("_STEPS_LEFT", 1), ("_SLOTS_AT_ONCE", slots_at_once)):
-            patch.setattr(decode_graph, name, value)
-        yield made
+        yield
 
 
 def continued(
@@ -96,12 +100,12 @@ def continued(
     *,
     vocab_size: int | None = None,
     logprobs: bool = False,
-    limits: DecoderLimits | None = None,
+    fast: FastLimits = FAST,
 ) -> list[Row]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "a prompt has")
         rows = start(model, prompts, config, logprobs=logprobs)
-    for _ in decode(Batch(model, vocab_size=vocab_size, limits=limits), rows):
+    for _ in decode(Batch(model, vocab_size=vocab_size, fast=fast), rows):
         pass
     return rows
 
@@ -133,8 +137,8 @@ def test_texts_are_the_same(
     model = make(replace(CONFIG, eos_token_id=eot), dtype=getattr(torch, dtype))
     config = GenerationConfig(max_new_tokens=n, do_sample=do_sample, seed=n, speculate=data.draw(st.booleans()))
     expected = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs)
-    with graphs(slots_at_once):
-        found = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs)
+    graphs = Graphs(slots_at_once=slots_at_once)
+    found = continued(model, prompts, config, vocab_size=vocab_size, logprobs=logprobs, fast=graphs.limits)
     assert [(row.ids, row.finish_reason) for row in found] == [(row.ids, row.finish_reason) for row in expected]
     for row, other in zip(found, expected, strict=True):
         assert row.logprobs == pytest.approx(other.logprobs, abs=1e-10 if dtype == "float64" else 1e-4)
@@ -152,19 +156,19 @@ def test_texts_are_the_same(
 def test_steps_are_replayed(lengths: list[int], n: int, slots_at_once: int, n_graphs: int) -> None:
     """Else the test above would hold single steps against themselves."""
     config = GenerationConfig(max_new_tokens=n, stop_at_eot=False)
-    with graphs(slots_at_once) as made:
-        continued(random_model(CONFIG), [list(range(1, 1 + length)) for length in lengths], config)
-    assert len(made) == n_graphs
+    graphs = Graphs(slots_at_once=slots_at_once)
+    continued(random_model(CONFIG), [list(range(1, 1 + length)) for length in lengths], config, fast=graphs.limits)
+    assert len(graphs.made) == n_graphs
     # What is computed without a graph is repeated by the one that it checks; only prompts are not, and the last of 24.
-    assert sum(graph.n_replays for graph in made) == {19: 18, 30: 28}[n] - (slots_at_once == 23)
+    assert sum(graph.n_replays for graph in graphs.made) == {19: 18, 30: 28}[n] - (slots_at_once == 23)
 
 
 def test_few_steps_need_no_graph() -> None:
-    with graphs() as made, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_graph, "_STEPS_LEFT", 5)
-        for n, n_graphs in ((5, 0), (6, 1)):
-            continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=n, stop_at_eot=False))
-            assert len(made) == n_graphs
+    graphs = Graphs(steps_left=5)
+    for n, n_graphs in ((5, 0), (6, 1)):
+        config = GenerationConfig(max_new_tokens=n, stop_at_eot=False)
+        continued(random_model(CONFIG), [[1, 2, 3]], config, fast=graphs.limits)
+        assert len(graphs.made) == n_graphs
 
 
 def test_several_greedy_tokens_stay_in_the_vocabulary() -> None:
@@ -172,8 +176,7 @@ def test_several_greedy_tokens_stay_in_the_vocabulary() -> None:
     [whole] = continued(model, [[1, 2, 3]], config)
     [part] = continued(model, [[1, 2, 3]], config, vocab_size=20)
     assert max(whole.ids) >= 20  # or the part would say nothing
-    with graphs():
-        assert continued(model, [[1, 2, 3]], config, vocab_size=20)[0].ids == part.ids
+    assert continued(model, [[1, 2, 3]], config, vocab_size=20, fast=Graphs().limits)[0].ids == part.ids
 
 
 def test_beams_have_none() -> None:
@@ -181,18 +184,18 @@ def test_beams_have_none() -> None:
     config = GenerationConfig(max_new_tokens=15, num_beams=3, stop_at_eot=False)
     model = random_model(CONFIG)
     [expected] = continued(model, [[1, 2, 3]], config)
-    with graphs() as made, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_graph, "_STEPS_BEFORE", 2)
-        [found] = continued(model, [[1, 2, 3]], config)
-    assert found.ids == expected.ids and not made
+    graphs = Graphs(steps_before=2)
+    [found] = continued(model, [[1, 2, 3]], config, fast=graphs.limits)
+    assert found.ids == expected.ids and not graphs.made
 
 
 def test_what_was_in_memory_does_no_harm() -> None:
     """A masked slot has no weight, but no weight times NaN is NaN; memory that was not written to may hold that."""
     model = random_model(CONFIG)
     expected = Decoder(model, [Window([1, 2, 3], 24)], 20)
-    with graphs() as made, torch.inference_mode():
-        found = Decoder(model, [Window([1, 2, 3], 24)], 20)
+    graphs = Graphs()
+    with torch.inference_mode():
+        found = Decoder(model, [Window([1, 2, 3], 24)], 20, fast=graphs.limits)
         for step in range(8):
             token = int(expected.next_logits().argmax())
             assert int(found.next_logits().argmax()) == token
@@ -202,7 +205,7 @@ def test_what_was_in_memory_does_no_harm() -> None:
             if step == 0:
                 for layer in found._cache.layers:
                     layer[:, :, :, 3:] = float("nan")
-    assert made
+    assert graphs.made
 
 
 def test_guesses_go_beyond_a_graph() -> None:
@@ -211,8 +214,8 @@ def test_guesses_go_beyond_a_graph() -> None:
     with torch.no_grad():
         model.wpe.weight[10] = float("nan")
 
-    def logits(*, drafts: bool) -> Iterator[Tensor]:
-        steps = Decoder(model, [Window([1, 2, 3], 24)], 20, only_largest=True)
+    def logits(fast: FastLimits, *, drafts: bool) -> Iterator[Tensor]:
+        steps = Decoder(model, [Window([1, 2, 3], 24)], 20, only_largest=True, fast=fast)
         for token in (5, 6):
             yield steps.next_logits().clone()
             steps.windows[0].ids.append(token)
@@ -228,11 +231,10 @@ def test_guesses_go_beyond_a_graph() -> None:
             steps.windows[0].ids.append(token)
             yield steps.next_logits().clone()
 
-    expected = list(logits(drafts=False))
-    with graphs(slots_at_once=7) as made:
-        for found, right in zip(logits(drafts=True), expected, strict=True):
-            assert torch.allclose(found, right, atol=1e-5)
-    assert len(made) > 1
+    expected, graphs = list(logits(FAST, drafts=False)), Graphs()
+    for found, right in zip(logits(graphs.limits, drafts=True), expected, strict=True):
+        assert torch.allclose(found, right, atol=1e-5)
+    assert len(graphs.made) > 1
 
 
 def refuses(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -286,19 +288,6 @@ def forgets_its_choice(step: Callable[[], None], device: torch.device) -> Callab
     return replay
 
 
-def numbers_at_once(maker: type, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many greedy tokens are asked of it, from now on."""
-    asked: list[int] = []
-    greedy_tokens = maker.greedy_tokens
-
-    def watched(self: object, token: int, n: int, *rest: object) -> list[tuple[int, float]]:
-        asked.append(n)
-        return greedy_tokens(self, token, n, *rest)
-
-    monkeypatch.setattr(maker, "greedy_tokens", watched)
-    return asked
-
-
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -311,59 +300,56 @@ def numbers_at_once(maker: type, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         (goes_on_with_another_token, "it does not go on"),
     ],
 )
-def test_without_a_sound_graph_tokens_come_as_before(
-    record: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_sound_graph_tokens_come_as_before(record: Callable[..., Any], reason: str) -> None:
     """What the trial has written is taken back; several greedy tokens come at once as they do elsewhere."""
     model, config = random_model(CONFIG, positions=0.5), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
-    expected = continued(model, [[1, 2, 3]], config)[0].ids
-    at_once = numbers_at_once(DecodePlan, monkeypatch)
+    expected, graphs = continued(model, [[1, 2, 3]], config)[0].ids, Graphs(record)
     with (
-        graphs(record=record) as made,
+        calls_of(DecodePlan.greedy_tokens) as at_once,
         pytest.warns(GPT2Warning, match=f"no CUDA graph could be recorded .{reason}") as told,
     ):
-        assert continued(model, [[1, 2, 3]], config)[0].ids == expected
-    assert len(told) == 1 and len(made) <= 1 and sum(at_once) >= 15
+        assert continued(model, [[1, 2, 3]], config, fast=graphs.limits)[0].ids == expected
+    assert len(told) == 1 and len(graphs.made) <= 1 and sum(call.arguments["n"] for call in at_once) >= 15
 
 
 def test_where_one_cannot_be_recorded_it_is_not_tried_again() -> None:
-    with graphs(record=refuses), pytest.warns(GPT2Warning) as told:
+    config, graphs = GenerationConfig(max_new_tokens=9, stop_at_eot=False), Graphs(refuses)
+    with pytest.warns(GPT2Warning) as told:
         for _ in range(2):
-            continued(random_model(CONFIG), [[1, 2, 3]], GenerationConfig(max_new_tokens=9, stop_at_eot=False))
+            continued(random_model(CONFIG), [[1, 2, 3]], config, fast=graphs.limits)
     assert len(told) == 1
 
 
-def test_several_greedy_tokens_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once = numbers_at_once(GraphedSteps, monkeypatch)
+def test_several_greedy_tokens_come_at_once() -> None:
     model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     expected = continued(model, [[1, 2, 3]], config)[0].ids
     assert sum(a != b for a, b in itertools.pairwise(expected)) > 5
-    with graphs(slots_at_once=24):
-        limits = DecoderLimits(seconds_at_once=99)
-        assert continued(model, [[1, 2, 3]], config, limits=limits)[0].ids == expected
-    assert at_once == [1, 16, 1]  # behind the prompt's and the one that the graph repeats; the last is what is left
+    with calls_of(GraphedSteps.greedy_tokens) as at_once:
+        fast = replace(Graphs(slots_at_once=24).limits, seconds_at_once=99)
+        assert continued(model, [[1, 2, 3]], config, fast=fast)[0].ids == expected
+    # After the prompt's and the one that the graph repeats; the last is what is left.
+    assert [call.arguments["n"] for call in at_once] == [1, 16, 1]
 
 
 def test_a_model_that_changes_on_the_way_is_refused() -> None:
-    model = random_model(CONFIG)
-    with graphs() as made:
-        steps = Decoder(model, [Window([1, 2, 3], 24)], 20)
-        for token in (5, 6):
-            steps.next_logits()
-            steps.windows[0].ids.append(token)
-        model.double()
-        with pytest.raises(InputError, match=r"the cache is torch\.float32 on cpu and the model computes torch\.float64"):
-            steps.next_logits()
-    assert made
+    model, graphs = random_model(CONFIG), Graphs()
+    steps = Decoder(model, [Window([1, 2, 3], 24)], 20, fast=graphs.limits)
+    for token in (5, 6):
+        steps.next_logits()
+        steps.windows[0].ids.append(token)
+    model.double()
+    with pytest.raises(InputError, match=r"the cache is torch\.float32 on cpu and the model computes torch\.float64"):
+        steps.next_logits()
+    assert graphs.made
 
 
 def test_a_model_with_something_else_in_it_has_none() -> None:
     """A hook, for example, would be called while a step is recorded, and never again."""
     model = random_model(CONFIG)
     model.h[0].register_forward_hook(lambda module, args, out: out)
-    with graphs() as made:
-        continued(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=9, stop_at_eot=False))
-    assert not made
+    graphs = Graphs()
+    continued(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=9, stop_at_eot=False), fast=graphs.limits)
+    assert not graphs.made
 
 
 def test_a_step_makes_nothing_on_another_device() -> None:
@@ -372,7 +358,7 @@ def test_a_step_makes_nothing_on_another_device() -> None:
         model = GPT2(CONFIG).eval()
         cache = KVCache(CONFIG, batch_size=2, device="meta")
     for n_padding in (None, torch.zeros(2, 1, dtype=torch.int64, device="meta")):
-        step = decode_graph._Step(model, cache, n_padding, 20)
+        step = GraphedStep(model, cache, n_padding, 20)
         with torch.inference_mode():
             step()
         assert step.logits.device.type == "meta"
@@ -396,6 +382,7 @@ def test_nan_is_told(position: int) -> None:
     model = random_model(CONFIG)
     with torch.no_grad():
         model.wpe.weight[position] = float("nan")
-    with graphs() as made, pytest.raises(CheckpointError, match="NaN"):
-        continued(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=15, stop_at_eot=False))
-    assert len(made) == (position == 9) * 2  # the other one after 7 tokens
+    config, graphs = GenerationConfig(max_new_tokens=15, stop_at_eot=False), Graphs()
+    with pytest.raises(CheckpointError, match="NaN"):
+        continued(model, [[1, 2, 3]], config, fast=graphs.limits)
+    assert len(graphs.made) == (position == 9) * 2  # the other one after 7 tokens

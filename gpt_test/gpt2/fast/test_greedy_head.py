@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,42 +14,38 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2 import GPT2
-from gpt2.fast import greedy_head
 from gpt2.fast.greedy_head import GreedyHead
+from gpt2.fast.limits import GREEDY_HEAD, FastLimits, GreedyHeadLimits
 from gpt2.generation.batch import Batch
 from gpt2.generation.loop import decode, start
 from gpt2.model import TokenEmbedding
+from gpt2.quantization.kernels import quantized_rows
 from gpt2.quantization.layers import Int8Linear
 from gpt_config import GPT2Config
 from gpt_config.generation_config import GenerationConfig
 from gpt_test.conftest import random_model
+from gpt_test.gpt2.fast.watching import Call, calls_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For heads of any size, from the first step on, however many rows are left."""
-    monkeypatch.setattr(greedy_head, "_MIN_BYTES", 0)
-    monkeypatch.setattr(greedy_head, "_PAYS", dict.fromkeys(DTYPES, (0, 8)))
-    monkeypatch.setattr(greedy_head, "_MAX_PART", 1)
-    monkeypatch.setattr("gpt2.generation.decoder.MIN_STEPS", 0)
+# For heads of any size, from the first step on, however many rows are left.
+AT_ONCE = GreedyHeadLimits(min_bytes=0, min_steps=0, pays=dict.fromkeys(DTYPES, (0, 8)), max_part=1)
+NEVER = FastLimits(greedy_head=GreedyHeadLimits(min_steps=2**31))
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many tokens it left at each step."""
-    counts: list[int] = []
-    own = GreedyHead.logits
+def new_ids(
+    model: GPT2, prompts: list[list[int]], config: GenerationConfig, limits: FastLimits, **options: Any
+) -> list[list[int]]:
+    rows = start(model, prompts, config)
+    for _ in decode(Batch(model, fast=limits, **options), rows):
+        pass
+    return [row.ids for row in rows]
 
-    def logits(self: GreedyHead, hidden_states: Tensor) -> Tensor | None:
-        result = own(self, hidden_states)
-        if result is not None:
-            counts.append(int(result.isfinite().any(0).sum()))
-        return result
 
-    monkeypatch.setattr(GreedyHead, "logits", logits)
-    yield counts
+def n_used(calls: list[Call]) -> int:
+    """In how many steps a head left some tokens out."""
+    return sum(call.returned is not None for call in calls)
 
 
 def head_of(weight: Tensor) -> TokenEmbedding:
@@ -57,13 +54,13 @@ def head_of(weight: Tensor) -> TokenEmbedding:
     return head
 
 
-def check(weight: Tensor, hidden: Tensor, vocab_size: int | None = None) -> int:
+def check(weight: Tensor, hidden: Tensor, vocab_size: int | None = None, limits: GreedyHeadLimits = AT_ONCE) -> int:
     """How many tokens are left."""
     head = head_of(weight)
-    assert GreedyHead.fits(head)
+    assert GreedyHead.fits(head, limits)
     with torch.inference_mode():
         every = head.logits(hidden)[:, :vocab_size]
-        some = GreedyHead(head, vocab_size).logits(hidden)
+        some = GreedyHead(head, vocab_size, limits).logits(hidden)
     assert some is not None and some.dtype == every.dtype and some.shape == every.shape
     left = some.isfinite()
     assert left.gather(1, every.argmax(1, keepdim=True)).all()
@@ -93,19 +90,17 @@ def test_the_largest_is_among_them(
     hidden[:, seed % width] *= outlier
     if twins:
         weight[:] = weight[torch.randint(0, vocab_size // 2 + 1, (vocab_size,))]
-    with pytest.MonkeyPatch.context() as patch:
-        at_once.__wrapped__(patch)
-        patch.setattr(greedy_head, "_ROWS_OF_PART", 77)
-        check(weight.to(dtype) / 8, hidden.to(dtype) / 8, max(1, vocab_size - 3) if padded else None)
+    limits = replace(AT_ONCE, rows_of_part=77)
+    check(weight.to(dtype) / 8, hidden.to(dtype) / 8, max(1, vocab_size - 3) if padded else None, limits)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_few_are_left_of_many(rows: int, at_once: None) -> None:
+def test_few_are_left_of_many(rows: int) -> None:
     torch.manual_seed(0)
     assert check(torch.randn(5000, 64), torch.randn(rows, 64)) <= 4 * rows
 
 
-def test_a_token_that_bytes_show_too_small_beside_one_that_they_show_too_large(at_once: None) -> None:
+def test_a_token_that_bytes_show_too_small_beside_one_that_they_show_too_large() -> None:
     """Both by as much as the rounding of weights can do, and the first wins by a hundredth of that."""
     torch.manual_seed(0)
     fraction = torch.rand(32) * 0.9 - 0.45
@@ -119,7 +114,7 @@ def test_a_token_that_bytes_show_too_small_beside_one_that_they_show_too_large(a
     check(weight, hidden[None])
 
 
-def test_a_token_that_the_digits_of_the_inputs_show_too_small(at_once: None) -> None:
+def test_a_token_that_the_digits_of_the_inputs_show_too_small() -> None:
     """All weights are whole numbers of steps, and all inputs but the largest lie just below the middle of two digits."""
     torch.manual_seed(0)
     sign, width = torch.randint(0, 2, (64,)) * 2.0 - 1, 64
@@ -132,78 +127,73 @@ def test_a_token_that_the_digits_of_the_inputs_show_too_small(at_once: None) -> 
     assert check(weight, hidden[None]) < 100
 
 
-def test_of_tokens_that_tie_when_rounded_the_first_stays(at_once: None) -> None:
+def test_of_tokens_that_tie_when_rounded_the_first_stays() -> None:
     weight, hidden = torch.tensor([[127.0, 26.0], [127.0, 51.0]]), torch.tensor([[1.0, 1 / 256]])
     assert check(weight.bfloat16(), hidden.bfloat16()) == 2  # 127.1 and 127.2 are both 127
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_inputs_that_tell_nothing_exclude_nothing(bad: float, at_once: None) -> None:
+def test_inputs_that_tell_nothing_exclude_nothing(bad: float) -> None:
     hidden = torch.randn(2, 16)
     hidden[1] = bad
-    logits = GreedyHead(head_of(torch.randn(50, 16))).logits(hidden)
+    logits = GreedyHead(head_of(torch.randn(50, 16)), None, AT_ONCE).logits(hidden)
     assert logits is not None and not logits.isneginf().all(0).any()
 
 
-def test_a_head_that_leaves_too_many_is_given_up(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(greedy_head, "_MAX_PART", 1 / 32)
-    calls: list[int] = []
-    own = greedy_head.candidates
-    monkeypatch.setattr(greedy_head, "_scripted_candidates", lambda *args: calls.append(1) or own(*args))
-    monkeypatch.setattr(greedy_head._scripted_candidates, "list_of", list, raising=False)
+def test_a_head_that_leaves_too_many_is_given_up() -> None:
+    limits = replace(AT_ONCE, max_part=1 / 32)
     flat = head_of(torch.ones(64, 16))  # all logits are one
-    for _ in range(3):
-        generation = GreedyHead(flat)
-        assert [generation.logits(torch.randn(1, 16)) for _ in range(4)] == [None] * 4
-    assert len(calls) == 3
+    for n_tries in range(1, 4):
+        generation = GreedyHead(flat, None, limits)
+        assert generation.leave_alone(9) == 0
+        assert generation.logits(torch.randn(1, 16)) is None
+        assert generation.leave_alone(9) == (9 if n_tries == 3 else 0)  # from then on all steps need all logits
+    assert [generation.logits(torch.randn(1, 16)) for _ in range(4)] == [None] * 4
 
 
 @pytest.mark.parametrize("damage", [float("nan"), float("inf"), 1e30])
-def test_damaged_weights_are_left_to_the_whole_head(damage: float, at_once: None) -> None:
+def test_damaged_weights_are_left_to_the_whole_head(damage: float) -> None:
     weight = torch.randn(50, 16)
     weight[3, 4] = damage
-    assert GreedyHead(head_of(weight)).logits(torch.randn(1, 16)) is None
-    assert GreedyHead(head_of(torch.randn(50, 16) * 1e-22)).logits(torch.randn(1, 16)) is None
+    assert GreedyHead(head_of(weight), None, AT_ONCE).logits(torch.randn(1, 16)) is None
+    assert GreedyHead(head_of(torch.randn(50, 16) * 1e-22), None, AT_ONCE).logits(torch.randn(1, 16)) is None
 
 
-def test_bytes_are_kept_until_the_weights_change(at_once: None) -> None:
+def test_bytes_are_kept_until_the_weights_change() -> None:
     hidden = torch.randn(1, 16)
     weight = torch.zeros(50, 16)
     weight[:9] = -hidden * torch.rand(9, 1)  # the others are larger
     head = head_of(weight)
-    first = GreedyHead(head)
-    first.logits(hidden)
-    again = GreedyHead(head)
-    again.logits(hidden)
-    assert again._bytes is first._bytes is not None
-    fewer = GreedyHead(head, 9)
-    fewer_logits = fewer.logits(hidden)
-    assert fewer_logits is not None and fewer_logits.shape == (1, 9) and fewer._bytes is first._bytes
+    with calls_of(quantized_rows) as made:
+        assert GreedyHead(head, None, AT_ONCE).logits(hidden) is not None
+        assert GreedyHead(head, None, AT_ONCE).logits(hidden) is not None
+        fewer_logits = GreedyHead(head, 9, AT_ONCE).logits(hidden)
+    assert fewer_logits is not None and fewer_logits.shape == (1, 9)
+    assert len(made) == 1
     with torch.no_grad():
         head.weight.data[[7, 8]] = head.weight.data[[8, 7]].clone()  # which torch does not count as a change
-        assert GreedyHead(head).logits(hidden) is None
-        assert GreedyHead(head).logits(hidden) is not None
-        generation = GreedyHead(head)
+        assert GreedyHead(head, None, AT_ONCE).logits(hidden) is None
+        assert GreedyHead(head, None, AT_ONCE).logits(hidden) is not None
+        generation = GreedyHead(head, None, AT_ONCE)
         assert generation.logits(hidden) is not None
         head.weight[7] = 100 * hidden[0]
         assert generation.logits(hidden) is None
-    assert GreedyHead(head).logits(hidden) is None
-    changed = GreedyHead(head).logits(hidden)
+    assert GreedyHead(head, None, AT_ONCE).logits(hidden) is None
+    changed = GreedyHead(head, None, AT_ONCE).logits(hidden)
     assert changed is not None and int(changed.argmax()) == 7
     kept = weakref.ref(head)
-    del head, first, again, fewer, generation
+    del head, generation
     gc.collect()
     assert kept() is None
 
 
-def test_it_waits_until_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(greedy_head, "_MIN_BYTES", 0)
-    monkeypatch.setattr(greedy_head, "_MAX_PART", 1)
+def test_it_waits_until_it_pays() -> None:
+    limits = replace(GREEDY_HEAD, min_bytes=0, max_part=1)
     head, hidden = head_of(torch.randn(50, 16)), torch.randn(1, 16)
-    wait, max_rows = greedy_head._PAYS[torch.float32]
-    short = GreedyHead(head)
+    wait, max_rows = limits.pays[torch.float32]
+    short = GreedyHead(head, None, limits)
     assert all(short.logits(hidden) is None for _ in range(wait - 1))
-    longer = GreedyHead(head)  # the next generation goes on counting
+    longer = GreedyHead(head, None, limits)  # the next generation goes on counting
     assert longer.logits(hidden) is None
     assert longer.logits(hidden) is not None
     assert longer.logits(hidden.expand(max_rows + 1, -1)) is None
@@ -217,43 +207,38 @@ def test_which_heads_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not GreedyHead.fits(Int8Linear(torch.zeros(2**25, 1, dtype=torch.int8), torch.ones(2**25), None))
     with torch.inference_mode():
         assert not GreedyHead.fits(head_of(torch.zeros(2**20, 8)))
-    with monkeypatch.context() as patch:
-        patch.setattr("gpt2.quantization.kernels._ENGINES", ("onednn", "qnnpack"))  # which lack the operator
-        assert not GreedyHead.fits(large)
+    assert not GreedyHead.fits(large, GreedyHeadLimits(engines=("onednn", "qnnpack")))  # which lack the operator
     monkeypatch.setattr(torch.ops, "quantized", object())
     assert not GreedyHead.fits(large)
 
 
-def test_under_autocast_and_in_short_texts_it_is_not_used(small_model: GPT2, at_once: None, counted: list[int]) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        small_model.generate(torch.tensor([[1]]), max_new_tokens=3)
-    assert not counted
-    small_model.generate(torch.tensor([[1]]), max_new_tokens=3)
-    assert counted
-    counted.clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt2.generation.decoder.MIN_STEPS", greedy_head.MIN_STEPS)
-        small_model.generate(torch.tensor([[1]]), max_new_tokens=greedy_head.MIN_STEPS - 1)
-    assert not counted
+def test_under_autocast_and_in_short_texts_it_is_not_used(small_model: GPT2) -> None:
+    limits = FastLimits(greedy_head=AT_ONCE)
+    with calls_of(GreedyHead.logits) as calls:
+        with torch.autocast("cpu", torch.bfloat16):
+            new_ids(small_model, [[1]], GenerationConfig(max_new_tokens=3), limits)
+            assert GreedyHead(small_model.wte, None, AT_ONCE).logits(torch.randn(1, 24)) is None
+        assert not n_used(calls)
+        new_ids(small_model, [[1]], GenerationConfig(max_new_tokens=3), limits)
+        assert n_used(calls)
+        calls.clear()
+        n = GREEDY_HEAD.min_steps - 1
+        limits = FastLimits(greedy_head=replace(AT_ONCE, min_steps=GREEDY_HEAD.min_steps))
+        new_ids(small_model, [[1]], GenerationConfig(max_new_tokens=n), limits)
+        assert not n_used(calls)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_greedy_ids_are_those_of_all_logits(
-    dtype: torch.dtype, small_config: GPT2Config, at_once: None, counted: list[int]
-) -> None:
+def test_greedy_ids_are_those_of_all_logits(dtype: torch.dtype, small_config: GPT2Config) -> None:
     """With padding, past the context, and where rows end and leave the batch."""
     model = random_model(small_config, seed=3).to(dtype)
-    ids = torch.randint(0, 300, (3, 7))
-    mask = torch.tensor([[1] * 7, [0] * 3 + [1] * 4, [0] * 6 + [1]])
-    n = small_config.n_positions + 9
+    prompts = [ids[-n:].tolist() for ids, n in zip(torch.randint(0, 300, (3, 7)), (7, 4, 1), strict=True)]
+    config = GenerationConfig(max_new_tokens=small_config.n_positions + 9)
     for rows in (1, 3):
-        given_ids, given_mask = ids[:rows], mask[:rows]
-        fast = model.generate(given_ids, attention_mask=given_mask, max_new_tokens=n)
-        assert counted
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(GreedyHead, "fits", staticmethod(lambda head: False))
-            assert torch.equal(fast, model.generate(given_ids, attention_mask=given_mask, max_new_tokens=n))
-        counted.clear()
+        with calls_of(GreedyHead.logits) as calls:
+            fast = new_ids(model, prompts[:rows], config, FastLimits(greedy_head=AT_ONCE))
+        assert n_used(calls)
+        assert fast == new_ids(model, prompts[:rows], config, NEVER)
 
 
 @pytest.mark.parametrize(
@@ -261,29 +246,26 @@ def test_greedy_ids_are_those_of_all_logits(
     [{"do_sample": True, "seed": 1}, {"repetition_penalty": 1.5}, {"num_beams": 2}, {"speculate": True}],
     ids=lambda options: next(iter(options)),
 )
-def test_other_ways_to_choose_are_as_without(
-    options: dict[str, object], small_model: GPT2, at_once: None, counted: list[int]
-) -> None:
-    prompt = torch.tensor([[5, 6, 5, 6, 5, 6]])
-    ids = small_model.generate(prompt, max_new_tokens=12, **options)
-    assert bool(counted) == ("speculate" in options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GreedyHead, "fits", staticmethod(lambda head: False))
-        assert torch.equal(ids, small_model.generate(prompt, max_new_tokens=12, **options))
+def test_other_ways_to_choose_are_as_without(options: dict[str, Any], small_model: GPT2) -> None:
+    prompts, config = [[5, 6, 5, 6, 5, 6]], GenerationConfig(max_new_tokens=12, **options)
+    with calls_of(GreedyHead.logits) as calls:
+        ids = new_ids(small_model, prompts, config, FastLimits(greedy_head=AT_ONCE))
+    assert bool(n_used(calls)) == ("speculate" in options)
+    assert ids == new_ids(small_model, prompts, config, NEVER)
 
 
-def test_log_probabilities_come_from_all_logits(small_model: GPT2, at_once: None, counted: list[int]) -> None:
+def test_log_probabilities_come_from_all_logits(small_model: GPT2) -> None:
     config = GenerationConfig(max_new_tokens=5)
     rows = start(small_model, [[1, 2, 3]], config, logprobs=True)
-    for _ in decode(Batch(small_model), rows):
-        pass
-    assert not counted
+    with calls_of(GreedyHead.logits) as calls:
+        for _ in decode(Batch(small_model, fast=FastLimits(greedy_head=AT_ONCE)), rows):
+            pass
+    assert not n_used(calls)
     assert all(-20 < value < 0 for value in rows[0].logprobs)
 
 
-def test_only_ids_of_the_tokenizer_are_looked_at(small_model: GPT2, at_once: None, counted: list[int]) -> None:
+def test_only_ids_of_the_tokenizer_are_looked_at(small_model: GPT2) -> None:
     config = GenerationConfig(max_new_tokens=8, stop_at_eot=False)
-    rows = start(small_model, [[1, 2, 3]], config)
-    for _ in decode(Batch(small_model, vocab_size=9), rows):
-        pass
-    assert counted and max(rows[0].ids) < 9
+    with calls_of(GreedyHead.logits) as calls:
+        [ids] = new_ids(small_model, [[1, 2, 3]], config, FastLimits(greedy_head=AT_ONCE), vocab_size=9)
+    assert n_used(calls) and max(ids) < 9

@@ -11,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache
-from gpt2.fast import int8_matrix
-from gpt2.fast.int8_matrix import MatrixLinear, rough_tanh_gelu
+from gpt2.fast.int8_matrix import MatrixBlocks, MatrixLinear, MatrixRows, rough_tanh_gelu
+from gpt2.fast.limits import FastLimits
 from gpt2.fast.plan import DecodePlan
+from gpt2.generation.batch import Batch
+from gpt2.generation.loop import decode, start
 from gpt2.quantization.layers import Int8Linear
 from gpt2.quantization.quantize import quantize_int8
 from gpt2.weights.folder import locate_model
-from gpt_config import GPT2Config
+from gpt_config import GenerationConfig, GPT2Config
 from gpt_encoder.tokenizer import load_tokenizer
 from gpt_test.conftest import random_model
+from gpt_test.gpt2.fast.watching import calls_of
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no such operator"),
@@ -28,10 +31,8 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operators are there without them, too, only slower."""
-    monkeypatch.setattr(int8_matrix, "has_matrix_units", lambda: True)
+# The operators are there without matrix units, too, only slower.
+UNITS = FastLimits(matrix_units=True)
 
 
 @given(rows=st.integers(1, 40), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99))
@@ -66,20 +67,18 @@ def test_the_activation_is_the_tanh_gelu() -> None:
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_blocks_are_those_of_the_plan(
-    activation: str, is_padded: bool, small_config: GPT2Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_those_of_the_plan(activation: str, is_padded: bool, small_config: GPT2Config) -> None:
     """A prompt in parts and then steps of a batch, beside the kernel for single rows: both are as far from exact."""
-    monkeypatch.setattr(int8_matrix, "_ROWS_IN_CACHE", 37)
+    always = replace(UNITS, matrix_rows_at_once=37, matrix_prompt_rows=1, matrix_step_rows=1)
     config = replace(small_config, activation_function=activation)
     model = quantize_int8(random_model(config))
     ids = torch.randint(0, config.vocab_size, (26, 9))
     mask = (torch.arange(9) >= torch.arange(26)[:, None] % 5).long() if is_padded else None
     results = []
     for path in ("rows", "matrix", "only last"):
-        uses = path != "rows"
-        monkeypatch.setattr(int8_matrix, "pays", lambda n_rows, is_prompt, uses=uses: uses)
-        plan, cache, states = DecodePlan(model, only_last=path == "only last"), KVCache(config, batch_size=26), []
+        limits = FastLimits(matrix_units=False) if path == "rows" else always
+        plan = DecodePlan(model, only_last=path == "only last", limits=limits)
+        cache, states = KVCache(config, batch_size=26), []
         with torch.inference_mode():
             for past, until in ((0, 7), (7, 8), (8, 9)):
                 seen = None if mask is None else mask[:, :until]
@@ -104,9 +103,9 @@ def test_the_shipped_model_says_the_same_of_a_prompt() -> None:
     text = (locate_model("gpt2-tiny") / "README.md").read_text(encoding="utf-8")
     ids = torch.tensor(load_tokenizer("gpt2-tiny").encode(text))
     ids = ids[: len(ids) // 256 * 256].view(-1, 256)
-    plan = DecodePlan(quantized)
+    plan = DecodePlan(quantized, limits=UNITS)
     with torch.inference_mode():
-        assert int8_matrix.pays(ids.numel(), is_prompt=True)
+        assert MatrixRows(UNITS).pay(ids.numel(), is_prompt=True)
         cache = KVCache(model.config, batch_size=len(ids))
         hidden = plan.hidden_states(ids, attention_mask=None, kv_cache=cache)[:, :-1].flatten(0, 1)
         expected = model(ids)[:, :-1].flatten(0, 1)
@@ -117,17 +116,15 @@ def test_the_shipped_model_says_the_same_of_a_prompt() -> None:
 @pytest.mark.parametrize(
     ("n_rows", "is_prompt", "expected"), [(127, True, False), (128, True, True), (23, False, False), (24, False, True)]
 )
-def test_only_many_rows_go_this_way(n_rows: int, is_prompt: bool, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert int8_matrix.pays(n_rows, is_prompt=is_prompt) is expected
-    monkeypatch.setattr(int8_matrix, "has_matrix_units", lambda: False)
-    assert not int8_matrix.pays(n_rows, is_prompt=is_prompt)
+def test_only_many_rows_go_this_way(n_rows: int, is_prompt: bool, expected: bool) -> None:
+    assert MatrixRows(UNITS).pay(n_rows, is_prompt=is_prompt) is expected
+    assert not MatrixRows(FastLimits(matrix_units=False)).pay(n_rows, is_prompt=is_prompt)
 
 
-def test_the_decoder_uses_it(monkeypatch: pytest.MonkeyPatch, small_config: GPT2Config) -> None:
-    calls = []
-    original = int8_matrix.MatrixBlocks.run
-    monkeypatch.setattr(
-        int8_matrix.MatrixBlocks, "run", lambda *args, **options: calls.append(options) or original(*args, **options)
-    )
-    quantize_int8(random_model(small_config)).generate(torch.arange(192).view(24, 8), max_new_tokens=3)
-    assert calls == [{"only_last": True}] * 3
+def test_the_decoder_uses_it(small_config: GPT2Config) -> None:
+    model, config = quantize_int8(random_model(small_config)), GenerationConfig(max_new_tokens=3)
+    rows = start(model, torch.arange(192).view(24, 8).tolist(), config)
+    with calls_of(MatrixBlocks.run) as calls:
+        for _ in decode(Batch(model, fast=UNITS), rows):
+            pass
+    assert [call.returned.shape[:2] for call in calls] == [(24, 1)] * 3  # of the prompt the last token alone

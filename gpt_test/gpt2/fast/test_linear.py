@@ -7,10 +7,11 @@ import torch
 
 from gpt2 import GPT2, KVCache
 from gpt2.device import has_matrix_units
-from gpt2.fast import linear as packed_linear
-from gpt2.fast.linear import fast_head, fast_linear, has_same_rows, state_of
+from gpt2.fast.limits import FastLimits
+from gpt2.fast.linear import fast_head, fast_linear, has_same_rows, one_by_one, product, product_of_each
 from gpt2.fast.plan import DecodePlan
 from gpt2.model import Conv1D, TokenEmbedding
+from gpt2.quantization.derived import state_with_contents
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 
@@ -24,11 +25,10 @@ def bfloat16_layer(n_in: int = 24, n_out: int = 40) -> Conv1D:
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257])
 @pytest.mark.parametrize("has_amx", [False, True])
-def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: has_amx)
+def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool) -> None:
     layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
     exact = x.double() @ layer.weight.double() + layer.bias.double()
-    y = fast_linear(layer)(x)
+    y = product(x, fast_linear(layer, FastLimits(matrix_units=has_amx)))
     assert y.dtype == torch.bfloat16
     assert ((y - exact).abs() <= exact.abs() * 2**-8 + 0.02).all()
 
@@ -37,11 +37,10 @@ def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool, monkeypatch: p
 @pytest.mark.parametrize("n_in", [24, 30, 64, 192, 5120])
 @pytest.mark.parametrize("has_amx", [False, True])
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx: bool, n_threads: int, monkeypatch) -> None:
+def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx: bool, n_threads: int) -> None:
     """By matrix units those that are said to have them, by all other kernels one row at a time. Sums cancel out, so that
     what is left is what the order of adding makes of them."""
-    has_amx &= has_matrix_units()
-    monkeypatch.setattr(packed_linear, "has_matrix_units", lambda: has_amx)
+    limits = FastLimits(matrix_units=has_amx and has_matrix_units())
     half, pairs = torch.randn(17, n_in // 2), torch.randperm(n_in // 2)
     x = torch.cat([half, half[:, pairs]], 1).to(dtype)
     n_threads_before = torch.get_num_threads()
@@ -51,31 +50,36 @@ def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx
             with torch.no_grad():
                 inputs = layer.weight if isinstance(layer, Conv1D) else layer.weight.t()
                 inputs[n_in // 2 :] = -inputs[: n_in // 2][pairs]
-            linear = fast_linear(layer) if isinstance(layer, Conv1D) else fast_head(layer)
-            if linear.kind == "bfloat16" and not has_same_rows(linear):
-                linear.kind = "bfloat16 or float32"
-            alone = torch.cat([linear(row) for row in x.split(1)])
+            linear = fast_linear(layer, limits) if isinstance(layer, Conv1D) else fast_head(layer, limits)
+            if linear.kind == "bfloat16" and not has_same_rows(layer, linear):
+                linear = one_by_one(linear)
+            alone = torch.cat([product(row, linear) for row in x.split(1)])
             for rows in (2, 3, 5, 9, 17):
-                assert torch.equal(linear(x[:rows], each_alone=True), alone[:rows])
+                assert torch.equal(product_of_each(x[:rows], linear), alone[:rows])
     finally:
         torch.set_num_threads(n_threads_before)
 
 
-def test_products_that_differ_by_rows_are_multiplied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model(GPT2Config(vocab_size=50, n_positions=20, n_embd=64, n_layer=2, n_head=2), dtype=torch.bfloat16)
-    if fast_head(model.wte).kind != "bfloat16":
+@pytest.mark.parametrize("n_embd", [64, 36])
+def test_products_that_differ_by_rows_are_multiplied_one_by_one(n_embd: int) -> None:
+    """As of a width that is no multiple of 64: there rows may be added up otherwise beside others."""
+    config = GPT2Config(vocab_size=50, n_positions=20, n_embd=n_embd, n_layer=2, n_head=2)
+    model = random_model(config, dtype=torch.bfloat16)
+    linear = fast_head(model.wte)
+    if linear.kind != "bfloat16":
         pytest.skip("this processor has no matrix units")
-    assert DecodePlan(model)._alone[1].kind == "bfloat16"
-    monkeypatch.setattr("gpt2.fast.plan.has_same_rows", lambda layer: False)
+    assert has_same_rows(model.wte, linear) or n_embd == 36
+    assert not (has_same_rows(model.wte, linear) and n_embd == 36)
     plan, ids, states = DecodePlan(model), torch.arange(12)[None], []
-    assert plan._alone[1].kind == "bfloat16 or float32"
+    of_each = plan.for_drafts
+    assert of_each is not None and of_each is not plan
     with torch.inference_mode():
         for ends in (range(1, 13), (1, 12)):
             cache, done = KVCache(model.config, dtype=torch.bfloat16), 0
             for end in ends:
-                hidden = plan.hidden_states(ids[:, done:end], attention_mask=None, kv_cache=cache, each_alone=True)
+                hidden = of_each.hidden_states(ids[:, done:end], attention_mask=None, kv_cache=cache)
                 done = end
-            states.append(plan.logits(hidden[0], each_alone=True)[-1])
+            states.append(of_each.logits(hidden[0])[-1])
     assert torch.equal(*states)
 
 
@@ -83,12 +87,12 @@ def test_a_processor_that_cannot_pack_bfloat16_goes_without(monkeypatch: pytest.
     """As those without AVX-512 do, where the operators are there, too, and raise."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     linear = fast_linear(bfloat16_layer())
-    assert linear.kind == "float" and linear(torch.ones(1, 24).bfloat16()).shape == (1, 40)
+    assert linear.kind == "float" and product(torch.ones(1, 24).bfloat16(), linear).shape == (1, 40)
 
 
 def test_packed_weights_are_kept_until_they_change() -> None:
     layer, x = bfloat16_layer(23, 41), torch.randn(1, 23).bfloat16()
-    if not packed_linear._can_pack(layer.weight):
+    if not fast_linear(layer).kind.startswith("bfloat16"):
         pytest.skip("torch has no such kernel for this processor")
     before = fast_linear(layer).weight
     assert fast_linear(layer).weight is before
@@ -96,11 +100,11 @@ def test_packed_weights_are_kept_until_they_change() -> None:
         layer.weight.mul_(2)
     layer.bias.data.zero_()
     assert fast_linear(layer).weight is not before
-    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+    torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
     layer.weight.data[3, 5] += 1  # which torch does not count as a change
-    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+    torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
     layer.bias = torch.nn.Parameter(layer.bias + 7)
-    torch.testing.assert_close(fast_linear(layer)(x), layer(x), atol=0.1, rtol=0.02)
+    torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (6, 8), (1, 3), (9, 1), (1, 1)])
@@ -110,22 +114,21 @@ def test_the_state_of_weights_tells_every_change(shape: tuple[int, int], dtype: 
     values = torch.randn(shape[0] * shape[1] + offset).to(dtype)[offset:]
     rows = values.view(shape)
     for weight in (rows, rows.t()):
-        before = state_of(weight)
-        assert state_of(weight) == before
+        before = state_with_contents(weight)
+        assert state_with_contents(weight) == before
         for value in values.data:
             value.neg_()
-            assert state_of(weight) != before
+            assert state_with_contents(weight) != before
             value.neg_()
     if len(rows) > 1:
         rows.data[[0, 1]] = rows.data[[1, 0]].clone()
-        assert state_of(rows) != before
+        assert state_with_contents(rows) != before
 
 
-def test_without_the_kernel_it_is_the_layer_itself(monkeypatch: pytest.MonkeyPatch, small_config: GPT2Config) -> None:
-    monkeypatch.setattr(packed_linear, "_can_pack", lambda weight: False)
+def test_without_the_kernel_it_is_the_layer_itself(small_config: GPT2Config) -> None:
     model = random_model(small_config).to(torch.bfloat16)
     ids, cache = torch.randint(0, 300, (2, 9)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
-    plan = DecodePlan(model)
+    plan = DecodePlan(model, limits=FastLimits(pack_bfloat16=False))
     with torch.inference_mode():
         assert torch.equal(plan.logits(plan.hidden_states(ids, attention_mask=None, kv_cache=cache)), model(ids))
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache
-from gpt2.fast.plan import DecodePlan
+from gpt2.fast.plan import DecodePlan, PlanOfEach
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.window import Window
 from gpt2.model import Conv1D
@@ -16,6 +16,7 @@ from gpt2.quantization.layers import Int8Linear
 from gpt2.quantization.quantize import quantize_int8
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model, skip_unless_rows_are_rounded_alone
+from gpt_test.gpt2.fast.watching import calls_of
 from gpt_test.gpt2.test_model import configs, ids_for
 
 
@@ -54,7 +55,8 @@ def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: G
     model = quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
     if dtype == "int8":  # beside the bias of a row of one input, for example, its weight may vanish
         assume(all(layer.units_and_sums() is not None for layer in model.modules() if isinstance(layer, Int8Linear)))
-    assert DecodePlan(model).computes_each_alone
+    of_each = DecodePlan(model).for_drafts
+    assert isinstance(of_each, PlanOfEach)
     n = config.n_positions
     ids, past = ids_for(config, 1, n), data.draw(st.integers(1, n))
     is_padded = past > 1 and data.draw(st.booleans())
@@ -66,7 +68,8 @@ def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: G
             for until in ends:
                 if until > done:
                     seen = None if mask is None else mask[:, :until]
-                    some = plan.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=cache, each_alone=done > 0)
+                    network = of_each if done else plan
+                    some = network.hidden_states(ids[:, done:until], attention_mask=seen, kv_cache=cache)
                     hidden.append(some)
                 done = until
             states.append(torch.cat(hidden, 1)[0])
@@ -74,7 +77,7 @@ def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: G
         assert torch.equal(*states)
         assert all(map(torch.equal, *caches))
         few = states[0][:17]  # as many as speculation reads at most
-        assert torch.equal(plan.logits(few, each_alone=True), torch.cat(list(map(plan.logits, few.split(1)))))
+        assert torch.equal(of_each.logits(few), torch.cat(list(map(plan.logits, few.split(1)))))
 
 
 def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
@@ -99,13 +102,11 @@ def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
     assert torch.equal(cached, swapped.generate(torch.tensor([[1]]), max_new_tokens=20, use_cache=False))
 
 
-def test_the_decoder_uses_it(small_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoder_uses_it(small_model: GPT2) -> None:
     """Without this, the fast path could fall out of use and every other test would still pass."""
-    calls = []
-    original = DecodePlan.hidden_states
-    monkeypatch.setattr(DecodePlan, "hidden_states", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
     decoder = Decoder(small_model, [Window([1, 2], 40), Window([3], 40)], 5)
-    for _ in range(5):
-        for window, token in zip(decoder.windows, decoder.next_logits().argmax(-1).tolist(), strict=True):
-            window.ids.append(token)
+    with calls_of(DecodePlan.hidden_states) as calls:
+        for _ in range(5):
+            for window, token in zip(decoder.windows, decoder.next_logits().argmax(-1).tolist(), strict=True):
+                window.ids.append(token)
     assert len(calls) == 5

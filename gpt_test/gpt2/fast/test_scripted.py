@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import GPT2
-from gpt2.fast import linear as packed_linear
-from gpt2.fast import plan as decode_plan
+from gpt2.fast import forward, greedy_head, linear
+from gpt2.fast.limits import FastLimits
 from gpt2.fast.plan import DecodePlan
 from gpt2.fast.scripted import Scripted
 from gpt2.kv_cache import KVCache
-from gpt2.quantization import layers, quantize
+from gpt2.model import ACTIVATIONS
+from gpt2.quantization import quantize
+from gpt2.quantization.kernels import ENGINES
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
+from gpt_test.gpt2.fast.watching import calls_of
 
 
 def halves(x: Tensor, n_times: int, names: list[str]) -> Tensor:
@@ -39,7 +42,14 @@ def of_any_number(x: Tensor, *args: Any) -> Tensor:  # which TorchScript has not
     return x
 
 
-@pytest.mark.parametrize("function", [decode_plan._run_model, decode_plan._greedy_tokens, packed_linear.scripted_product])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(forward.scripted_run_model, forward.scripted_run_model_of_each, forward.scripted_greedy_tokens),
+        *(linear.scripted_product, linear.scripted_product_of_each, greedy_head.scripted_candidates),
+    ],
+    ids=lambda function: function.function.__name__,
+)
 def test_torchscript_takes_what_decoding_calls(function: Scripted) -> None:
     """Without this, all would go on in Python, slower, and every other test would still pass."""
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.quantized, "linear_dynamic")):
@@ -88,9 +98,9 @@ def test_generation_leaves_the_filters_of_warnings_alone(small_model: GPT2) -> N
     """Each change of them lets every warning of the process be shown again, and beside a thread that also does may stay."""
     ids = torch.tensor([[1, 2]])
     small_model.generate(ids, max_new_tokens=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warnings, "catch_warnings", None)
+    with calls_of(warnings.catch_warnings.__init__) as calls:
         small_model.generate(ids, max_new_tokens=2)
+    assert not calls
 
 
 def test_nothing_is_said_and_no_setting_stays() -> None:
@@ -105,18 +115,16 @@ def test_nothing_is_said_and_no_setting_stays() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "plain int8"])
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
-def test_python_and_torchscript_give_the_same_bits(
-    dtype: str, activation: str, small_config: GPT2Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_and_torchscript_give_the_same_bits(dtype: str, activation: str, small_config: GPT2Config) -> None:
     """Over single tokens, several at once, a padded batch, and so many rows that the plan itself leaves them to Python."""
     config = replace(small_config, activation_function=activation)
     model = random_model(config)
-    if dtype == "plain int8":
-        monkeypatch.setattr(layers, "packing_engine", lambda: None)
-    model = quantize.quantize_int8(model) if "int8" in dtype else model.to(getattr(torch, dtype))
+    engines = () if dtype == "plain int8" else ENGINES
+    model = quantize.quantize_int8(model, engines=engines) if "int8" in dtype else model.to(getattr(torch, dtype))
 
-    def outputs() -> list[Tensor]:
-        plan, found = DecodePlan(model), []
+    def outputs(limits: FastLimits) -> list[Tensor]:
+        plan, found = DecodePlan(model, limits=limits), []
+        of_each = plan.for_drafts or plan
         for rows, lengths in ((1, (3, 1, 2, 1)), (9, (6, 1, 2)), (9, (30, 1))):
             cache = KVCache(config, batch_size=rows, dtype=model.dtype)
             mask = None if rows == 1 else (torch.arange(40) >= torch.arange(rows)[:, None]).long()
@@ -125,17 +133,14 @@ def test_python_and_torchscript_give_the_same_bits(
                 seen = None if mask is None else mask[:, : cache.length + length]
                 found.append(plan.logits(plan.hidden_states(ids, attention_mask=seen, kv_cache=cache)[:, -1]))
             if rows == 1:
+                found.append(
+                    of_each.logits(of_each.hidden_states(ids[:, :1].expand(1, 3), attention_mask=None, kv_cache=cache)[0])
+                )
                 found.append(torch.tensor(plan.greedy_tokens(1, 4, None, cache)))
         return found
 
     with torch.inference_mode():
-        by_torchscript = outputs()
-        monkeypatch.setattr(Scripted, "_compile", lambda self: None)
-        names = (decode_plan, "_run_model"), (decode_plan, "_greedy_tokens"), (packed_linear, "scripted_product")
-        for module, name in names:
-            monkeypatch.setattr(module, name, Scripted(getattr(module, name).function))
-        assert decode_plan._run_model.script() is None
-        by_python = outputs()
+        by_torchscript, by_python = (outputs(FastLimits(use_torchscript=is_used)) for is_used in (True, False))
     for ours, theirs in zip(by_torchscript, by_python, strict=True):
         assert torch.equal(ours, theirs) and bool(torch.isfinite(ours).all())
 
@@ -185,7 +190,7 @@ def test_a_model_of_another_depth_than_its_config_is_not_cut(small_config: GPT2C
     assert not DecodePlan.fits(model)
 
 
-@pytest.mark.parametrize("activation", sorted(decode_plan._KNOWN_ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_copies_of_a_model_are_planned_too(activation: str, small_config: GPT2Config) -> None:
     model = random_model(replace(small_config, activation_function=activation))
     assert DecodePlan.fits(model) and DecodePlan.fits(copy.deepcopy(model))

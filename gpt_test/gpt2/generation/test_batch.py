@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2
+from gpt2.fast.limits import FastLimits
 from gpt2.generation.batch import Batch
-from gpt2.generation.decoder import DecoderLimits
 from gpt2.generation.loop import decode, start
 from gpt2.generation.row import Row
 from gpt2.generation.steps import BeamSearch, GreedyTokens, OneToken, Prefill, Step, StepCounts, VerifyDrafts
@@ -142,8 +142,8 @@ def test_each_kind_of_step_is_told_before_it_runs(model: GPT2) -> None:
     options = {"max_new_tokens": 20, "stop_at_eot": False}
     for chosen in ({"speculate": True, "repetition_penalty": 0.5}, {}, {"num_beams": 2, "max_new_tokens": 3}):
         rows = start(repeating, [[1, 2, 1, 2, 1, 2]], GenerationConfig(**{**options, **chosen}))
-        limits = DecoderLimits(seconds_at_once=99)
-        for _ in decode(Batch(repeating, on_step=on_step, limits=limits), rows):
+        fast = FastLimits(seconds_at_once=99)
+        for _ in decode(Batch(repeating, on_step=on_step, fast=fast), rows):
             pass
     rows = start(repeating, [[1, 2], [3]], GenerationConfig(max_new_tokens=2, stop_at_eot=False))
     for _ in decode(Batch(repeating, on_step=on_step), rows):
@@ -183,7 +183,7 @@ def test_an_interrupted_step_leaves_rows_that_go_on(model: GPT2) -> None:
 def test_a_reader_that_stops_reading_leaves_the_batch_sound(model: GPT2) -> None:
     """Whoever closes a step among its tokens goes on with the next one, and no token is lost or doubled."""
     config = GenerationConfig(max_new_tokens=30, stop_at_eot=False)
-    rows, batch = start(model, [[1, 2, 3]], config), Batch(model, limits=DecoderLimits(seconds_at_once=99))
+    rows, batch = start(model, [[1, 2, 3]], config), Batch(model, fast=FastLimits(seconds_at_once=99))
     batch.admit(rows)
     n_closed = 0
     while batch.rows:

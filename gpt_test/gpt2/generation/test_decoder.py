@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2
 from gpt2.fast.greedy_head import GreedyHead
+from gpt2.fast.limits import FAST, FastLimits, GreedyHeadLimits
 from gpt2.generation.batch import Batch
-from gpt2.generation.decoder import Decoder, DecoderLimits
+from gpt2.generation.decoder import Decoder
 from gpt2.generation.loop import decode, start
 from gpt2.generation.speculation import PromptLookup, Speculation
 from gpt2.generation.window import Window
 from gpt2.quantization.quantize import quantize_int8
 from gpt_config import CheckpointError, GenerationConfig, GPT2Config, InputError
 from gpt_test.conftest import random_model
+from gpt_test.gpt2.fast.watching import calls_of
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
 DTYPES = ("float64", "float32", "bfloat16", "int8")
@@ -32,7 +34,7 @@ def model_in(dtype: str) -> GPT2:
 
 
 # However long they take, as many as are allowed.
-AS_MANY_AS_ALLOWED = DecoderLimits(seconds_at_once=99)
+AS_MANY_AS_ALLOWED = FastLimits(seconds_at_once=99)
 
 
 def several_at_once(steps: Decoder, eot: int | None = None) -> list[int]:
@@ -49,10 +51,10 @@ def greedy_ids(
     several: bool,
     vocab_size: int = 60,
     eot: int | None = None,
-    limits: DecoderLimits = AS_MANY_AS_ALLOWED,
+    fast: FastLimits = AS_MANY_AS_ALLOWED,
 ) -> list[int]:
     window = Window(list(prompt), CONFIG.n_positions)
-    steps = Decoder(model, [window], n, only_largest=True, vocab_size=vocab_size, limits=limits)
+    steps = Decoder(model, [window], n, only_largest=True, vocab_size=vocab_size, fast=fast)
     found: list[int] = []
     while len(found) < n and eot not in found:
         tokens = several_at_once(steps, eot) if several else []
@@ -70,8 +72,8 @@ def test_they_are_those_of_single_steps(dtype: str, prompt: list[int], n: int, d
     model, vocab_size = model_in(dtype), data.draw(st.integers(1, 60))
     expected = greedy_ids(model, prompt, n, several=False, vocab_size=vocab_size)
     eot = data.draw(st.none() | st.sampled_from(expected))
-    limits = DecoderLimits(seconds_at_once=99, max_at_once=data.draw(st.integers(1, 9)))
-    found = greedy_ids(model, prompt, n, several=True, vocab_size=vocab_size, eot=eot, limits=limits)
+    fast = FastLimits(seconds_at_once=99, max_at_once=data.draw(st.integers(1, 9)))
+    found = greedy_ids(model, prompt, n, several=True, vocab_size=vocab_size, eot=eot, fast=fast)
     assert found == expected[: len(found)]
     assert len(found) == (expected.index(eot) + 1 if eot is not None else n)
 
@@ -82,7 +84,7 @@ def test_several_come_at_once_where_they_can() -> None:
 
     def steps(**options: bool) -> list[int]:
         window.ids[:] = [1, 2, 3]
-        made = Decoder(model, [window], 20, **{"only_largest": True, "limits": AS_MANY_AS_ALLOWED, **options})
+        made = Decoder(model, [window], 20, **{"only_largest": True, "fast": AS_MANY_AS_ALLOWED, **options})
         assert several_at_once(made) == []  # there is nothing computed yet
         window.ids.append(int(made.next_logits().argmax()))
         window.ids += several_at_once(made)
@@ -109,7 +111,7 @@ def test_what_is_sound_comes_before_damage_is_said() -> None:
     with torch.no_grad():
         model.wpe.weight[12] = torch.nan  # of the thirteenth token
     window = Window([1], CONFIG.n_positions)
-    steps = Decoder(model, [window], 20, only_largest=True, limits=AS_MANY_AS_ALLOWED)
+    steps = Decoder(model, [window], 20, only_largest=True, fast=AS_MANY_AS_ALLOWED)
     with pytest.raises(CheckpointError, match="NaN"):
         while True:
             window.ids += several_at_once(steps) or [int(steps.next_logits().argmax())]
@@ -125,7 +127,7 @@ def test_in_int8_damage_after_the_end_does_no_harm(end: int | None) -> None:
     sound = greedy_ids(model_in("int8"), [1], 12, several=False)
     rows = start(model, [[1]], config)
     with contextlib.nullcontext() if end else pytest.raises((RuntimeError, CheckpointError)):
-        for _ in decode(Batch(model, limits=AS_MANY_AS_ALLOWED), rows):
+        for _ in decode(Batch(model, fast=AS_MANY_AS_ALLOWED), rows):
             if len(rows[0].ids) == end:
                 rows[0].finish_reason = "stop"
     assert rows[0].ids == sound[:end]
@@ -141,35 +143,27 @@ def test_a_model_that_becomes_another_on_the_way_is_said_in_a_line() -> None:
 
 def test_a_clock_that_stands_still_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.perf_counter", lambda: 1.0)
-    assert len(greedy_ids(model_in("float32"), [1], 20, several=True, limits=DecoderLimits())) == 20
+    assert len(greedy_ids(model_in("float32"), [1], 20, several=True, fast=FAST)) == 20
 
 
-def test_they_end_where_a_greedy_head_spares_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_end_where_a_greedy_head_spares_reading() -> None:
     """They count as steps that it waits for, and then it is asked."""
-    monkeypatch.setattr("gpt2.fast.greedy_head._MIN_BYTES", 1)
-    monkeypatch.setattr("gpt2.fast.greedy_head._PAYS", {torch.float32: (12, 16)})
-    monkeypatch.setattr("gpt2.fast.greedy_head._MAX_PART", 1)
-    is_spared: list[bool] = []
-    logits = GreedyHead.logits
-
-    def recorded(head: GreedyHead, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        found = logits(head, hidden_states)
-        is_spared.append(found is not None)
-        return found
-
-    monkeypatch.setattr(GreedyHead, "logits", recorded)
-    expected = greedy_ids(model_in("float32"), [1], 22, several=False)
-    assert is_spared == [False] * 12 + [True] * 9  # the first of the 22 tokens comes of the prompt
-    is_spared.clear()
-    assert greedy_ids(model_in("float32"), [1], 22, several=True) == expected
-    assert is_spared == [True] * 9
+    head = GreedyHeadLimits(min_bytes=1, pays={torch.float32: (12, 16)}, max_part=1)
+    fast = FastLimits(greedy_head=head, seconds_at_once=99)
+    with calls_of(GreedyHead.logits) as calls:
+        expected = greedy_ids(model_in("float32"), [1], 22, several=False, fast=fast)
+    # The first of the 22 tokens comes of the prompt.
+    assert [call.returned is not None for call in calls] == [False] * 12 + [True] * 9
+    with calls_of(GreedyHead.logits) as calls:
+        assert greedy_ids(model_in("float32"), [1], 22, several=True, fast=fast) == expected
+    assert [call.returned is not None for call in calls] == [True] * 9
 
 
 def test_a_reader_ends_a_row_among_tokens_that_came_at_once() -> None:
     model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1, 2, 3]], config)
     n_reads = 0
-    for _ in decode(Batch(model, limits=AS_MANY_AS_ALLOWED), rows):
+    for _ in decode(Batch(model, fast=AS_MANY_AS_ALLOWED), rows):
         n_reads += 1
         if n_reads == 6:  # the second token of the second call, which gives more
             rows[0].finish_reason = "stop"
@@ -191,12 +185,12 @@ class Rehearsed(Speculation):
         self.n_drafts.append(n_drafts)
 
 
-def rehearsed(drafts: list[int], n: int, limits: DecoderLimits = AS_MANY_AS_ALLOWED) -> tuple[list[int], Rehearsed]:
+def rehearsed(drafts: list[int], n: int, fast: FastLimits = AS_MANY_AS_ALLOWED) -> tuple[list[int], Rehearsed]:
     """`n` greedy ids with these drafts at every step, and what was asked for."""
     model, speculation = model_in("float32"), Rehearsed(drafts)
     config = GenerationConfig(max_new_tokens=n, stop_at_eot=False, speculate=True)
     rows = start(model, [[1, 2, 3]], config)
-    for _ in decode(Batch(model, make_speculation=lambda *_: speculation, limits=limits), rows):
+    for _ in decode(Batch(model, make_speculation=lambda *_: speculation, fast=fast), rows):
         pass
     return rows[0].ids, speculation
 
@@ -209,6 +203,6 @@ def test_guesses_come_first() -> None:
 
 
 def test_where_there_are_no_guesses_several_tokens_come_at_once() -> None:
-    _, speculation = rehearsed([], 18, DecoderLimits(seconds_at_once=99, max_at_once=8))
+    _, speculation = rehearsed([], 18, FastLimits(seconds_at_once=99, max_at_once=8))
     lengths = itertools.pairwise(speculation.lengths)
     assert [after - before for before, after in lengths] == [1, 1, 8]  # and the rest of the 18

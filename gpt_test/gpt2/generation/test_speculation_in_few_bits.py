@@ -9,6 +9,7 @@ from gpt2 import GPT2
 from gpt2.fast.plan import DecodePlan
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.window import Window
+from gpt2.quantization.kernels import ENGINES
 from gpt2.quantization.layers import rounds_each_alone
 from gpt2.quantization.quantize import quantize_int8
 from gpt_encoder.tokenizer import load_tokenizer
@@ -33,9 +34,7 @@ def test_in_few_bits_it_changes_nothing_either(prompt: str, dtype: str) -> None:
 @pytest.mark.parametrize("engine", ["x86", "onednn", "hook"])
 def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, small_model: GPT2, monkeypatch) -> None:
     """Not outside the plan, nor with kernels that cannot round the head's rows one by one."""
-    if engine == "onednn":
-        monkeypatch.setattr("gpt2.quantization.kernels._ENGINES", ("onednn",))
-    model = quantize_int8(repetitive_model(small_model.config))
+    model = quantize_int8(repetitive_model(small_model.config), engines=("onednn",) if engine == "onednn" else ENGINES)
     takes_drafts = engine == "x86" and rounds_each_alone()
     if engine == "hook":
         model.h[0].register_forward_hook(lambda *_: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from gpt2 import GPT2, KVCache
 from gpt2.adapters.lora import add_lora
 from gpt2.evaluation import evaluate
-from gpt2.fast.linear import fast_norm_and_linear
+from gpt2.fast.linear import fast_norm_and_linear, product
 from gpt2.fast.plan import DecodePlan
-from gpt2.quantization import kernels, layers
-from gpt2.quantization.kernels import LIFT, int8_product, int8_product_of_each
+from gpt2.quantization import kernels, layers, steps
+from gpt2.quantization.kernels import ENGINES, int8_product, int8_product_of_each
 from gpt2.quantization.layers import Int8Linear, pack_together
 from gpt2.quantization.quantize import is_int8, quantize_int8
 from gpt2.training import Trainer, prepare
@@ -28,15 +29,10 @@ from gpt_encoder.tokenizer import load_tokenizer
 from gpt_test.conftest import TRAINING_TEXT, random_model, skip_unless_rows_are_rounded_alone
 
 
-@pytest.fixture
-def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "packing_engine", lambda: None)
-
-
-def int8_copy(model: GPT2) -> GPT2:
+def int8_copy(model: GPT2, *, engines: Sequence[str] = ENGINES) -> GPT2:
     copy = GPT2(model.config).eval()
     copy.load_state_dict(model.state_dict())
-    return quantize_int8(copy)
+    return quantize_int8(copy, engines=engines)
 
 
 def test_weights_are_rounded_to_127_steps_of_each_output(small_model: GPT2) -> None:
@@ -60,8 +56,8 @@ def test_the_kernel_gives_the_plain_product(rows: int, n_in: int, n_out: int, se
     assert ((layer(x) - plain).abs() <= bound).all()
 
 
-def test_without_the_kernel_it_is_the_plain_product(without_kernel: None, small_model: GPT2) -> None:
-    model = int8_copy(small_model)
+def test_without_the_kernel_it_is_the_plain_product(small_model: GPT2) -> None:
+    model = int8_copy(small_model, engines=())
     restored = GPT2(small_model.config).eval()
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -92,7 +88,7 @@ def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: 
     bias, is_lifted = torch.randn(n_out) if data.draw(st.booleans()) else None, data.draw(st.booleans())
     layer = Int8Linear(torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8), torch.rand(n_out) + 0.01, bias)
     units_and_sums = layer.units_and_sums()
-    torch.testing.assert_close(units_and_sums[0] * LIFT, layer.scale)
+    torch.testing.assert_close(units_and_sums[0] * steps.LIFT, layer.scale)
     assert torch.equal(units_and_sums[1], layer.weight_int8.sum(1).float())
     x = torch.randn(rows, n_in) * 10 ** (3 * torch.randn(rows, 1)) * (torch.rand(rows, 1) < 0.9)
     x = torch.where(torch.rand(rows, 1) < 0.3, x.abs() * torch.randn(rows, 1).sign(), x)
@@ -113,10 +109,10 @@ def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) ->
 def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> None:
     skip_unless_rows_are_rounded_alone()
     model = int8_copy(small_model)
-    assert DecodePlan(model).takes_drafts
+    assert DecodePlan(model).for_drafts is not None
     layer = model.h[1].mlp.c_fc
     layer.bias[3] = 1e4 * layer.scale[3]
-    assert layer.units_and_sums() is None and not DecodePlan(model).takes_drafts
+    assert layer.units_and_sums() is None and DecodePlan(model).for_drafts is None
 
 
 def test_on_common_processors_they_have() -> None:
@@ -130,29 +126,25 @@ def test_on_common_processors_they_have() -> None:
 
 @pytest.mark.parametrize("engine", ["onednn", "no operator", "other roundings"])
 def test_where_bits_would_be_others_it_is_said(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if engine == "onednn":
-        monkeypatch.setattr(kernels, "_ENGINES", ("onednn",))
-    elif engine == "no operator":
-        monkeypatch.setattr(layers, "multiplies_given_steps", lambda: False)
-    else:
+    if engine == "no operator":
+        monkeypatch.setattr(torch.ops, "quantized", object())
+    elif engine == "other roundings":
         monkeypatch.setattr(torch, "addcmul", lambda x, y, z: x + y * z)
-    layers._rounds_alike.cache_clear()
-    assert not layers.rounds_each_alone()
-    layers._rounds_alike.cache_clear()
+        assert not layers.gives_the_bits_of_each()
+        return
+    assert not layers.rounds_each_alone(("onednn",) if engine == "onednn" else ENGINES)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_norm_that_lifts_gives_the_same_bits(small_model: GPT2, rows: int) -> None:
     """Also without the kernel, where the lift is taken back."""
-    block = int8_copy(small_model).h[0]
     x = torch.randn(rows, small_model.config.n_embd) * torch.logspace(-9, 3, rows)[:, None]
-    for engine in (kernels.packing_engine, lambda: None):
-        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-            patch.setattr(layers, "packing_engine", engine)
-            block.mlp.c_fc._packed = None
-            weight, bias, linear = fast_norm_and_linear(block.ln_2, block.mlp.c_fc)
-            lifted = torch.layer_norm(x, x.shape[1:], weight, bias, block.ln_2.eps)
-            torch.testing.assert_close(linear(lifted), block.mlp.c_fc(block.ln_2(x)), rtol=1e-6, atol=1e-6)
+    for engines in (ENGINES, ()):
+        block = int8_copy(small_model, engines=engines).h[0]
+        with torch.inference_mode():
+            norm, linear = fast_norm_and_linear(block.ln_2, block.mlp.c_fc)
+            lifted = torch.layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.eps)
+            torch.testing.assert_close(product(lifted, linear), block.mlp.c_fc(block.ln_2(x)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["weight_int8", "scale", "bias"])
@@ -203,8 +195,8 @@ def test_another_default_dtype_and_a_head_of_floats_do_no_harm(small_model: GPT2
         assert mixed.generate(rows, max_new_tokens=3).shape == expected.shape
 
 
-def test_cached_steps_are_those_of_the_whole(small_model: GPT2, without_kernel: None) -> None:
-    model = int8_copy(small_model)
+def test_cached_steps_are_those_of_the_whole(small_model: GPT2) -> None:
+    model = int8_copy(small_model, engines=())
     ids = torch.randint(0, 300, (2, 12))
     cache = KVCache(model.config, batch_size=2)
     steps = torch.cat([model(ids[:, i : i + 1], kv_cache=cache) for i in range(12)], 1)

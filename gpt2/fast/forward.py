@@ -1,0 +1,134 @@
+"""The forward pass of a plan's parts, in the part of Python that TorchScript knows: of `model.py` what eval mode computes.
+
+It is written twice: `run_model` computes tokens together, `run_model_of_each` gives each the bits of a step of its own.
+B is the batch, T the tokens of a call, S those and the cached ones, C = n_embd, H = n_head, D = C / H.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2.fast.linear import product, product_of_each
+from gpt2.fast.plan_parts import BlockParts, Ends, Norm, PlanParts
+from gpt2.fast.scripted import Scripted
+from gpt2.positions import positions_of, visible_slots
+
+
+def run_model(input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor], parts: PlanParts) -> Tensor:
+    """The hidden states (B, T, C) of `input_ids` (B, T) after `past` cached tokens."""
+    mask = visible_slots(past, input_ids.size(1), attention_mask, input_ids.device)
+    x = embedded(input_ids, attention_mask, past, parts.ends)
+    return normed(run_blocks(x, past, mask, caches, parts.blocks), parts.ends.norm)
+
+
+def run_model_of_each(
+    input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor], parts: PlanParts
+) -> Tensor:
+    """The same, with the bits that each token would have in a step of its own."""
+    mask: Tensor | None = None
+    if attention_mask is not None:
+        mask = visible_slots(past, input_ids.size(1), attention_mask, input_ids.device)
+    x = embedded(input_ids, attention_mask, past, parts.ends)
+    return normed(run_blocks_of_each(x, past, mask, caches, parts.blocks), parts.ends.norm)
+
+
+def greedy_tokens(
+    input_ids: Tensor, n: int, vocab_size: int | None, past: int, caches: list[Tensor], parts: PlanParts
+) -> tuple[Tensor, Tensor]:
+    """`n` tokens after `input_ids` (1, 1), each the most probable one and read for the next, and their logits: (n,) each.
+
+    Nothing looks at the values in between, so a GPU never waits.
+    """
+    tokens: list[Tensor] = []
+    largest: list[Tensor] = []
+    for i in range(n):
+        x = run_model(input_ids, None, past + i, caches, parts)  # (1, 1, C)
+        logits = product(x[:, -1], parts.ends.head)  # (1, V)
+        value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)  # on a CPU the first of equals, as by argmax
+        tokens.append(input_ids)
+        largest.append(value)
+    return torch.cat(tokens).view(-1), torch.cat(largest).view(-1)
+
+
+def embedded(input_ids: Tensor, attention_mask: Tensor | None, past: int, ends: Ends) -> Tensor:
+    """Tokens and their positions: (B, T, C)."""
+    x = F.embedding(input_ids, ends.wte)
+    row_scales = ends.row_scales
+    if row_scales is not None:
+        x = x * F.embedding(input_ids, row_scales)
+    if attention_mask is None:
+        return x + ends.wpe.narrow(0, past, input_ids.size(1))
+    return x + F.embedding(positions_of(past, input_ids.size(1), attention_mask, input_ids.device), ends.wpe)
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """A layer norm over the last dimension."""
+    return torch.layer_norm(x, [x.size(-1)], norm.weight, norm.bias, norm.eps)
+
+
+def run_blocks(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], blocks: list[BlockParts]) -> Tensor:
+    """All blocks on the stream `x` (B, T, C) after `past` cached tokens: (B, T, C). `mask` is what `visible_slots` gives."""
+    B, T, C = x.size(0), x.size(1), x.size(2)
+    x = x.view(B * T, C)  # a row for each token
+    for i, block in enumerate(blocks):
+        heads = stored(product(normed(x, block.norm_1), block.c_attn), T, past, caches[i])  # (3, B, H, T, D)
+        y = attention(heads[0], caches[i], past, mask, block.scale)  # (B, H, T, D)
+        x += product(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)
+        y = product(normed(x, block.norm_2), block.c_fc)
+        x += product(activated(y, block.activation), block.mlp_proj)
+    return x.view(B, T, C)
+
+
+def run_blocks_of_each(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], blocks: list[BlockParts]) -> Tensor:
+    """The same, with the bits that each token would have in a step of its own."""
+    B, T, C = x.size(0), x.size(1), x.size(2)
+    x = x.view(B * T, C)
+    for i, block in enumerate(blocks):
+        heads = stored(product_of_each(normed(x, block.norm_1), block.c_attn), T, past, caches[i])  # (3, B, H, T, D)
+        y = attention_of_each(heads[0], caches[i], past, mask, block.scale)  # (B, H, T, D)
+        x += product_of_each(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)
+        y = product_of_each(normed(x, block.norm_2), block.c_fc)
+        x += product_of_each(activated_each(y, block.activation), block.mlp_proj)
+    return x.view(B, T, C)
+
+
+def stored(qkv: Tensor, T: int, past: int, cache: Tensor) -> Tensor:
+    """Rows (B * T, 3 C) as heads (3, B, H, T, D), of which keys and values are then in the cache (2, B, H, S, D)."""
+    heads = qkv.view(-1, T, 3, cache.size(2), cache.size(4)).permute(2, 0, 3, 1, 4)
+    cache.narrow(3, past, T).copy_(heads[1:])
+    return heads
+
+
+def attention(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
+    """Of queries (B, H, T, D) after `past` cached tokens: (B, H, T, D)."""
+    k, v = cache.narrow(3, 0, past + q.size(2)).unbind()  # (B, H, S, D) each
+    is_causal = mask is None and q.size(2) > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+
+
+def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
+    """The same, one query after the other. Without `mask`, each sees all that stands before it."""
+    k, v = cache.unbind()
+    ys: list[Tensor] = []
+    for t, query in enumerate(q.split(1, 2)):
+        S = past + t + 1
+        seen = None if mask is None else mask.narrow(2, t, 1).narrow(3, 0, S)
+        ys.append(F.scaled_dot_product_attention(query, k.narrow(2, 0, S), v.narrow(2, 0, S), attn_mask=seen, scale=scale))
+    return torch.cat(ys, 2)
+
+
+def activated(x: Tensor, activation: str) -> Tensor:
+    """The activation that `BlockParts` names."""
+    return F.relu(x) if activation == "relu" else F.gelu(x, approximate=activation)
+
+
+def activated_each(x: Tensor, activation: str) -> Tensor:
+    """The same, row by row (N, C), because torch computes what is left over after whole registers to other last digits."""
+    return torch.cat([activated(row, activation) for row in x.split(1)])
+
+
+scripted_run_model = Scripted(run_model)
+scripted_run_model_of_each = Scripted(run_model_of_each)
+scripted_greedy_tokens = Scripted(greedy_tokens)

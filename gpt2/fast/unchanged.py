@@ -1,0 +1,269 @@
+"""Whether a model computes what `model.py` says. It knows classes, hooks and torch's tables, and no arithmetic.
+
+Users change models: they replace methods of a class or of one object, register hooks, exchange layers, set attributes. What
+would run then is asked here. Whatever is not known counts as changed, and then `model(x)` itself is what generation calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from types import FunctionType
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
+from gpt2.quantization.layers import Int8Embedding, Int8Linear
+from gpt_config.model_config import GPT2Config
+
+# What runs when a module of any class is called, and when an attribute is read.
+_CALLING = (
+    *("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "_compiled_call_impl"),
+    *("__getattr__", "__getattribute__"),
+)
+
+# Methods that do not run in a forward pass.
+_NOT_COMPUTING = {"__init__", "_init_weights", "set_dropout", "reset_parameters", "_fill_padding_idx_with_zero"}
+
+# The modules and tensors that an object of each class is made of.
+_PARTS: dict[type[nn.Module], tuple[str, ...]] = {
+    GPT2: ("wte", "wpe", "h", "ln_f"),
+    Block: ("ln_1", "attn", "ln_2", "mlp"),
+    CausalSelfAttention: ("c_attn", "c_proj"),
+    MLP: ("c_fc", "c_proj"),
+    **dict.fromkeys((nn.LayerNorm, Conv1D), ("weight", "bias")),
+    **dict.fromkeys((nn.Embedding, TokenEmbedding), ("weight",)),
+    **dict.fromkeys((Int8Embedding, Int8Linear), ("weight_int8", "scale", "bias")),
+    nn.ModuleList: (),
+}
+
+# What an MLP may apply, and how `BlockParts` names it.
+_ACTIVATIONS: tuple[tuple[Callable[[Tensor], Tensor], str], ...] = (
+    (ACTIVATIONS["gelu_new"], "tanh"),
+    (F.gelu, "none"),
+    (F.relu, "relu"),
+)
+
+
+class _Original:
+    """What a class does, as it was when this file was imported."""
+
+    def __init__(self, cls: type[nn.Module]) -> None:
+        self._class, self._parts = cls, _PARTS[cls]
+        bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
+        own = {name for base in bases for name, value in vars(base).items() if isinstance(value, FunctionType)}
+        names = sorted(name for name in own - _NOT_COMPUTING | {*_CALLING} if hasattr(cls, name))
+        self._methods_of = operator.attrgetter(*names)
+        self._methods = self._methods_of(cls)
+        self._functions = [method for method in self._methods if isinstance(method, FunctionType)]
+        self._codes = [function.__code__ for function in self._functions]
+        self._other_names = _names_of_other_things(cls)
+        # Someone may have changed the class before: then a method is not from the file that it should be from.
+        self._is_sound = all(_is_from(cls, function) for function in self._functions)
+        # What an object would hide its class's methods by, or its parts.
+        self.hiding = frozenset({*names, *self._parts})
+
+    def is_unchanged(self) -> bool:
+        """Whether it still does that, with nothing new that would stand before the parts of an object."""
+        cls = self._class
+        return (
+            self._is_sound
+            and self.runs_in(cls)
+            and [function.__code__ for function in self._functions] == self._codes
+            and self._other_names == _names_of_other_things(cls)
+        )
+
+    def runs_in(self, cls: type[nn.Module]) -> bool:
+        """Whether `cls`, the class or one that inherits from it, has the same methods, and nothing before the parts."""
+        return bool(self._methods_of(cls) == self._methods) and not any(map(functools.partial(hasattr, cls), self._parts))
+
+
+def _names_of_other_things(cls: type) -> set[str]:
+    """What a class has besides functions and what Python adds by itself: properties and constants."""
+    return {name for name, value in vars(cls).items() if type(value) is not FunctionType and not name.startswith("__")}
+
+
+def _is_from(cls: type, function: FunctionType) -> bool:
+    """Whether a function was written in the body of the class, or of one that it inherits from."""
+    if function is getattr(nn.modules.module, "_forward_unimplemented", None):
+        return True
+    written_in = [(base.__qualname__, vars(sys.modules[base.__module__])) for base in cls.__mro__]
+    class_name = function.__code__.co_qualname.rpartition(".")[0]
+    return any(class_name == name and function.__globals__ is names for name, names in written_in)
+
+
+_ORIGINALS = {cls: _Original(cls) for cls in _PARTS}
+_call_of = operator.attrgetter(*(name for name in _CALLING if hasattr(GPT2, name)))
+
+
+def is_called_as_written(model: GPT2) -> bool:
+    """Whether `model(...)` is no more than its own `hidden_states` and `logits`."""
+    return (
+        isinstance(model, GPT2)
+        and _ORIGINALS[GPT2].is_unchanged()
+        and bool(_call_of(type(model)) == _call_of(GPT2))
+        and vars(model).keys().isdisjoint(_CALLING)
+        and not (model._forward_hooks or model._forward_pre_hooks or _has_global_hooks())
+    )
+
+
+def computes_as_written(model: GPT2) -> bool:
+    """Whether a forward pass of `model` in eval mode computes what `model.py` says, from its weights and config alone."""
+    return (
+        is_called_as_written(model)
+        and all(original.is_unchanged() for original in _ORIGINALS.values())
+        and _ORIGINALS[GPT2].runs_in(type(model))
+        and not model.training
+        and _is_untouched(model, GPT2)
+        and _has_known_ends(model)
+        and _has_known_blocks(model)
+        and not _is_watched(model.device.type)
+    )
+
+
+def keeps_layers_apart(model: GPT2) -> bool:
+    """Whether each attention has keys and values of its own in a `KVCache` for the model's config: not where a layer comes
+    twice, and not where its heads are others than the config says. Such a model computes without a cache."""
+    modules = [
+        module for _, module in model.named_modules(remove_duplicate=False) if isinstance(module, CausalSelfAttention)
+    ]
+    shape, n_layer = (model.config.n_head, model.config.head_dim), model.config.n_layer
+    layers = {attn.layer for attn in modules if (attn.n_head, attn.head_dim) == shape and 0 <= attn.layer < n_layer}
+    return len(layers) == len(modules)
+
+
+def activation_name(activation: object) -> str | None:
+    """How `BlockParts` names the function; None if it does not know it."""
+    return next((name for known, name in _ACTIVATIONS if activation is known), None)
+
+
+def _has_global_hooks() -> bool:
+    """torch's own tables, which are private: where they are missing, there may be hooks elsewhere."""
+    names = ("_global_forward_hooks", "_global_forward_pre_hooks")
+    return any(getattr(nn.modules.module, name, True) for name in names)
+
+
+def _is_watched(device_type: str) -> bool:
+    """Whether something stands between Python and torch's operations: autocast, or a mode that may replace results."""
+    if torch.amp.autocast_mode.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return True
+    # A default device is such a mode, too, and the plan names the device of what it makes.
+    modes = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []
+    return any(type(mode) is not DeviceContext for mode in modes) or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _is_untouched(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether an object does what its class does, and nothing looks at its inputs or outputs. Backward hooks may."""
+    own = vars(module)
+    return not (own["_forward_hooks"] or own["_forward_pre_hooks"]) and _ORIGINALS[cls].hiding.isdisjoint(own)
+
+
+def _is_plain(module: nn.Module | None, cls: type[nn.Module]) -> bool:
+    """Whether it is an object of this very class that does what the class does."""
+    return module is not None and type(module) is cls and _is_untouched(module, cls)
+
+
+def _has_known_ends(model: GPT2) -> bool:
+    wte, wpe, blocks, ln_f = map(model._modules.get, _PARTS[GPT2])
+    if wpe is None or not _is_plain(wpe, nn.Embedding):
+        return False
+    like = wpe._parameters["weight"]
+    return (
+        like is not None
+        and _is_known_head(wte, like)
+        and _is_table(wpe, like)
+        and _is_known_norm(ln_f, model.config, like)
+        and _is_plain(blocks, nn.ModuleList)
+        and len(cast(nn.ModuleList, blocks)) == model.config.n_layer
+    )
+
+
+def _is_known_head(wte: nn.Module | None, like: Tensor) -> bool:
+    if wte is not None and _is_plain(wte, TokenEmbedding):
+        return _is_table(wte, like)
+    return wte is not None and _is_plain(wte, Int8Embedding) and _has_known_bytes(wte, like)
+
+
+def _is_table(embedding: nn.Module, like: Tensor) -> bool:
+    """Whether nothing is done to the rows when they are looked up."""
+    return vars(embedding)["max_norm"] is None and _is_known(embedding._parameters["weight"], like)
+
+
+def _has_known_blocks(model: GPT2) -> bool:
+    like, blocks = model.wpe.weight, list(model.h._modules.values())
+    if not all(_is_known_block(block, place, model.config, like) for place, block in enumerate(blocks)):
+        return False
+    kinds = {type(layer) for block in cast(list[Block], blocks) for layer in _layers_of(block)}
+    return len(kinds) == 1
+
+
+def _layers_of(block: Block) -> Iterator[nn.Module | None]:
+    for name in ("attn", "mlp"):
+        part = block._modules[name]
+        assert part is not None  # the block is a known one
+        yield from part._modules.values()
+
+
+def _is_known_block(block: nn.Module | None, place: int, config: GPT2Config, like: Tensor) -> bool:
+    if block is None or not _is_plain(block, Block):
+        return False
+    ln_1, attn, ln_2, mlp = map(block._modules.get, _PARTS[Block])
+    return (
+        _is_known_norm(ln_1, config, like)
+        and _is_known_attention(attn, place, config)
+        and _has_known_layers(attn, CausalSelfAttention, like)
+        and _is_known_norm(ln_2, config, like)
+        and _is_plain(mlp, MLP)
+        and not cast(MLP, mlp).training
+        and activation_name(vars(mlp).get("activation")) is not None
+        and _has_known_layers(mlp, MLP, like)
+    )
+
+
+def _is_known_attention(attn: nn.Module | None, place: int, config: GPT2Config) -> bool:
+    if not _is_plain(attn, CausalSelfAttention):
+        return False
+    n_head, head_dim, layer, scale = map(vars(attn).get, ("n_head", "head_dim", "layer", "scale"))
+    return (
+        not vars(attn)["training"]
+        and (n_head, head_dim, layer) == (config.n_head, config.head_dim, place)
+        and type(scale) in (float, int)
+    )
+
+
+def _is_known_norm(norm: nn.Module | None, config: GPT2Config, like: Tensor) -> bool:
+    if norm is None or not _is_plain(norm, nn.LayerNorm):
+        return False
+    own = vars(norm)
+    is_over_features = own["normalized_shape"] == (config.n_embd,) and type(own["eps"]) in (float, int)
+    return is_over_features and all(_is_known(norm._parameters[name], like) for name in ("weight", "bias"))
+
+
+def _has_known_layers(parent: nn.Module | None, cls: type[nn.Module], like: Tensor) -> bool:
+    assert parent is not None
+    return all(_is_known_layer(parent._modules.get(name), like) for name in _PARTS[cls])
+
+
+def _is_known_layer(layer: nn.Module | None, like: Tensor) -> bool:
+    if layer is not None and _is_plain(layer, Conv1D):
+        return all(_is_known(layer._parameters[name], like) for name in ("weight", "bias"))
+    return layer is not None and _is_plain(layer, Int8Linear) and _has_known_bytes(layer, like)
+
+
+def _has_known_bytes(layer: nn.Module, like: Tensor) -> bool:
+    weight_int8, scale, bias = (layer._buffers[name] for name in ("weight_int8", "scale", "bias"))
+    is_known = type(weight_int8) is Tensor and weight_int8.dtype == torch.int8
+    return is_known and _is_known(scale, like) and (bias is None or _is_known(bias, like))
+
+
+def _is_known(weight: Tensor | None, like: Tensor) -> bool:
+    """Whether it is a tensor without arithmetic of its own, of the same dtype and device."""
+    has_no_arithmetic = type(weight) is nn.Parameter or type(weight) is Tensor
+    return weight is not None and has_no_arithmetic and weight.dtype is like.dtype and weight.device == like.device

@@ -354,5 +354,6 @@ def test_more_prompts_than_a_batch_holds_come_in_order(run_command, model_option
 def test_verbose_says_what_is_computed_with(run_command, model_options, dtype: str, said: str) -> None:
     result = run_command("generate", "The cat", *model_options, "--dtype", dtype, "--verbose", "--device", "cpu")
     assert result.status == 0 and result.out.startswith("The cat")
-    (line,) = result.err.splitlines()
+    line, steps = result.err.splitlines()
+    assert steps.startswith("steps: prefill 1, ")
     assert line.startswith("computing " + said) and " on cpu, " in line and line.endswith("threads")

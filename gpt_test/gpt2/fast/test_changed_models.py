@@ -18,6 +18,7 @@ from gpt2 import GPT2, complete, stream
 from gpt2 import model as architecture
 from gpt2.fast.limits import NOTHING_FAST, FastLimits
 from gpt2.fast.plan import DecodePlan
+from gpt2.generation.batch import Batch
 from gpt2.generation.loop import decode, start
 from gpt2.model import MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
 from gpt_config import GenerationConfig, GPT2Config
@@ -296,7 +297,7 @@ def argmax_loop(model: GPT2, ids: list[int], n: int = N) -> list[int]:
 def new_ids(model: GPT2, prompts: list[list[int]], fast: FastLimits, **options: Any) -> list[list[int]]:
     config = GenerationConfig(max_new_tokens=N, stop_at_eot=False, **options)
     rows = start(model, prompts, config)
-    for _ in decode(model, rows, config, fast=fast):
+    for _ in decode(Batch(model, fast=fast), rows):
         pass
     return [row.ids for row in rows]
 

@@ -32,7 +32,7 @@ def test_in_few_bits_it_changes_nothing_either(prompt: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["x86", "onednn", "hook"])
-def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, small_model: GPT2, monkeypatch) -> None:
+def test_in_int8_only_what_gives_the_same_tokens_is_guessed_for(engine: str, small_model: GPT2) -> None:
     """Not outside the plan, nor with kernels that cannot round the head's rows one by one."""
     model = quantize_int8(repetitive_model(small_model.config), engines=("onednn",) if engine == "onednn" else ENGINES)
     takes_drafts = engine == "x86" and rounds_each_alone()

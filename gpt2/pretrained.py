@@ -45,6 +45,7 @@ _TIE = 0.01
 class GPT2(architecture.GPT2):
     """GPT-2: embeddings, blocks, a final norm, and the token embedding once more as the head.
 
+    >>> from gpt_config import GPT2Config
     >>> model = GPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)).eval()
     >>> model(torch.tensor([[1, 2, 3]])).shape
     torch.Size([1, 3, 11])

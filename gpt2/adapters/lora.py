@@ -55,7 +55,8 @@ def add_lora(model: GPT2, config: LoRAConfig) -> None:
 
     ConfigError if a target matches no layer, or if the model has adapters already.
 
-    >>> model = GPT2.from_pretrained("gpt2-tiny")
+    >>> import gpt2
+    >>> model = gpt2.GPT2.from_pretrained("gpt2-tiny")
     >>> add_lora(model, LoRAConfig(rank=4, target_modules=("c_attn",)))
     >>> sum(parameter.numel() for parameter in lora_parameters(model))
     24576

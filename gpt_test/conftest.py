@@ -15,15 +15,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 
 from gpt2 import GPT2
 from gpt2.quantization import kernels, layers
 from gpt_config import GPT2Config
 from gpt_encoder import GPT2Tokenizer, train_bpe
+from gpt_test import without_hypothesis
 
-settings.register_profile("gpt2", deadline=None, print_blob=True)
-settings.load_profile("gpt2")
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:
+    without_hypothesis.install()
+else:
+    settings.register_profile("gpt2", deadline=None, print_blob=True)
+    settings.load_profile("gpt2")
+
+# The matrices of the tests are small: one thread computes them as fast as several, and leaves the other cores to the
+# processes that tests start, which read the variable. OMP_NUM_THREADS=4 pytest ... decides otherwise.
+THREADS_BY_DEFAULT = torch.get_num_threads()
+if "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 TRAINING_TEXT = """Once upon a time there was a small cat who lived by the sea. Every day the cat went down to the water
 and looked at the boats. "Where do they go?" asked the cat. "Far away," said the old dog, "and then they come home again."
@@ -55,7 +67,7 @@ def openai_tokenizer() -> GPT2Tokenizer:
 @pytest.fixture(scope="session")
 def tiktoken_gpt2(openai_tokenizer: GPT2Tokenizer):
     """tiktoken's gpt2 encoding, made offline from the shipped files (its own loader would download them)."""
-    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is not installed (pip install '.[test]')")
+    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is not installed (pip install -r requirements-dev.txt)")
     ranks = {token: token_id for token_id, token in openai_tokenizer.token_bytes.items() if token_id != 50256}
     from tiktoken_ext.openai_public import r50k_pat_str  # tiktoken's own pattern, not ours
 

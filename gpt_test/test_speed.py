@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,18 @@ import torch
 from gpt2 import GPT2
 from gpt_config import GPT2Config
 from gpt_encoder import GPT2Tokenizer
-from gpt_test.conftest import transformers_twin
+from gpt_test.conftest import THREADS_BY_DEFAULT, transformers_twin
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_a_user_has() -> Iterator[None]:
+    """All other tests compute on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS_BY_DEFAULT)
+    yield
+    torch.set_num_threads(threads)
 
 
 def compare(

@@ -40,8 +40,8 @@ def run_with(parts: Parts, *args: object) -> Result:
 
 def test_sections_in_one_process(options: list[object], tmp_path: Path) -> None:
     peers = ["transformers", "tiktoken", "tokenizers"]
-    for peer in peers:
-        pytest.importorskip(peer, reason=f"{peer} is not installed (pip install '.[test]')")
+    for package in (*peers, "matplotlib"):
+        pytest.importorskip(package, reason=f"{package} is not installed (pip install -r requirements-dev.txt)")
     sections = ["tokenizer", "decode", "prefill", "batch", "training"]
     picture = tmp_path / "picture.png"
     chosen = ["--sections", ",".join(sections), "--peers", ",".join(peers), "--dtypes", "float32", "--dtype", "bfloat16"]

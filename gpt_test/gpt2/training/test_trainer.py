@@ -99,6 +99,7 @@ def test_training_learns_and_leaves_an_ordinary_model_folder(text_file: Path, tm
     assert load_tokenizer_for(loaded).encode("the cat") == data.tokenizer.encode("the cat")
     trained = Trainer(loaded, data, config, tmp_path / "other", is_quiet=True)
     assert trained.validation_loss() == pytest.approx(stopped.best_loss, abs=1e-6)
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install -r requirements-dev.txt)")
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

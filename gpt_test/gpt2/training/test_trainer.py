@@ -230,8 +230,14 @@ def test_a_signal_ends_the_run_after_its_step_with_a_saved_state(
 ) -> None:
     trainer = make_trainer(tmp_path / "run", max_steps=100_000, checkpoint_interval=100_000, eval_interval=100_000)
     handler = signal.getsignal(number)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
-    timer.start()
+
+    def kill_after_some_steps() -> None:
+        """Earlier the signal would end the tests: on a busy machine a second is not enough for the first step."""
+        while trainer.step < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=kill_after_some_steps, daemon=True).start()
     stopped = trainer.train()
     assert stopped.signal == number and stopped.step > 0 and signal.getsignal(number) == handler
     again = make_trainer(tmp_path / "run")

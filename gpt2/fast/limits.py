@@ -5,6 +5,7 @@ The defaults are what was measured to pay on a CPU. Tests hand in others, so tha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -98,6 +99,7 @@ class FastLimits:
     # stream of text.
     seconds_at_once: float = 0.02
     max_at_once: int = 16
+    clock: Callable[[], float] = time.perf_counter  # in seconds
 
     # What a step with drafts costs, in plain steps: with any, and for each draft. None: `costs` has the figures.
     costs_of_drafts: tuple[float, float] | None = None

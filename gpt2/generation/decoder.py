@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -145,7 +144,7 @@ class Decoder:
         them. Append them."""
         cache, plan, graphed = self._cache, self._plan, self._graphed
         assert cache is not None and plan is not None
-        length, start, last = cache.length, time.perf_counter(), self.windows[0].ids[-1]
+        length, start, last = cache.length, self._fast.clock(), self.windows[0].ids[-1]
         try:
             if graphed and graphed.room(cache):
                 steps = graphed.greedy_tokens(last, n, cache)
@@ -153,7 +152,7 @@ class Decoder:
                 steps = plan.greedy_tokens(last, n, self._vocab_size, cache)
         except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
             return GreedyRun([], failed=True)
-        seconds = max(time.perf_counter() - start, 1e-6)
+        seconds = max(self._fast.clock() - start, 1e-6)
         self._n_at_once = int(min(self._fast.max_at_once, 1 + self._fast.seconds_at_once * n / seconds))
         tokens = [token for token, _ in itertools.takewhile(lambda step: math.isfinite(step[1]), steps)]
         if eot in tokens:

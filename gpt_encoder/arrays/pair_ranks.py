@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,11 @@ class PairRanks:
     same few steps, which take less than half the time of a search in a sorted array.
     """
 
-    def __init__(self, left: Numbers, right: Numbers, ranks: Numbers) -> None:
-        """Pairs `left` and `right`, no two alike, with their `ranks`, all (N,)."""
+    def __init__(
+        self, left: Numbers, right: Numbers, ranks: Numbers, randbits: Callable[[int], int] = secrets.randbits
+    ) -> None:
+        """Pairs `left` and `right`, no two alike, with their `ranks`, all (N,). `randbits` draws the hash functions."""
+        self._randbits = randbits
         pairs = _key(left, right) << RANK_BITS | ranks
         slot_bits = max(1, (_SLOTS_PER_PAIR * len(pairs) - 1).bit_length())
         self._shift = np.uint64(64 - slot_bits)
@@ -39,7 +43,7 @@ class PairRanks:
 
     def _settle(self, pairs: Numbers) -> bool:
         """Give each pair a slot; False if some found none."""
-        self._factors = [np.uint64(secrets.randbits(64) | 1) for _ in range(2)]
+        self._factors = [np.uint64(self._randbits(64) | 1) for _ in range(2)]
         self._slots[:] = _EMPTY
         wanted = self._first_slots(pairs >> RANK_BITS)
         for _ in range(_MAX_ROUNDS):

@@ -7,12 +7,12 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2 import GPT2, KVCache
+from gpt2.dropout import dropout
 from gpt2.model import Conv1D
 from gpt_config import ConfigError, GPT2Config, InputError, InputTypeError
 from gpt_test.conftest import random_model, transformers_twin
@@ -217,19 +217,39 @@ def test_dropout_in_training_only() -> None:
     assert not torch.equal(model(ids), model(ids))
 
 
+class OurDropout(torch.nn.Module):
+    """torch.nn.Dropout with the draws of this package."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
+
+
+def attention_with_our_draws(
+    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **options: float
+) -> tuple[Tensor, Tensor]:
+    """Causal attention as transformers calls it: q, k, v (B, H, T, D) to (B, T, H, D) and the weights."""
+    scores = (q @ k.transpose(-1, -2) * scaling).masked_fill(torch.ones(q.shape[2], k.shape[2]).triu(1) > 0, -torch.inf)
+    weights = dropout(scores.softmax(-1), options["dropout"], module.training)
+    return (weights @ v).transpose(1, 2), weights
+
+
 @pytest.mark.parametrize("where", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
-def test_each_dropout_is_where_gpt2_has_it(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch's own draws, the same seed and one kind of dropout at a time, transformers drops the same numbers."""
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=scale)
-
-    monkeypatch.setattr("gpt2.model.dropout", F.dropout)
-    monkeypatch.setattr("gpt2.model.attention_with_dropout", attention)
+def test_each_dropout_is_where_gpt2_has_it(where: str) -> None:
+    """With the same draws and one kind of dropout at a time, transformers' model drops the same numbers."""
+    transformers = pytest.importorskip("transformers")
+    transformers.AttentionInterface.register("causal_with_our_draws", attention_with_our_draws)
     config = GPT2Config(**ODD, **{**dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0), where: 0.3})
     model = random_model(config).train()
     twin, ids = transformers_twin(model).train(), ids_for(config, 2, 12)
-    twin.set_attn_implementation("sdpa")
+    twin.set_attn_implementation("causal_with_our_draws")
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Dropout):
+                setattr(module, name, OurDropout(child.p))
     torch.manual_seed(1)
     ours = model(ids)
     torch.manual_seed(1)

@@ -282,16 +282,15 @@ def test_the_choice_of_engine_is_left_as_it_was(small_model: GPT2) -> None:
     assert torch.backends.quantized.engine == before
 
 
-def test_packed_together_a_model_is_what_it_is_packed_layer_by_layer(
-    small_model: GPT2, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_together_a_model_is_what_it_is_packed_layer_by_layer(small_model: GPT2) -> None:
     """Though each layer sets the process's choice of kernels and puts it back: here to kernels that round otherwise."""
     if len(torch.backends.quantized.supported_engines) < 3 or kernels.packing_engine() is None:
         pytest.skip("this torch has no two kernels to choose from")
     other = next(name for name in ("onednn", "qnnpack") if name in torch.backends.quantized.supported_engines)
     before, filters = torch.backends.quantized.engine, warnings.filters[:]
     layer_by_layer = int8_copy(small_model)(torch.tensor([[1, 2]]))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(8)
     try:
         for _ in range(20):
             model = int8_copy(small_model)
@@ -302,6 +301,7 @@ def test_packed_together_a_model_is_what_it_is_packed_layer_by_layer(
             assert torch.equal(model(torch.tensor([[1, 2]])), layer_by_layer)
     finally:
         torch.backends.quantized.engine = before
+        torch.set_num_threads(n_threads)
 
 
 def test_ids_outside_the_vocabulary_are_named(small_model: GPT2) -> None:

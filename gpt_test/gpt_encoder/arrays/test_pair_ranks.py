@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,13 +35,16 @@ def test_pairs_are_of_any_shape() -> None:
     assert ranks.of(ids[:-1], ids[1:]).tolist() == [[7, 8], [8, UNRANKED]]
 
 
-def test_a_table_in_which_pairs_find_no_slot_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_in_which_pairs_find_no_slot_is_made_again() -> None:
     """With factors of 1 all small keys want the first slot."""
     drawn: list[int] = []
-    draw = secrets.randbits
-    monkeypatch.setattr(secrets, "randbits", lambda bits: drawn.append(bits) or (draw(bits) if len(drawn) > 2 else 0))
+
+    def randbits(bits: int) -> int:
+        drawn.append(bits)
+        return secrets.randbits(bits) if len(drawn) > 2 else 0
+
     left, right = np.divmod(np.random.default_rng(0).permutation(1000), 40)
-    ranks = PairRanks(left, right, np.arange(1000))
+    ranks = PairRanks(left, right, np.arange(1000), randbits)
     assert len(drawn) > 2
     assert ranks.of(left, right).tolist() == list(range(1000))
     assert (ranks.of(left + 25, right) == UNRANKED).all()

@@ -24,7 +24,7 @@ from gpt2.fast.head_bytes import HeadBytes
 from gpt2.fast.limits import GREEDY_HEAD, GreedyHeadLimits
 from gpt2.fast.scripted import Scripted
 from gpt2.model import TokenEmbedding
-from gpt2.quantization import steps
+from gpt2.quantization import rounding
 from gpt2.quantization.derived import Derived, state_with_contents
 from gpt2.quantization.kernels import ROWS_IN_CACHE, multiplies_given_steps, quantized_rows
 from gpt2.quantization.layers import Int8Linear
@@ -138,13 +138,13 @@ def _made(weight: Tensor, rows_of_part: int) -> HeadBytes | None:
     # Damaged weights, and such whose squares float32 does not hold.
     if not (_LEAST_LENGTH < longest < _MOST_LENGTH and bool(torch.isfinite(all_radius).all())):
         return None
-    all_radius /= steps.LIFT
+    all_radius /= rounding.LIFT
     of_logits = torch.finfo(weight.dtype)
     return HeadBytes(
         scripted_candidates.list_of(packed),
         all_radius,
         float(all_radius.max()),
-        longest / steps.LIFT,
+        longest / rounding.LIFT,
         of_logits.eps,
         of_logits.smallest_normal,
     )
@@ -174,7 +174,7 @@ def candidates(x: Tensor, head: HeadBytes, vocab_size: int) -> Tensor:
     of_sums = head.longest * (C**0.5 / 252 + 2 * C * 1.2e-7 * length)
     top = about.amax(1, keepdim=True)
     largest = head.largest_radius * length
-    slack = of_sums + head.eps * (top.abs() + 2 * (largest + of_sums) + head.smallest / steps.LIFT * unit)
+    slack = of_sums + head.eps * (top.abs() + 2 * (largest + of_sums) + head.smallest / rounding.LIFT * unit)
     # First with one bound for all, then for those few with their own. A comparison with NaN excludes nothing.
     tokens = (about < top - 2 * (largest + slack)).logical_not_().nonzero()[:, 1]
     if B > 1:

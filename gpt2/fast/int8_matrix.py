@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.linear import uses_matrix_units
 from gpt2.model import ACTIVATIONS, GPT2, Block
-from gpt2.quantization import steps
+from gpt2.quantization import rounding
 from gpt2.quantization.derived import Derived, state_of
 from gpt2.quantization.layers import Int8Linear
 
@@ -105,7 +105,7 @@ class MatrixLinear:
 
     def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         size = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
-        step = size.float().clamp_(min=127 * steps.TINY) / 127
+        step = size.float().clamp_(min=127 * rounding.TINY) / 127
         x_in_steps = (x * step.reciprocal()).round_().to(torch.int8)
         product = torch.ops.onednn.qlinear_pointwise
         weight = self._weight, self._scale, self._zeros

@@ -18,7 +18,7 @@ from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.plan_parts import FastLinear, Norm
 from gpt2.fast.scripted import Scripted
 from gpt2.model import Conv1D, TokenEmbedding
-from gpt2.quantization import steps
+from gpt2.quantization import rounding
 from gpt2.quantization.derived import Derived, state_with_contents
 from gpt2.quantization.kernels import int8_product, int8_product_of_each, plain_int8_product
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
@@ -62,7 +62,7 @@ def fast_norm_and_linear(
     The lift that int8 needs is in the weight and the bias here, instead of a product of its own.
     """
     if isinstance(layer, Int8Linear):
-        lifted = Norm(norm.weight.detach() * steps.LIFT, norm.bias.detach() * steps.LIFT, float(norm.eps))
+        lifted = Norm(norm.weight.detach() * rounding.LIFT, norm.bias.detach() * rounding.LIFT, float(norm.eps))
         return lifted, fast_linear(layer, limits, is_lifted=True)
     return Norm(norm.weight, norm.bias, float(norm.eps)), fast_linear(layer, limits)
 
@@ -70,7 +70,7 @@ def fast_norm_and_linear(
 def _fast_int8(layer: Int8Linear, is_lifted: bool) -> FastLinear:
     packed = layer.packed_weight()
     if packed is None:
-        scale = layer.scale / steps.LIFT if is_lifted else layer.scale
+        scale = layer.scale / rounding.LIFT if is_lifted else layer.scale
         return FastLinear("plain int8", layer.weight_int8, layer.bias, scale, None, 0)
     units_and_sums = layer.units_and_sums()
     other = layer.scale if units_and_sums is None else units_and_sums

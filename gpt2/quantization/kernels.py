@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.quantization import steps
+from gpt2.quantization import rounding
 
 # For this many rows, what is computed on the way to bytes stays in the processor's cache.
 ROWS_IN_CACHE = 1024
@@ -32,7 +32,7 @@ def quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.float()
-    scale = weight.abs().amax(1).clamp(min=steps.TINY) / 127
+    scale = weight.abs().amax(1).clamp(min=rounding.TINY) / 127
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
@@ -44,13 +44,13 @@ def int8_product(
 ) -> Tensor:
     """Rows (N, n_in), which come times LIFT if `is_lifted`, by a packed weight that adds `bias`: (N, n_out)."""
     if x.size(0) == 1:
-        of_one: Tensor = torch.ops.quantized.linear_dynamic(x if is_lifted else x * steps.LIFT, packed)
+        of_one: Tensor = torch.ops.quantized.linear_dynamic(x if is_lifted else x * rounding.LIFT, packed)
         return of_one
     # All rows of a call share the 256 steps, so each is brought to the same size.
-    size = x.abs().amax(1, keepdim=True).clamp_(min=steps.TINY * steps.LIFT)
-    y: Tensor = torch.ops.quantized.linear_dynamic(x * (steps.LIFT / size), packed)
+    size = x.abs().amax(1, keepdim=True).clamp_(min=rounding.TINY * rounding.LIFT)
+    y: Tensor = torch.ops.quantized.linear_dynamic(x * (rounding.LIFT / size), packed)
     if is_lifted:
-        size = size / steps.LIFT
+        size = size / rounding.LIFT
     return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
 
 
@@ -71,8 +71,8 @@ def int8_product_of_each(
     units, sums = units_and_sums.unbind()
     low, high = x.amin(1, keepdim=True).clamp_max_(0).double(), x.amax(1, keepdim=True).clamp_min_(0)
     step = (high - low).div_(255)
-    zero = (low / step.clamp_min(steps.TINY)).round_().neg_().float()
-    step = step.float().clamp_min_(steps.FINEST if is_lifted else steps.FINEST / steps.LIFT)
+    zero = (low / step.clamp_min(rounding.TINY)).round_().neg_().float()
+    step = step.float().clamp_min_(rounding.FINEST if is_lifted else rounding.FINEST / rounding.LIFT)
     # The kernel rounds it. Of two numbers a row, torch would be slow.
     x_in_steps = torch.addcmul(zero.expand_as(x).contiguous(), x, step.reciprocal())
     y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x_in_steps, 1.0, 0, packed)
@@ -80,11 +80,11 @@ def int8_product_of_each(
         y -= bias
     y.div_(units).round_()
     least, greatest = y.aminmax()
-    if not (least.item() > -steps.LARGEST_SUM and greatest.item() < steps.LARGEST_SUM):
+    if not (least.item() > -rounding.LARGEST_SUM and greatest.item() < rounding.LARGEST_SUM):
         return torch.cat([int8_product(row, packed, bias, is_lifted) for row in x.split(1)])
     y.addcmul_(zero, sums, value=-1)
     if not is_lifted:
-        step *= steps.LIFT
+        step *= rounding.LIFT
     return y.mul_(step * units) if bias is None else torch.addcmul(bias, y, step * units)
 
 
@@ -111,7 +111,7 @@ def pack(weight_int8: Tensor, scale: Tensor, bias: Tensor | None, engine: str) -
     """Weights (n_out, n_in), their scales (n_out,) and the bias as the kernels of `engine` want them."""
     with packing(engine):
         zeros = torch.zeros(len(scale), dtype=torch.int64)
-        quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / steps.LIFT, zeros, 0)
+        quantized = torch._make_per_channel_quantized_tensor(weight_int8, scale.double() / rounding.LIFT, zeros, 0)
         packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(quantized, bias)
         return packed
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.quantization import steps
+from gpt2.quantization import rounding
 from gpt2.quantization.derived import Derived, state_of
 from gpt2.quantization.kernels import (
     ENGINES,
@@ -81,8 +81,8 @@ class Int8Linear(nn.Module):
         return self._find_units_and_sums(packed) if rounds_each_alone(self.engines) else None
 
     def _find_units_and_sums(self, packed: torch.ScriptObject | None) -> Tensor | None:
-        units = (self.scale.double() / steps.LIFT).float()
-        if self.bias is not None and bool((self.bias.abs() > steps.LARGEST_BIAS * units).any()):
+        units = (self.scale.double() / rounding.LIFT).float()
+        if self.bias is not None and bool((self.bias.abs() > rounding.LARGEST_BIAS * units).any()):
             return None
         ones = torch.ones(1, self.weight_int8.shape[1], dtype=torch.float32, device="cpu")
         sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, 1.0, 0, packed)

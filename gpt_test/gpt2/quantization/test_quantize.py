@@ -16,7 +16,7 @@ from gpt2.adapters.lora import add_lora
 from gpt2.evaluation import evaluate
 from gpt2.fast.linear import fast_norm_and_linear, product
 from gpt2.fast.plan import DecodePlan
-from gpt2.quantization import kernels, layers, steps
+from gpt2.quantization import kernels, layers, rounding
 from gpt2.quantization.kernels import ENGINES, int8_product, int8_product_of_each
 from gpt2.quantization.layers import Int8Linear, pack_together
 from gpt2.quantization.quantize import is_int8, quantize_int8
@@ -88,7 +88,7 @@ def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: 
     bias, is_lifted = torch.randn(n_out) if data.draw(st.booleans()) else None, data.draw(st.booleans())
     layer = Int8Linear(torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8), torch.rand(n_out) + 0.01, bias)
     units_and_sums = layer.units_and_sums()
-    torch.testing.assert_close(units_and_sums[0] * steps.LIFT, layer.scale)
+    torch.testing.assert_close(units_and_sums[0] * rounding.LIFT, layer.scale)
     assert torch.equal(units_and_sums[1], layer.weight_int8.sum(1).float())
     x = torch.randn(rows, n_in) * 10 ** (3 * torch.randn(rows, 1)) * (torch.rand(rows, 1) < 0.9)
     x = torch.where(torch.rand(rows, 1) < 0.3, x.abs() * torch.randn(rows, 1).sign(), x)

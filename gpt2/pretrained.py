@@ -1,7 +1,8 @@
 """From a name to a model and back: `GPT2` with its three verbs, and what they call. It knows folders, dtypes and adapters.
 
 The class in `model.py` is the architecture alone. The one here, which is `gpt2.GPT2`, computes the same and adds
-`from_pretrained`, `save_pretrained` and `generate`.
+`from_pretrained`, `save_pretrained` and `generate`. What most who load a model do not need is imported inside functions,
+because the first token of a command waits for imports.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import torch
 from torch import Tensor
 
 from gpt2 import model as architecture
-from gpt2.adapters.files import Adapter, load_adapter, read_adapter
-from gpt2.adapters.lora import merge_lora, merged_parameters
 from gpt2.device import resolve_device, resolve_dtype
 from gpt2.generation.loop import generate
 from gpt2.quantization.quantize import is_int8, quantize_int8
@@ -25,7 +24,6 @@ from gpt2.weights.folder import is_adapter_folder, locate_base, locate_model, lo
 from gpt2.weights.names import published_names
 from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.tokenizer import tokenizer_of
-from gpt2.weights.writing import write_tensors
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, Remedy
 from gpt_config.generation_config import GenerationConfig, GenerationOptions
@@ -33,6 +31,7 @@ from gpt_config.model_config import INT8_MODEL_TYPE
 from gpt_encoder.tokenizer import has_tokenizer
 
 if TYPE_CHECKING:
+    from gpt2.adapters.files import Adapter
     from gpt_encoder.interface import Tokenizer
 
 # What `dtype="auto"` tries out a dtype with.
@@ -137,6 +136,9 @@ def load_merged(
 
     It is merged in float32 at least and rounded once. Its tokenizer is the adapter's if there is one in `folder`.
     """
+    from gpt2.adapters.files import load_adapter, read_adapter
+    from gpt2.adapters.lora import merge_lora
+
     adapter = read_adapter(folder)
     target_dtype = resolve_dtype(dtype)
     model = load_base(adapter, base_model, dtype=torch.promote_types(target_dtype, torch.float32))
@@ -168,6 +170,9 @@ def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, toke
     The tokenizer is the one given, else that of the folder the model was loaded from, else OpenAI's if the model is new
     and has a vocabulary of that size. Adapters are merged into the weights that are written, not into the model.
     """
+    from gpt2.adapters.lora import merged_parameters
+    from gpt2.weights.writing import write_tensors
+
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", merged_parameters(model))
     values = {**model.config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}

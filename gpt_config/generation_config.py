@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
@@ -74,6 +73,8 @@ class GenerationConfig:
         names = [field.name for field in fields(cls)]
         for name, value in options.items():
             if name not in names:
+                import difflib  # here, because a right call needs none
+
                 near = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, names, 1)), None)
                 remedy = f"use {near}" if near else f"there are {', '.join(names)}"
                 raise ConfigError(f"{name}={value!r} is not an option of generation: {remedy}", field=name)

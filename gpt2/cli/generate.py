@@ -17,13 +17,13 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
 from gpt2.cli.options import Command, pass_options, wrong_options
-from gpt2.generation.steps import StepCounts
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from gpt2.generation.completion import Completion
+    from gpt2.generation.steps import StepCounts
     from gpt2.pretrained import GPT2
     from gpt_encoder.interface import Tokenizer
 
@@ -130,6 +130,8 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
     model, tokenizer, name = load_model_option(
         options.from_pretrained, device=options.device, dtype=options.dtype, tokenizer_name=options.model_name
     )
+    from gpt2.generation.steps import StepCounts
+
     loaded = _Loaded(model, tokenizer, name, _load_draft_model(draft_folder, options), StepCounts())
     _warn_of_idle_options(ctx, config)
     if options.verbose:

@@ -8,7 +8,6 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, read_stdin
 from gpt2.cli.options import Command
-from gpt_encoder import load_tokenizer
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -25,6 +24,8 @@ def tokenize(text: str, model_name: str, allow_special: bool, as_json: bool) -> 
     written \\xNN.
     """
     text = read_stdin() if text == "-" else decode_argument(text, "the text")
+    from gpt_encoder import load_tokenizer  # here, because `gpt2 --help` needs no tokenizer
+
     tokenizer = load_tokenizer(model_name)
     ids = tokenizer.encode(text, allowed_special="all" if allow_special else ())
     tokens = [tokenizer.decode_bytes([token]) for token in ids]

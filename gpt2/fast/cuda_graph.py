@@ -185,7 +185,7 @@ class GraphedStep:
             visible, positions = visible & (self._slots >= self._n_padding), slot - self._n_padding
         # What is to be added, made once: of truth values every layer would make that for itself.
         mask = torch.zeros(visible.shape, dtype=self.logits.dtype, device=slot.device).masked_fill_(~visible, -math.inf)
-        mask = mask.view(-1, 1, 1, self.n_slots)
+        mask = mask.view(-1, 1, 1, self.n_slots)  # (B or 1, 1, 1, S)
         hidden = model.stream(model.embed(self._tokens, positions), mask, self._store)  # (B, 1, C)
         self.logits.copy_(model.logits(hidden[:, -1]))
         largest, chosen = self.logits[:, : self._vocab_size].max(1)

@@ -49,7 +49,7 @@ def greedy_tokens(
         value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)  # on a CPU the first of equals, as by argmax
         tokens.append(input_ids)
         largest.append(value)
-    return torch.cat(tokens).view(-1), torch.cat(largest).view(-1)
+    return torch.cat(tokens).view(-1), torch.cat(largest).view(-1)  # (n,) each
 
 
 def embedded(input_ids: Tensor, attention_mask: Tensor | None, past: int, ends: Ends) -> Tensor:
@@ -75,7 +75,7 @@ def run_blocks(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], 
     for i, block in enumerate(blocks):
         heads = stored(product(normed(x, block.norm_1), block.c_attn), T, past, caches[i])  # (3, B, H, T, D)
         y = attention(heads[0], caches[i], past, mask, block.scale)  # (B, H, T, D)
-        x += product(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)
+        x += product(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)  # (B * T, C)
         y = product(normed(x, block.norm_2), block.c_fc)
         x += product(activated(y, block.activation), block.mlp_proj)
     return x.view(B, T, C)
@@ -84,11 +84,11 @@ def run_blocks(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], 
 def run_blocks_of_each(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], blocks: list[BlockParts]) -> Tensor:
     """The same, with the bits that each token would have in a step of its own."""
     B, T, C = x.size(0), x.size(1), x.size(2)
-    x = x.view(B * T, C)
+    x = x.view(B * T, C)  # a row for each token
     for i, block in enumerate(blocks):
         heads = stored(product_of_each(normed(x, block.norm_1), block.c_attn), T, past, caches[i])  # (3, B, H, T, D)
         y = attention_of_each(heads[0], caches[i], past, mask, block.scale)  # (B, H, T, D)
-        x += product_of_each(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)
+        x += product_of_each(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)  # (B * T, C)
         y = product_of_each(normed(x, block.norm_2), block.c_fc)
         x += product_of_each(activated_each(y, block.activation), block.mlp_proj)
     return x.view(B, T, C)
@@ -96,7 +96,7 @@ def run_blocks_of_each(x: Tensor, past: int, mask: Tensor | None, caches: list[T
 
 def stored(qkv: Tensor, T: int, past: int, cache: Tensor) -> Tensor:
     """Rows (B * T, 3 C) as heads (3, B, H, T, D), of which keys and values are then in the cache (2, B, H, S, D)."""
-    heads = qkv.view(-1, T, 3, cache.size(2), cache.size(4)).permute(2, 0, 3, 1, 4)
+    heads = qkv.view(-1, T, 3, cache.size(2), cache.size(4)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
     cache.narrow(3, past, T).copy_(heads[1:])
     return heads
 

@@ -53,7 +53,7 @@ class MatrixBlocks:
         """All blocks on the stream `x` (B, T, C) after `past` cached tokens: (B, T, C)."""
         B, T, C = x.shape
         is_causal = mask is None and T > 1
-        x = x.view(B * T, C)
+        x = x.view(B * T, C)  # a row for each token
         qkv = x.new_empty(B * T, 3 * C)
         for block, cache in zip(self._blocks, caches, strict=True):
             shape = (B, T, 3, cache.shape[2], cache.shape[4])
@@ -64,12 +64,13 @@ class MatrixBlocks:
             if past:
                 q, (k, v) = heads[0], cache.narrow(3, 0, past + T)
             else:  # what was computed from bytes is as rough as bfloat16, in which it is multiplied faster
-                q, k, v = qkv.bfloat16().view(shape).permute(2, 0, 3, 1, 4)
+                q, k, v = qkv.bfloat16().view(shape).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
             if self._only_last and cache is caches[-1]:  # of the others, nothing but keys and values is needed any more
                 x, q, mask = x.view(B, T, C)[:, -1], q[:, :, -1:], None if mask is None else mask[:, :, -1:]
                 T, is_causal = 1, False
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=block.scale)
-            for rows, part in self._in_parts(x, y.transpose(1, 2).reshape(B * T, C)):
+            y = y.transpose(1, 2).reshape(B * T, C)  # a row for each token
+            for rows, part in self._in_parts(x, y):
                 rows += block.attn_proj(part)
                 rows += block.mlp_proj(block.activation(block.c_fc(block.norm_2(rows))))
         return x.view(B, T, C)

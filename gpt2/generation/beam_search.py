@@ -72,7 +72,7 @@ def _best_candidates(
     scores = sampling.apply_repetition_penalty(logprobs, seen, config.repetition_penalty)[:, :vocab_size]
     totals = scores + torch.tensor([beam.total for beam in running], device=scores.device)[:, None]
     # Twice the width, so that the search can go on at full width even if each of the best candidates ends its text.
-    best = totals.flatten().topk(min(2 * config.num_beams, totals.numel()))
+    best = totals.flatten().topk(min(2 * config.num_beams, totals.numel()))  # of (beams * V,)
     best_logprobs = logprobs[:, :vocab_size].flatten()[best.indices].tolist()
     candidates = []
     for total, place, logprob in zip(best.values.tolist(), best.indices.tolist(), best_logprobs, strict=True):

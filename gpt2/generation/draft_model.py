@@ -21,32 +21,32 @@ from gpt_encoder.interface import Tokenizer
 # (logits (B, V), the B texts, their generators) -> a token for each: the way in which the row's own tokens are chosen.
 Choose = Callable[[Tensor, list[list[int]], list[random.Random]], list[int]]
 
-_EVIDENCE = 4  # until it has shown how good it is, as good as the longest match
+_EVIDENCE = 4  # at first it counts as much as the longest match of `PromptLookup`
 
 
 class DraftModel:
-    """Guesses what a smaller model would write, chosen as the large one's tokens are and by the same random numbers."""
+    """Drafts what a smaller model would write, chosen as the large one's tokens are, by the same random numbers."""
 
     def __init__(self, draft_model: GPT2, model: GPT2, choose: Choose) -> None:
         self._cost_of_step = relative_cost(draft_model, model)
         self._model = draft_model
         self._choose = choose
-        self._decoder: Decoder | None = None  # has read all of its window, which a decoder else has but for the last token
+        self._decoder: Decoder | None = None  # it has read its whole window, the last token too
         self._offset = 0  # the place in the text where the window's list begins
         self._n_unread = 0
-        self._n_known = 0  # tokens of the text when it was last read; what the window has behind them are drafts
+        self._n_known = 0  # tokens of the text when it was last read; the window has drafts after them
 
     def evidence(self, ids: list[int]) -> int:
-        """Always the same; it is also the time to see how much there is to read before the first guess."""
+        """Always the same. Also notes how many tokens the draft model has to read before its first draft."""
         self._n_unread = 0 if self._decoder is None else len(ids) - self._n_known - 1
         return _EVIDENCE if self._model.config.n_positions > 1 else 0
 
     def cost(self, n_drafts: int) -> float:
-        """A step a guess, and a tenth for each token that it has not read yet, but for the prompt."""
+        """One step per draft, and a tenth for each token that it has not read yet, the prompt excepted."""
         return self._cost_of_step * (n_drafts + 0.1 * self._n_unread)
 
     def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
-        """One forward pass of the draft model a guess; the first also reads what was written since the last call."""
+        """One forward pass of the draft model per draft; the first also reads what was written since the last call."""
         n_drafts = min(n_drafts, self._model.config.n_positions // 2)
         generator = copy.copy(generator)  # the numbers that the model's own tokens will be drawn by
         try:

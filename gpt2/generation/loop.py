@@ -52,7 +52,8 @@ def generate(
     filler = model.config.eos_token_id or 0
     new_ids = [row.ids + [filler] * (width - len(row.ids)) for row in rows]
     new = torch.tensor(new_ids, dtype=input_ids.dtype, device=input_ids.device).view(len(rows), width)  # (B * n, N)
-    return torch.cat([input_ids.repeat_interleave(config.num_return_sequences, dim=0), new], dim=1)
+    inputs = input_ids.repeat_interleave(config.num_return_sequences, dim=0)  # (B * n, T)
+    return torch.cat([inputs, new], dim=1)  # (B * n, T + N)
 
 
 def start(model: GPT2, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, logprobs: bool = False) -> list[Row]:

@@ -67,8 +67,8 @@ def apply_top_p(logits: Tensor, top_p: float | None) -> Tensor:
     if top_p is None or top_p == 1:
         return logits
     probs = logits.double().softmax(-1)
-    rows = probs.reshape(-1, probs.shape[-1]).numpy(force=True)
-    nuclei = np.array([_nucleus(row, float(top_p)) for row in rows]).reshape(*probs.shape[:-1], 2)
+    rows = probs.reshape(-1, probs.shape[-1]).numpy(force=True)  # (B, V)
+    nuclei = np.array([_nucleus(row, float(top_p)) for row in rows]).reshape(*probs.shape[:-1], 2)  # (..., 2)
     least, n_kept = torch.from_numpy(nuclei).to(probs.device).split(1, -1)
     kept, equals = probs > least, probs == least
     n_equals = n_kept - kept.sum(-1, keepdim=True)
@@ -110,7 +110,7 @@ def sample(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
     """
     cumulative = probs.cumsum(-1)
     total = cumulative[..., -1]
-    # Never all of the total: behind it there is no token, and the last one may have probability 0.
+    # Always less than the total: no token comes after it, and the last one may have probability 0.
     thresholds = torch.tensor(uniforms, dtype=probs.dtype, device=probs.device) * total
     thresholds = thresholds.minimum(torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, thresholds[:, None], right=True)[:, 0]

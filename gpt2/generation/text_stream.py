@@ -36,7 +36,7 @@ class TextStream:
             piece += self._give(self._decoder.flush(), at_end=True)
         if self.stopped:
             row.finish_reason = "stop"
-            del row.ids[self._n_read :], row.logprobs[self._n_read :]  # a beam comes with what it found behind the stop
+            del row.ids[self._n_read :], row.logprobs[self._n_read :]  # a beam may have tokens after the stop
         return piece
 
     def _give(self, new: str, *, at_end: bool = False) -> str:

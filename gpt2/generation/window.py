@@ -6,9 +6,9 @@ from __future__ import annotations
 class Window:
     """The token ids of one sequence, and where in them the model's view begins.
 
-    The view holds at most `limit` ids. A text that begins longer is seen from its end; one that grows longer loses the
-    older half of the view at once, so that the rest need not be computed anew for every token. All this depends on the
-    sequence alone, never on what stands beside it in a batch.
+    The view holds at most `limit` ids. Of a longer text the model sees the end. When a text outgrows the view, the older
+    half of the view is dropped at once, so that the rest is not computed again for every token. This depends on the sequence
+    alone, not on the rows beside it in a batch.
     """
 
     def __init__(self, ids: list[int], limit: int) -> None:
@@ -22,7 +22,7 @@ class Window:
         return self.ids[self._start :]
 
     def extended(self, token: int) -> Window:
-        """A copy with one more token: beams that part share their past, not their lists."""
+        """A copy with one more token: beams share their past, not their lists."""
         copy = Window(self.ids, self._limit)
         copy.ids, copy._start = [*self.ids, token], self._start
         return copy

@@ -45,12 +45,12 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed, rows = self.packed_weight(), x.reshape(-1, x.shape[-1])
+        packed, rows = self.packed_weight(), x.reshape(-1, x.shape[-1])  # (N, n_in)
         if packed is None:
             y = plain_int8_product(rows, self.weight_int8, self.scale, self.bias)
         else:
             y = int8_product(rows, packed, self.bias, False)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], -1)  # (..., n_out)
 
     def packed_weight(self) -> torch.ScriptObject | None:
         """The weights as the CPU's kernel wants them, or None where there is no such kernel."""

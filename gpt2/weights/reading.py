@@ -16,7 +16,7 @@ from gpt2.weights.folder import CONFIG_FILES
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
-# So many names fit into a message that is still a line.
+# How many names a message lists, so that it stays one line.
 _MAX_NAMED = 20
 
 Model = TypeVar("Model", bound=GPT2)

@@ -134,6 +134,7 @@ def test_beams_behind_a_stop_string_are_cut(small_model: GPT2, small_tokenizer: 
     assert len(stopped.ids) == len(stopped.logprobs) < len(whole.ids)
 
 
+@pytest.mark.filterwarnings("ignore:a prompt has")
 @given(lengths=st.lists(st.integers(0, 30), max_size=12), batch_size=st.integers(1, 5), n=st.integers(1, 2))
 @settings(max_examples=15)
 def test_many_prompts_come_in_order_whatever_shares_a_batch(

@@ -32,18 +32,29 @@ MODULES = (
 )  # fmt: skip
 
 
-def start_run(arguments: Sequence[object], module: str = "gpt2", **environment: str) -> Run | subprocess.Popen[str]:
-    """`python -m MODULE ARGUMENTS`, under way. Its stderr is a pipe."""
+def start_run(
+    arguments: Sequence[object], module: str = "gpt2", *, is_measured: bool = True, **environment: str
+) -> Run | subprocess.Popen[str]:
+    """`python -m MODULE ARGUMENTS`, under way. Its stderr is a pipe.
+
+    A run that will be killed or meet a full disk is not measured by coverage, whose data file would be cut off or meet it.
+    """
     words = list(map(str, arguments))
-    full = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    full = {**_environment(is_measured), "PYTHONPATH": str(ROOT), **environment}
     if sys.platform != "linux":
         return subprocess.Popen([sys.executable, "-m", module, *words], stderr=subprocess.PIPE, text=True, env=full)
-    return _server().start({"argv": [module, *words], "environment": full, "folder": os.getcwd()})
+    is_measured |= "COVERAGE_PROCESS_START" not in os.environ  # then there is no need for a second server
+    return _server(is_measured).start({"argv": [module, *words], "environment": full, "folder": os.getcwd()})
+
+
+def _environment(is_measured: bool) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if is_measured or not name.startswith("COVERAGE_")}
+    return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 @functools.cache
-def _server() -> ForkServer:
-    server = ForkServer()
+def _server(is_measured: bool) -> ForkServer:
+    server = ForkServer(_environment(is_measured))
     atexit.register(server.close)
     return server
 
@@ -97,12 +108,12 @@ class Run:
 class ForkServer:
     """The tests' end of the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, start_new_session=True,
+                env=environment, stdout=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         self._socket = ours
         self._runs: list[Run] = []

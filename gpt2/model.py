@@ -232,8 +232,5 @@ class GPT2(nn.Module):
         vocab_size, limit = self.config.vocab_size, self.config.n_positions
         wrong = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
         if wrong.numel():
-            return InputError(
-                f"token id {wrong[0].item()} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
-                "use the tokenizer that belongs to it"
-            )
+            return InputError.of_token(int(wrong[0]), vocab_size)
         return InputError(f"{positions.max() + 1} tokens are more than the {limit} positions of this model: cut the input")

@@ -109,7 +109,7 @@ def load_model(
     config = read_config(folder)
     tensors = published_names(read_tensors(folder), folder)
     if "score.weight" in tensors:
-        raise CheckpointError(f"{folder} holds a classifier, which has no words to say: use gpt2 classify")
+        raise CheckpointError(f"{folder} contains a classifier, not a language model: use gpt2 classify")
     model = assemble(GPT2, config, tensors, folder, device=target_device, dtype=target_dtype)
     model.pretrained_from = folder
     return model
@@ -193,9 +193,9 @@ def load_fastest(
     """The model in the first dtype, from the fastest on, whose greedy text is that of float32; else in float32.
 
     `is_int8` and `model.dtype` tell which it is. Each dtype takes about as long as to generate 50 tokens. `agree` of a
-    candidate and the model in float32 decides in place of `says_the_same`.
+    candidate and the model in float32 decides in place of `agrees_greedily`.
     """
-    agree = agree or says_the_same
+    agree = agree or agrees_greedily
     target = resolve_device(device)
     reference = load_model(name_or_folder, device=target)
     for dtype in _candidates(target):
@@ -215,7 +215,7 @@ def _candidates(device: torch.device) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def says_the_same(candidate: architecture.GPT2, reference: architecture.GPT2) -> bool:
+def agrees_greedily(candidate: architecture.GPT2, reference: architecture.GPT2) -> bool:
     """Whether `reference` would choose the tokens of the greedy text that `candidate` writes, ties aside."""
     config = reference.config
     start = torch.tensor([[config.bos_token_id or 0]], device=reference.device)

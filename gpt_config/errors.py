@@ -65,6 +65,14 @@ class ConfigError(GPT2Error, ValueError):
 class InputError(GPT2Error, ValueError):
     """Token ids, prompts or generation options that do not fit the model or tokenizer at hand."""
 
+    @classmethod
+    def of_token(cls, token_id: int, vocab_size: int) -> InputError:
+        """For an id that is outside the vocabulary of a model."""
+        return cls(
+            f"token id {token_id} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
+            "use the tokenizer that belongs to it"
+        )
+
 
 class InputTypeError(GPT2Error, TypeError):
     """An argument is of a type that has no meaning there."""

@@ -145,7 +145,7 @@ def _check_task(adapter: Adapter, head: nn.Module | None) -> None:
     is_classifier = adapter.config.task_type == "SEQ_CLS"
     if is_classifier and head is None:
         raise CheckpointError(
-            f"the adapter in {adapter.folder} is a classifier's, and has no words to say: use gpt2 classify"
+            f"the adapter in {adapter.folder} belongs to a classifier, not to a language model: use gpt2 classify"
         )
     if head is not None and not is_classifier:
         raise CheckpointError(f"the adapter in {adapter.folder} is a language model's, and this is a classifier")

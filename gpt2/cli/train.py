@@ -13,7 +13,7 @@ import click
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.options import Command, pass_options, wrong_options
 from gpt2.cli.training_run import RunOptions, end_run, field_options, go_on, options_of_run, write_run_file
-from gpt2.weights.folder import is_adapter_folder, is_model_folder, tokenizer_source
+from gpt2.weights.folder import holds_model_files, tokenizer_source
 from gpt_config.errors import DataError
 from gpt_config.model_config import PRESETS, GPT2Config
 from gpt_config.training_config import PRECISIONS, SHARDINGS, TrainingConfig
@@ -128,7 +128,7 @@ def _check_new_run(folder: Path, options: TrainOptions) -> None:
         raise click.UsageError("name the text to learn from: --data PATH")
     if (folder / _RUN_FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
         raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
-    if not (folder / _RUN_FILE).exists() and (is_model_folder(folder) or is_adapter_folder(folder)):
+    if not (folder / _RUN_FILE).exists() and holds_model_files(folder):
         raise click.UsageError(f"{folder} holds a model, which training would overwrite: choose another --out")
     if options.init_from and options.tokenizer:
         raise click.UsageError("--init_from has its own tokenizer: leave out --tokenizer")

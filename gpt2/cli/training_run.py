@@ -119,7 +119,7 @@ def go_on(trainer: TrainingLoop, from_step: int | None) -> None:
     from gpt2.training.loop import CHECKPOINT_FOLDER
 
     if from_step is None and not list_checkpoints(trainer.folder / CHECKPOINT_FOLDER):
-        warnings.warn(f"the run in {trainer.folder} was lost before its first checkpoint: it begins anew", GPT2Warning, 2)
+        warnings.warn(f"the run in {trainer.folder} was lost before its first checkpoint: it starts again", GPT2Warning, 2)
         return
     trainer.load(from_step)
     if trainer.step >= trainer.config.max_steps:
@@ -127,12 +127,13 @@ def go_on(trainer: TrainingLoop, from_step: int | None) -> None:
 
 
 def end_run(stopped: Stopped, folder: Path, processes: Processes) -> None:
-    """Say how a run ended; leave with the signal's status if one ended it, and without farewell if there are several."""
+    """Say how a run ended. Leave with the signal's status if one ended it, and without Python's exit handlers if there are
+    several processes."""
     from gpt2.training.distributed import leave_at_once
 
     if processes.is_first:
         if stopped.signal is None:
-            why = ", for the loss fell no more" if stopped.is_early else ""
+            why = " because the validation loss stopped improving" if stopped.is_early else ""
             click.echo(
                 f"done: {stopped.step} steps{why}, best validation loss {stopped.best_loss:.4f}, in {folder}", err=True
             )

@@ -225,7 +225,4 @@ def _look_up(model: GPT2, hidden: Tensor, wanted: list[_Wanted], limits: Scoring
 def _check_ids(ids: Tensor, vocab_size: int) -> None:
     wrong = ids[(ids < 0) | (ids >= vocab_size)]
     if wrong.numel():
-        raise InputError(
-            f"token id {wrong[0].item()} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
-            "use the tokenizer that belongs to it"
-        )
+        raise InputError.of_token(int(wrong[0]), vocab_size)

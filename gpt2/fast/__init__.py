@@ -1,7 +1,7 @@
 """The fast paths of generation: the same tokens as from the model itself, in less time. They know no prompts and no text.
 
-Without this folder generation calls `model(x)`; `limits.NOTHING_FAST` has that effect, and a test holds the ids of both
-against each other. In float32 they are equal. In 16 bits and int8 other kernels round to other last digits.
+With `limits.NOTHING_FAST` generation uses the model itself, and a test holds the ids of both against each other. In float32
+they are equal. In 16 bits and int8 other kernels round to other last digits.
 
 - `plan` computes a step without the calls of modules, `forward` is what it computes, `scripted` runs that without Python.
 - `linear` arranges weights for the kernel that reads them fastest, `int8_matrix` for many rows on matrix units.

@@ -1,6 +1,6 @@
 """What a `GreedyHead` holds of a head, as an argument of the function that TorchScript runs. It knows nothing of it.
 
-Without `from __future__ import annotations`, for TorchScript wants the types of these fields, not their names.
+Without `from __future__ import annotations`, because TorchScript needs the types of these fields, not their names.
 """
 
 from typing import NamedTuple

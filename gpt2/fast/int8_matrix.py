@@ -1,9 +1,9 @@
 """Blocks and head in int8 for many rows at once, on a CPU with matrix units for bytes (AMX), which oneDNN's kernel uses.
 
 A prompt of 1,000 tokens takes less than half of the time that it takes with the kernel for single rows
-(`quantization.int8_product`), which reads weights faster but knows no matrix units. Each row of inputs is rounded to 127
-steps on either side of zero, the last of them at the largest of its values. Where the operators are missing, which are
-private to torch, the other kernel does it all.
+(`quantization.kernels.int8_product`), which reads weights faster but does not use matrix units. Each row of inputs is
+rounded to 127 steps on either side of zero, the last of them at the largest of its values. Where the operators are missing,
+which are private to torch, the other kernel computes everything.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.fast.forward import stored
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.linear import uses_matrix_units
 from gpt2.model import ACTIVATIONS, GPT2, Block
@@ -40,7 +41,7 @@ class MatrixRows:
 
 
 class MatrixBlocks:
-    """All blocks of a model in int8, as `plan.run_blocks` computes them. It holds the weights as they are now.
+    """All blocks of a model in int8, as `forward.run_blocks` computes them. It holds the weights as they are now.
 
     With `only_last`, `run` gives the last token alone: (B, 1, C).
     """
@@ -56,15 +57,13 @@ class MatrixBlocks:
         x = x.view(B * T, C)  # a row for each token
         qkv = x.new_empty(B * T, 3 * C)
         for block, cache in zip(self._blocks, caches, strict=True):
-            shape = (B, T, 3, cache.shape[2], cache.shape[4])
             for rows, place in self._in_parts(x, qkv):
                 block.c_attn(block.norm_1(rows), out=place)
-            heads = qkv.view(shape).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-            cache.narrow(3, past, T).copy_(heads[1:])
+            heads = stored(qkv, T, past, cache)  # (3, B, H, T, D)
             if past:
-                q, (k, v) = heads[0], cache.narrow(3, 0, past + T)
-            else:  # what was computed from bytes is as rough as bfloat16, in which it is multiplied faster
-                q, k, v = qkv.bfloat16().view(shape).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+                q, (k, v) = heads[0], cache.narrow(3, 0, past + T)  # (B, H, T, D) and (B, H, S, D) each
+            else:  # what was computed from bytes is as rough as bfloat16, in which attention is faster
+                q, k, v = heads.bfloat16()  # (B, H, T, D) each
             if self._only_last and cache is caches[-1]:  # of the others, nothing but keys and values is needed any more
                 x, q, mask = x.view(B, T, C)[:, -1], q[:, :, -1:], None if mask is None else mask[:, :, -1:]
                 T, is_causal = 1, False

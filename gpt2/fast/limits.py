@@ -1,4 +1,4 @@
-"""FastLimits: from where on each fast path is taken, as one value that is handed down. It knows none of the paths.
+"""FastLimits: from where on each fast path is taken, as one value that is handed down. It computes nothing.
 
 The defaults are what was measured to pay on a CPU. Tests hand in others, so that small models go the ways of large ones.
 """
@@ -87,16 +87,15 @@ class FastLimits:
     # This many rows are computed for so long that Python does not matter, and Ctrl-C is not to wait for all blocks.
     rows_for_python: int = 64
 
-    # From this many rows on, int8 goes through matrix units: of prompts, which come once (to arrange the weights takes as
-    # long as is saved for about 500 rows), and of decode steps, of which there are many.
+    # Prompts of fewer rows do not use matrix units for int8: arranging the weights breaks even at about 500 rows.
     matrix_prompt_rows: int = 128
+    # Decode steps of fewer rows do not either.
     matrix_step_rows: int = 24
 
     # What lies between two products of this many rows stays in the processor's cache.
     matrix_rows_at_once: int = 240
 
-    # Greedy tokens follow each other for this long, and at most this many, before anyone looks: too short to be seen in a
-    # stream of text.
+    # Greedy tokens are computed for this long, and at most this many, before control returns: too short to notice.
     seconds_at_once: float = 0.02
     max_at_once: int = 16
     clock: Callable[[], float] = time.perf_counter  # in seconds

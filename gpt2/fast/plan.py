@@ -221,7 +221,6 @@ def _is_few(n_rows: int, limits: FastLimits) -> bool:
 
 
 def is_coarse(weight: Tensor) -> bool:
-    """Whether a model with such weights computes in 16 bits: two tokens are then often the most probable up to the last
-    digits, and up to one text in four is another if those depend on what is computed beside it. Not measured on a GPU.
-    """
+    """Whether a model with such weights computes in 16 bits. Two tokens then often tie up to the last digits, and up to 25%
+    of texts change if these depend on the rows computed beside them. Not measured on a GPU."""
     return weight.device.type == "cpu" and weight.dtype in (torch.float16, torch.bfloat16)

@@ -1,6 +1,6 @@
 """What a decode plan holds of a model, as arguments of the functions that TorchScript runs. It knows nothing of them.
 
-Without `from __future__ import annotations`, for TorchScript wants the types of these fields, not their names.
+Without `from __future__ import annotations`, because TorchScript needs the types of these fields, not their names.
 """
 
 from typing import NamedTuple, Optional

@@ -107,7 +107,7 @@ class Batch:
         self._retire()
 
     def _next_step(self) -> Step | None:
-        """What to do next; None if no row is left."""
+        """What to do next; None if no row is left. It must be done, because drafts and greedy steps count as asked for."""
         if self._searches:
             return BeamSearch(len(self._searches[0]))
         if self._waiting:
@@ -119,7 +119,7 @@ class Batch:
         if len(self._places) == 1:
             if drafts := self._drafts(self._places[0], self._decoder):
                 return VerifyDrafts(tuple(drafts))
-            if n_tokens := self._decoder.n_greedy_at_once():
+            if n_tokens := self._decoder.reserve_greedy_steps():
                 return GreedyTokens(n_tokens)
         return OneToken(len(self._places))
 
@@ -127,8 +127,13 @@ class Batch:
         """Fill the rows of one prompt with the best beams of a search from it."""
         config = rows[0].config
         beams = beam_search(
-            self._model, rows[0].prompt_ids, config, vocab_size=self._vocab_size, use_cache=self._use_cache
-        )  # fmt: skip
+            self._model,
+            rows[0].prompt_ids,
+            config,
+            vocab_size=self._vocab_size,
+            use_cache=self._use_cache,
+            fast=self._fast,
+        )
         for row, beam in zip(rows, beams, strict=False):
             row.ids, row.finish_reason = beam.ids, "eot" if beam.at_eot else "length"
             row.logprobs = beam.logprobs if row.wants_logprobs else []
@@ -157,7 +162,7 @@ class Batch:
                 fast=self._fast,
             )
             if len(rows) == 1:
-                self._drafts(rows[0], self._decoder)  # there is no room yet, but this step counts too
+                self._drafts(rows[0], self._decoder)  # the cache has no room yet, but speculation counts this step too
             logits = self._decoder.next_logits()
         else:
             self._drop_ended(self._decoder)
@@ -251,7 +256,7 @@ class Batch:
         def choose(logits: Tensor, texts: list[list[int]], generators: list[Random]) -> list[int]:
             return sampling.choose(logits, texts, generators, row.config, self._vocab_size)
 
-        return DraftModel(self._draft_model, self._model, choose)
+        return DraftModel(self._draft_model, self._model, choose, self._fast)
 
     def _retire(self) -> None:
         """Let ended rows go. It copies the cache of the others, so it waits until half of them have ended."""

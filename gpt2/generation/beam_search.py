@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gpt2.fast.limits import FAST, FastLimits
 from gpt2.generation import sampling
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.window import Window
@@ -33,15 +34,20 @@ class Beam:
 
 
 def beam_search(
-    model: GPT2, prompt_ids: list[int], config: GenerationConfig, *, vocab_size: int | None = None, use_cache: bool = True
+    model: GPT2,
+    prompt_ids: list[int],
+    config: GenerationConfig,
+    *,
+    vocab_size: int | None = None,
+    use_cache: bool = True,
+    fast: FastLimits = FAST,
 ) -> list[Beam]:
     """The `config.num_return_sequences` best of `config.num_beams` beams after `prompt_ids`, best first."""
     width = config.num_beams
     eot = model.config.eos_token_id if config.stop_at_eot else None
     running, finished = [Beam()], []
-    decoder = Decoder(
-        model, [Window(list(prompt_ids), model.config.n_positions)], config.max_new_tokens, use_cache=use_cache
-    )
+    windows = [Window(list(prompt_ids), model.config.n_positions)]
+    decoder = Decoder(model, windows, config.max_new_tokens, use_cache=use_cache, fast=fast)
     for step in range(1, config.max_new_tokens + 1):
         candidates = _best_candidates(decoder, prompt_ids, running, config, vocab_size)
         is_last = step == config.max_new_tokens

@@ -125,8 +125,8 @@ class Decoder:
             )
         return logits
 
-    def n_greedy_at_once(self) -> int:
-        """How many greedy tokens the only window can get in one call of `greedy_tokens`, which must follow; 0 where
+    def reserve_greedy_steps(self) -> int:
+        """How many tokens to ask `greedy_tokens` for, which must follow; the greedy head counts them as made. 0 where
         `next_logits` must be asked: for several windows, padding, a full cache, and without `only_largest`."""
         cache = self._cache
         if self._plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self.only_largest:
@@ -140,7 +140,7 @@ class Decoder:
 
     @torch.inference_mode()
     def greedy_tokens(self, n: int, eot: int | None) -> GreedyRun:
-        """The `n` most probable next tokens of the only window, as `n_greedy_at_once` allows; fewer if `eot` or NaN ends
+        """The `n` most probable next tokens of the only window, as `reserve_greedy_steps` allows; fewer if `eot` or NaN ends
         them. Append them."""
         cache, plan, graphed = self._cache, self._plan, self._graphed
         assert cache is not None and plan is not None

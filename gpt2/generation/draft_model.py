@@ -1,4 +1,4 @@
-"""DraftModel: drafts by a smaller model of the same vocabulary. It knows two models; the decode loop verifies."""
+"""DraftModel: drafts by a smaller model of the same vocabulary. It knows two models; `Batch` verifies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from gpt2.fast.costs import relative_cost
+from gpt2.fast.limits import FAST, FastLimits
 from gpt2.generation.decoder import Decoder
+from gpt2.generation.speculation import MAX_EVIDENCE
 from gpt2.generation.window import Window
 from gpt2.model import GPT2
 from gpt2.weights.tokenizer import folder_of, tokenizer_of
@@ -21,25 +23,23 @@ from gpt_encoder.interface import Tokenizer
 # (logits (B, V), the B texts, their generators) -> a token for each: the way in which the row's own tokens are chosen.
 Choose = Callable[[Tensor, list[list[int]], list[random.Random]], list[int]]
 
-_EVIDENCE = 4  # at first it counts as much as the longest match of `PromptLookup`
-
 
 class DraftModel:
     """Drafts what a smaller model would write, chosen as the large one's tokens are, by the same random numbers."""
 
-    def __init__(self, draft_model: GPT2, model: GPT2, choose: Choose) -> None:
+    def __init__(self, draft_model: GPT2, model: GPT2, choose: Choose, fast: FastLimits = FAST) -> None:
         self._cost_of_step = relative_cost(draft_model, model)
         self._model = draft_model
-        self._choose = choose
+        self._choose, self._fast = choose, fast
         self._decoder: Decoder | None = None  # it has read its whole window, the last token too
         self._offset = 0  # the place in the text where the window's list begins
         self._n_unread = 0
         self._n_known = 0  # tokens of the text when it was last read; the window has drafts after them
 
     def evidence(self, ids: list[int]) -> int:
-        """Always the same. Also notes how many tokens the draft model has to read before its first draft."""
+        """Always the most. Also notes how many tokens the draft model has to read before its first draft."""
         self._n_unread = 0 if self._decoder is None else len(ids) - self._n_known - 1
-        return _EVIDENCE if self._model.config.n_positions > 1 else 0
+        return MAX_EVIDENCE if self._model.config.n_positions > 1 else 0
 
     def cost(self, n_drafts: int) -> float:
         """One step per draft, and a tenth for each token that it has not read yet, the prompt excepted."""
@@ -76,7 +76,7 @@ class DraftModel:
         limit = self._model.config.n_positions
         text = ids.copy() if len(ids) + n_drafts <= limit else ids[-(limit // 2) :]
         self._offset = len(ids) - len(text)
-        self._decoder = decoder = Decoder(self._model, [Window(text, limit)], limit)
+        self._decoder = decoder = Decoder(self._model, [Window(text, limit)], limit, fast=self._fast)
         return decoder, decoder.next_logits()
 
 

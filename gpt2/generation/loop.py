@@ -73,10 +73,7 @@ def start(model: GPT2, prompts: Sequence[Sequence[int]], config: GenerationConfi
             ids = [model.config.bos_token_id]
         wrong = [token for token in ids if not 0 <= token < vocab_size]
         if wrong:
-            raise InputError(
-                f"token id {wrong[0]} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
-                "use the tokenizer that belongs to it"
-            )
+            raise InputError.of_token(wrong[0], vocab_size)
         if len(ids) > limit:
             warnings.warn(
                 f"a prompt has {len(ids)} tokens and the model sees {limit}: it continues the last {limit}", GPT2Warning, 3

@@ -16,7 +16,8 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
-_MATCHES = (4, 3, 2)  # tokens; a single one that came before says too little
+MAX_EVIDENCE = 4
+_MATCHES = (MAX_EVIDENCE, 3, 2)  # tokens; a single one that came before says too little
 _N_DRAFTS = (1, 2, 4, 8, 16)
 
 # In units of a plain decode step.
@@ -29,7 +30,7 @@ class Drafter(Protocol):
     """What makes drafts."""
 
     def evidence(self, ids: list[int]) -> int:
-        """How much speaks for a draft of what follows `ids`; 0 if there is none."""
+        """How much speaks for a draft of what follows `ids`, up to MAX_EVIDENCE; 0 if there is none."""
 
     def cost(self, n_drafts: int) -> float:
         """What this number of drafts costs now, in decode steps of the model that verifies them."""
@@ -85,7 +86,7 @@ class Speculation:
         self._evidence = 0
         # For each evidence: how many drafts were taken and refused, older ones weighted less. They start at the mean of
         # ordinary texts.
-        self._counts = {evidence: (2 + 0.8 * evidence, 6 - 0.8 * evidence) for evidence in range(1, 5)}
+        self._counts = {evidence: (2 + 0.8 * evidence, 6 - 0.8 * evidence) for evidence in range(1, MAX_EVIDENCE + 1)}
 
     def draft(self, ids: list[int], room: int, generator: random.Random) -> list[int]:
         """At most `room` drafts of what follows `ids`; often none."""

@@ -1,4 +1,4 @@
-"""int8: a byte a weight, by swapping modules. The model does not know.
+"""int8 quantization: one byte per weight, by replacing the layers of a model.
 
 Each output channel of a layer has its own scale, the largest of its weights in absolute value over 127, and its weights are
 rounded to whole multiples of it. The rest, biases, norms and positions, stays in float32, and so does the arithmetic between
@@ -37,7 +37,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def empty_int8(model: GPT2) -> GPT2:
     """`model`, which has no content (it is on "meta"), with layers of int8, for the content of a file to be put into."""
-    # `new_empty` and not `empty_like`, which on "meta" wakes a part of torch's compiler: a fifth of a second.
+    # `new_empty` and not `empty_like`, which on "meta" imports a part of torch's compiler (0.2 s).
     return _swap_layers(
         model, lambda weight: (weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(len(weight)))
     )
@@ -58,7 +58,7 @@ def _swap_layers(
 
 
 def is_int8(model: nn.Module) -> bool:
-    """Whether `quantize_int8` has been here."""
+    """True if a layer is in int8."""
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 

@@ -115,14 +115,14 @@ def _is_lost_connection(error: BaseException) -> bool:
 def share_model(module: nn.Module, blocks: nn.ModuleList, processes: Processes, config: TrainingConfig) -> nn.Module:
     """`module` as all processes train it together: a copy each (DDP), or a part each (FSDP2, by block)."""
     if config.sharding == "fsdp":
-        return _fully_sharded(module, blocks, processes, config)
+        return _fully_sharded(module, blocks, processes)
     if processes.world_size == 1:
         return module
     device_ids = [processes.device] if processes.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(module, device_ids=device_ids)
 
 
-def _fully_sharded(module: nn.Module, blocks: nn.ModuleList, processes: Processes, config: TrainingConfig) -> nn.Module:
+def _fully_sharded(module: nn.Module, blocks: nn.ModuleList, processes: Processes) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     if processes.world_size == 1:

@@ -1,6 +1,6 @@
 """What a run makes of its model: the files in its folder, and a text to show at each evaluation.
 
-The trainer calls it, and so knows neither model files nor generation. It does not know how a model is trained.
+The trainer calls it. It knows model files and generation, and not how a model is trained.
 """
 
 from __future__ import annotations

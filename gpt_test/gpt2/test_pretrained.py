@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gpt2 import GPT2
-from gpt2.pretrained import load_fastest, says_the_same
+from gpt2.pretrained import agrees_greedily, load_fastest
 from gpt2.quantization.quantize import is_int8
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
@@ -31,6 +31,6 @@ def test_a_dtype_with_another_text_is_left_for_the_next(small_folder: Path) -> N
 
 def test_one_other_token_is_enough_to_refuse(small_config: GPT2Config) -> None:
     reference, candidate = random_model(small_config), random_model(small_config)
-    assert says_the_same(candidate, reference)
+    assert agrees_greedily(candidate, reference)
     candidate.h[0].mlp.c_proj.weight.data *= 0.5
-    assert not says_the_same(candidate, reference)
+    assert not agrees_greedily(candidate, reference)

@@ -268,7 +268,7 @@ def test_a_run_that_was_lost_before_its_first_checkpoint_begins_anew(
     for path in (out / "checkpoints").iterdir():
         path.unlink()
     result = run_command("finetune", "--resume", out, "--quiet")
-    assert result.status == 0 and "begins anew" in result.err and "done: 1 steps" in result.err
+    assert result.status == 0 and "starts again" in result.err and "done: 1 steps" in result.err
     for content in ("[]", "{}"):
         (out / "finetuning.json").write_text(content)
         assert "is damaged" in run_command("finetune", "--resume", out).err

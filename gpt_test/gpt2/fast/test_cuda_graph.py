@@ -221,7 +221,7 @@ def test_guesses_go_beyond_a_graph() -> None:
             steps.windows[0].ids.append(token)
         if drafts:
             steps.next_logits([7, 8, 9])  # the last at position 7, the first that is not the graph's
-            assert steps.n_greedy_at_once() == 0
+            assert steps.reserve_greedy_steps() == 0
             steps.reject(3)
         else:
             steps.next_logits()

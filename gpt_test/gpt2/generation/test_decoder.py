@@ -39,7 +39,7 @@ AS_MANY_AS_ALLOWED = FastLimits(seconds_at_once=99)
 
 def several_at_once(steps: Decoder, eot: int | None = None) -> list[int]:
     """The greedy tokens that come without a look at them; empty where a single step must be asked for."""
-    n_tokens = steps.n_greedy_at_once()
+    n_tokens = steps.reserve_greedy_steps()
     return steps.greedy_tokens(n_tokens, eot).tokens if n_tokens else []
 
 

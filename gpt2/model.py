@@ -157,7 +157,13 @@ class GPT2(nn.Module):
         logits at padding itself mean nothing. With a `kv_cache` the tokens are appended to it. InputError for ids outside
         the vocabulary, more than n_positions tokens, or a mask of another shape.
         """
-        return self.logits(self.hidden_states(input_ids, attention_mask=attention_mask, kv_cache=kv_cache))
+        length = 0 if kv_cache is None else kv_cache.length
+        try:
+            return self.logits(self.hidden_states(input_ids, attention_mask=attention_mask, kv_cache=kv_cache))
+        except BaseException:
+            if kv_cache is not None:
+                kv_cache.length = length  # because the head failed, or Ctrl-C came there
+            raise
 
     def hidden_states(
         self, input_ids: Tensor, *, attention_mask: Tensor | None = None, kv_cache: KVCache | None = None
@@ -219,10 +225,7 @@ class GPT2(nn.Module):
             raise InputError(f"input_ids has shape {shape} and dtype {input_ids.dtype}: it must be (batch, tokens) of int64")
         seen = past + shape[1]
         if attention_mask is None and seen > limit:
-            raise InputError(
-                f"{seen} tokens are more than the {limit} positions of this model: "
-                "cut the input, or use generate(), which slides its window over longer texts"
-            )
+            raise InputError(f"{seen} tokens are more than the {limit} positions of this model: cut the input")
         if attention_mask is not None and attention_mask.shape != (shape[0], seen):
             raise InputError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}: it must be {(shape[0], seen)}, with cached tokens"

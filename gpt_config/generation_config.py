@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
-from gpt_config.errors import ConfigError
+from gpt_config.errors import ConfigError, InputTypeError
 from gpt_config.validation import check_bool, check_real, check_seed, check_whole, plain_numbers
 
 
@@ -31,12 +31,18 @@ class GenerationOptions(TypedDict, total=False):
 # What other programs call these options.
 _OTHER_NAMES = {
     **dict.fromkeys(("max_tokens", "max_length", "max_completion_tokens", "max_gen_toks", "length"), "max_new_tokens"),
-    **dict.fromkeys(("num_samples", "nsamples", "n", "best_of"), "num_return_sequences"),
+    **dict.fromkeys(("num_samples", "num_sample", "nsamples", "n"), "num_return_sequences"),
     **dict.fromkeys(("stop_strings", "stop_sequences", "until"), "stop"),
     **dict.fromkeys(("sample", "sampling"), "do_sample"),
     **dict.fromkeys(("beams", "beam_size", "beam_width"), "num_beams"),
     **dict.fromkeys(("random_seed", "generator"), "seed"),
-    **dict.fromkeys(("repeat_penalty", "frequency_penalty", "presence_penalty"), "repetition_penalty"),
+    "repeat_penalty": "repetition_penalty",
+}
+# Options of other programs that mean something else than any option here, however alike their names are.
+_WITHOUT_EQUAL = {
+    *("min_new_tokens", "min_tokens", "min_length", "length_penalty", "presence_penalty", "frequency_penalty", "best_of"),
+    *("no_repeat_ngram_size", "encoder_repetition_penalty", "typical_p", "epsilon_cutoff", "eta_cutoff", "logit_bias"),
+    *("num_beam_groups", "diversity_penalty", "penalty_alpha", "early_stopping", "bad_words_ids"),
 }
 
 
@@ -63,19 +69,29 @@ class GenerationConfig:
     seed: int | None = None  # None draws one from the operating system
 
     @classmethod
-    def of(cls, config: GenerationConfig | None, options: Mapping[str, Any]) -> GenerationConfig:
-        """`config`, or the defaults, with `options` in place of its fields; ConfigError names an unknown option's nearest.
+    def of(
+        cls, config: GenerationConfig | None, options: Mapping[str, Any], *, parameters: Sequence[str] = ()
+    ) -> GenerationConfig:
+        """`config`, or the defaults, with `options` in place of its fields.
+
+        For an unknown option the ConfigError names the nearest field, or the nearest of the caller's own `parameters`.
 
         >>> GenerationConfig.of(None, {"max_tokens": 5})
         Traceback (most recent call last):
         gpt_config.errors.ConfigError: max_tokens=5 is not an option of generation: use max_new_tokens
         """
+        if config is not None and not isinstance(config, GenerationConfig):
+            raise InputTypeError(
+                f"config must be a GenerationConfig, not {type(config).__name__}: give options by name, as max_new_tokens=20"
+            )
         names = [field.name for field in fields(cls)]
         for name, value in options.items():
             if name not in names:
                 import difflib  # here, because a right call needs none
 
-                near = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, names, 1)), None)
+                near = _OTHER_NAMES.get(name)
+                if near is None and name not in _WITHOUT_EQUAL:
+                    near = next(iter(difflib.get_close_matches(name, [*names, *parameters], 1)), None)
                 remedy = f"use {near}" if near else f"there are {', '.join(names)}"
                 raise ConfigError(f"{name}={value!r} is not an option of generation: {remedy}", field=name)
         return replace(config or cls(), **options)
@@ -103,6 +119,7 @@ class GenerationConfig:
         for stop in self.stop:
             if not isinstance(stop, str) or not stop:
                 raise ConfigError(f"stop={stop!r} must be a text of at least one character", field="stop")
+        object.__setattr__(self, "stop", tuple(self.stop))
         if self.num_beams > 1:
             self._check_beams()
 

@@ -169,5 +169,5 @@ def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable
 
 
 def _listed_models() -> str:
-    """The names of shipped models, or how they become known."""
-    return ", ".join(shipped_models()) or "none is registered: import gpt2 first, which ships some"
+    """The names of the shipped models."""
+    return ", ".join(shipped_models()) or "none is installed"

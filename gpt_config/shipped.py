@@ -24,7 +24,8 @@ def register_shipped_models(folder: str) -> None:
 def shipped_models() -> dict[str, Path]:
     """The folder of each model that ships, by its name, in alphabetical order.
 
-    If no package has registered any, the installed packages that have an entry point for it are imported to do so.
+    If no package has registered any, the installed packages that have an entry point for it are imported to do so. In a
+    checkout, which has no entry points, they are looked for in the `assets` folders beside this package.
     """
     from pathlib import Path
 
@@ -33,5 +34,8 @@ def shipped_models() -> dict[str, Path]:
 
         for entry_point in entry_points(group=_ENTRY_POINTS):
             entry_point.load()
+    if not _folders:
+        for assets in Path(__file__).parents[1].glob("*/assets"):
+            register_shipped_models(str(assets))
     found = {path.parent.name: path.parent for folder in _folders for path in Path(folder).glob("*/config.json")}
     return dict(sorted(found.items()))

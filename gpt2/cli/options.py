@@ -22,7 +22,11 @@ class Dataclass(Protocol):
 Options = TypeVar("Options", bound=Dataclass)
 
 # Fields of configs whose option has another name; all others are called as their field.
-_OPTION_OF_FIELD = {"max_new_tokens": "max_tokens", "num_return_sequences": "num_samples"}
+_OPTION_OF_FIELD = {
+    "max_new_tokens": "max_tokens",
+    "num_return_sequences": "num_samples",
+    **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), "dropout"),
+}
 
 # What helps against an error, by the key of its remedy: an option, where the command has it, or another command; and what
 # stands for its value where that is not known.

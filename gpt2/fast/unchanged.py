@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from gpt2 import model as model_file
 from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
 from gpt_config.model_config import GPT2Config
@@ -50,6 +51,10 @@ _ACTIVATIONS: tuple[tuple[Callable[[Tensor], Tensor], str], ...] = (
     (F.gelu, "none"),
     (F.relu, "relu"),
 )
+
+
+# What the file of the model looks up when it computes. What is inside torch.nn.functional is not looked at.
+_GLOBALS = {name: vars(model_file)[name] for name in ("F", "positions_of", "visible_slots", "dropout", "Tensor")}
 
 
 class _Original:
@@ -107,6 +112,7 @@ def is_called_as_written(model: GPT2) -> bool:
     """Whether `model(...)` is no more than its own `hidden_states` and `logits`."""
     return (
         isinstance(model, GPT2)
+        and all(vars(model_file).get(name) is value for name, value in _GLOBALS.items())
         and _ORIGINALS[GPT2].is_unchanged()
         and bool(_call_of(type(model)) == _call_of(GPT2))
         and vars(model).keys().isdisjoint(_CALLING)

@@ -21,6 +21,7 @@ from gpt2.generation.row import Row
 from gpt2.generation.speculation import Drafter, PromptLookup, Speculation
 from gpt2.generation.steps import BeamSearch, GreedyTokens, OneToken, Prefill, Step, VerifyDrafts
 from gpt2.model import GPT2
+from gpt_config.errors import InputError
 
 
 class Batch:
@@ -61,6 +62,7 @@ class Batch:
         self._places: list[Row] = []  # the decoder's rows in order; an ended one stays until half of them have ended
         self._decoder: Decoder | None = None
         self._one_at_a_time = False  # after greedy tokens could not be computed together
+        self._is_in_a_step = False
 
     @property
     def rows(self) -> list[Row]:
@@ -69,33 +71,56 @@ class Batch:
         return [row for row in found if row.finish_reason is None]
 
     def admit(self, rows: Sequence[Row]) -> None:
-        """Let rows join, from the next step on. Those of one prompt's beams stand together, as `start` makes them."""
+        """Let rows join, from the next step on. InputError if one is here already.
+
+        Rows of beam search that `start` made of one prompt share one search, and get its beams by their index.
+        """
+        here = {id(row) for row in self.rows}
         for row in rows:
+            if id(row) in here:
+                raise InputError("a row is in this batch already: make a new one with start() for another continuation")
+            here.add(id(row))
             if row.config.num_beams == 1 or row.config.max_new_tokens == 0:
                 self._waiting.append(row)
-            elif row.index and self._searches and self._searches[-1][0].prompt_ids == row.prompt_ids:
-                self._searches[-1].append(row)
-            else:
+                continue
+            of_same_prompt = (group for group in self._searches if group[0].prompt_ids is row.prompt_ids)
+            group = next(of_same_prompt, None)
+            if group is None:
                 self._searches.append([row])
+            else:
+                group.append(row)
 
     def step(self) -> Iterator[list[Row]]:
         """Do one step; yields the rows that got a token, once for each round of tokens.
 
-        Between two rounds the reader may end a row by its `finish_reason`. CheckpointError if the model computes NaN.
+        Between two rounds the reader may end a row by its `finish_reason`. Read a step to its end or close it before the
+        next one: InputError otherwise. CheckpointError if the model computes NaN; after an exception all rows are as they
+        were before the step, and the reader may end some and go on.
         """
+        if self._is_in_a_step:
+            raise InputError("a step of this batch has not been read to its end: read it, or close it, before the next one")
+        self._is_in_a_step = True
+        try:
+            yield from self._step()
+        finally:
+            self._is_in_a_step = False
+
+    def _step(self) -> Iterator[list[Row]]:
         self._retire()
+        self._waiting = [row for row in self._waiting if row.finish_reason is None]
+        self._searches = [group for group in self._searches if any(row.finish_reason is None for row in group)]
         if empty := [row for row in self._waiting if row.n_tokens_left == 0]:
             for row in empty:
                 row.finish_reason = "length"
             yield empty
-        self._waiting = [row for row in self._waiting if row.finish_reason is None]
+            return
         step = self._next_step()
         if step is None:
             return
         self._on_step(step)
         match step:
             case BeamSearch():
-                yield self._search(self._searches.pop(0))
+                yield self._search(self._searches[0])
             case Prefill():
                 yield self._prefill(step.n_rows)
             case VerifyDrafts():
@@ -134,10 +159,12 @@ class Batch:
             use_cache=self._use_cache,
             fast=self._fast,
         )
-        for row, beam in zip(rows, beams, strict=False):
+        advanced = [row for row in rows if row.finish_reason is None]
+        for row in advanced:
+            beam = beams[row.index]
             row.ids, row.finish_reason = beam.ids, "eot" if beam.at_eot else "length"
             row.logprobs = beam.logprobs if row.wants_logprobs else []
-        return rows
+        return advanced
 
     def _n_rows_to_prefill(self) -> int:
         limit, n_tokens = self._max_prefill_tokens, 0
@@ -149,10 +176,10 @@ class Batch:
 
     def _prefill(self, n_rows: int) -> list[Row]:
         """The first token of each of the first rows that wait."""
-        rows, self._waiting = self._waiting[:n_rows], self._waiting[n_rows:]
+        rows, decoder = self._waiting[:n_rows], self._decoder
         windows, most = [row.window for row in rows], max(row.n_tokens_left for row in rows)
-        if self._decoder is None:
-            self._decoder = Decoder(
+        if decoder is None:
+            decoder = Decoder(
                 self._model,
                 windows,
                 most,
@@ -162,12 +189,13 @@ class Batch:
                 fast=self._fast,
             )
             if len(rows) == 1:
-                self._drafts(rows[0], self._decoder)  # the cache has no room yet, but speculation counts this step too
-            logits = self._decoder.next_logits()
+                self._drafts(rows[0], decoder)  # the cache has no room yet, but speculation counts this step too
+            logits = decoder.next_logits()
         else:
-            self._drop_ended(self._decoder)
-            logits = self._decoder.join(windows, most)
-        self._places += rows
+            self._drop_ended(decoder)
+            logits = decoder.join(windows, most)
+        # Not before: after an exception they wait as they did.
+        self._decoder, self._waiting, self._places = decoder, self._waiting[n_rows:], self._places + rows
         return self._give(rows, logits)
 
     def _one_token(self) -> list[Row]:

@@ -17,6 +17,7 @@ from gpt2.generation.text_stream import TextStream
 from gpt2.model import GPT2
 from gpt_config.errors import InputTypeError
 from gpt_config.generation_config import GenerationConfig, GenerationOptions
+from gpt_config.validation import check_whole
 from gpt_encoder.interface import Tokenizer
 
 
@@ -91,7 +92,10 @@ def complete_in_batches(
     >>> for completions in complete_in_batches(model, tokenizer, prompts, batch_size=32):  # doctest: +SKIP
     ...     print(completions[0].text)
     """
-    config = _with_seed(GenerationConfig.of(config, options))
+    check_whole("batch_size", batch_size, 1)
+    if not isinstance(prompts, (list, tuple)):
+        raise InputTypeError(f"prompts must be a list of str, not {type(prompts).__name__}")
+    config = _with_seed(GenerationConfig.of(config, options, parameters=("batch_size", "logprobs", "draft_model")))
     for first in range(0, len(prompts), _SORTED_BATCHES * batch_size):
         group = prompts[first : first + _SORTED_BATCHES * batch_size]
         lengths = [len(tokenizer.encode(prompt)) for prompt in group]
@@ -151,7 +155,7 @@ def stream_batch(
     told of each step of the batch (`generation.steps`). What is wrong with the arguments is raised by the call itself,
     before anything is generated.
     """
-    config = _with_seed(GenerationConfig.of(config, options))
+    config = _with_seed(GenerationConfig.of(config, options, parameters=("draft_model",)))
     if draft_model is not None:
         check_vocabularies(model, draft_model, tokenizer)
         config = replace(config, speculate=True)

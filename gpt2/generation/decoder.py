@@ -107,6 +107,16 @@ class Decoder:
                 return self.next_logits(drafts)
             finally:
                 self._model.train()
+        tokens_left = self._tokens_left
+        try:
+            return self._next_logits(drafts)
+        except BaseException:  # it may have come to any place: the next call computes all views from the start
+            self._cache = self._mask = None
+            self._tokens_left = tokens_left
+            self._forget_graph()
+            raise
+
+    def _next_logits(self, drafts: Sequence[int]) -> Tensor:
         slid = [window.slide() for window in self.windows]
         cache = self._cache
         if cache is None or any(slid) or cache.length == cache.max_length:
@@ -119,7 +129,7 @@ class Decoder:
             if drafts:  # one that is not taken must do no harm, so see what there is without them
                 self.reject(1 + len(drafts))
                 self._forget_graph()  # because NaN may be in slots that it masks
-                return self.next_logits()
+                return self._next_logits(())
             raise CheckpointError(
                 "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
             )
@@ -183,6 +193,8 @@ class Decoder:
         self.windows = [*self.windows, *windows]
         if self._cache is not None and new._cache is not None:
             self._merge([(self._cache, self._mask), (new._cache, new._mask)])
+        else:
+            self._cache = self._mask = None
         self._forget_graph()
         return logits
 

@@ -39,7 +39,7 @@ def generate(
 
     >>> model.generate(input_ids, max_new_tokens=50, do_sample=True, temperature=0.7, top_k=40, seed=0)  # doctest: +SKIP
     """
-    config = GenerationConfig.of(config, options)
+    config = GenerationConfig.of(config, options, parameters=("attention_mask", "use_cache", "draft_model"))
     if draft_model is not None:
         check_vocabularies(model, draft_model)
         config = replace(config, speculate=True)

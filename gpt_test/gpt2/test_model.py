@@ -289,8 +289,9 @@ def test_a_cache_for_another_model_is_refused_in_a_line() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_a_call_that_an_exception_ends_leaves_the_cache_as_it_was(error: type[BaseException]) -> None:
-    """Ctrl-C or a hook, in the last layer: the same call again gives what it would have given."""
+@pytest.mark.parametrize("where", ["last layer", "final norm", "head"])
+def test_a_call_that_an_exception_ends_leaves_the_cache_as_it_was(where: str, error: type[BaseException]) -> None:
+    """Ctrl-C or a hook: the same call again gives what it would have given."""
     config = GPT2Config(**ODD)
     model, cache = random_model(config), KVCache(config)
     with torch.no_grad():
@@ -300,10 +301,14 @@ def test_a_call_that_an_exception_ends_leaves_the_cache_as_it_was(error: type[Ba
         def fail(*_: object) -> None:
             raise error
 
-        hook = model.h[-1].register_forward_hook(fail)
+        hook = (model.h[-1] if where == "last layer" else model.ln_f).register_forward_hook(fail)
+        if where == "head":
+            hook.remove()
+            model.logits = fail
         with pytest.raises(error):
             model(torch.tensor([[3, 4]]), kv_cache=cache)
         hook.remove()
+        vars(model).pop("logits", None)
         assert cache.length == 2
         torch.testing.assert_close(model(torch.tensor([[3, 4]]), kv_cache=cache), expected)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from gpt_config import ConfigError, GenerationConfig, GPT2Error
+from gpt_config import ConfigError, GenerationConfig, GPT2Error, InputTypeError
 from gpt_config.generation_config import GenerationOptions
 
 
@@ -52,11 +52,22 @@ def test_typed_options_are_the_fields() -> None:
     ("option", "nearest"),
     [
         ("max_tokens", "max_new_tokens"), ("max_length", "max_new_tokens"), ("temprature", "temperature"),
-        ("topk", "top_k"), ("num_samples", "num_return_sequences"), ("stop_strings", "stop"),
+        ("topk", "top_k"), ("num_samples", "num_return_sequences"), ("stop_strings", "stop"), ("num_sample", "num_return"),
+        ("min_new_tokens", "there are max_new_tokens"), ("presence_penalty", "there are "), ("usecache", "use use_cache"),
         ("nonsense", "max_new_tokens, do_sample"),
     ],
 )  # fmt: skip
 def test_an_unknown_option_is_named_with_the_nearest(option: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"^{option}=5 is not an option of generation: .*{nearest}") as caught:
-        GenerationConfig.of(GenerationConfig(), {"seed": 1, option: 5})
+        GenerationConfig.of(GenerationConfig(), {"seed": 1, option: 5}, parameters=("use_cache",))
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_another_type_is_refused() -> None:
+    with pytest.raises(InputTypeError, match="config must be a GenerationConfig, not dict: give options by name"):
+        GenerationConfig.of({"max_new_tokens": 1}, {})
+
+
+def test_stop_strings_in_a_list_are_those_in_a_tuple() -> None:
+    assert GenerationConfig(stop=["a"]) == GenerationConfig(stop=("a",))
+    assert hash(GenerationConfig(stop=["a"])) == hash(GenerationConfig(stop=("a",)))

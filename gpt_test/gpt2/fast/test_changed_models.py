@@ -21,6 +21,7 @@ from gpt2.fast.plan import DecodePlan
 from gpt2.generation.batch import Batch
 from gpt2.generation.loop import decode, start
 from gpt2.model import MLP, Block, CausalSelfAttention, Conv1D, TokenEmbedding
+from gpt2.positions import positions_of
 from gpt_config import GenerationConfig, GPT2Config
 from gpt_encoder import GPT2Tokenizer
 from gpt_test.conftest import random_model
@@ -250,6 +251,9 @@ CHANGES: dict[str, Change] = {
     **{f"MLP{name}": calling_of_class(MLP, name) for name in ("__call__", "_call_impl")},
     **{f"GPT2{name}": calling_of_class(GPT2, name) for name in ("__call__", "_call_impl")},
     "Module.__call__": calling_of_all,
+    "what model.py looks up": lambda model, stack: replace(
+        stack, architecture, "positions_of", lambda *args: positions_of(*args) // 2
+    ),
     **{f"hook {path or 'model'}": hook(path) for path in ("h.0", "h.1.mlp", "h.1.attn.c_attn", "wte", "ln_f", "")},
     **{f"pre-hook {path}": pre_hook(path) for path in ("h.0", "h.1.mlp", "ln_f")},
     "hook with kwargs": hook("h.1", with_kwargs=True),

@@ -16,7 +16,7 @@ from gpt2.generation.batch import Batch
 from gpt2.generation.loop import decode, start
 from gpt2.generation.row import Row
 from gpt2.generation.steps import BeamSearch, GreedyTokens, OneToken, Prefill, Step, StepCounts, VerifyDrafts
-from gpt_config import CheckpointError, GenerationConfig, GPT2Config
+from gpt_config import CheckpointError, GenerationConfig, GPT2Config, InputError
 from gpt_test.conftest import random_model, repetitive_model
 
 CONFIG = GPT2Config(vocab_size=40, n_positions=24, n_embd=24, n_layer=2, n_head=3, eos_token_id=39, bos_token_id=38)
@@ -206,3 +206,119 @@ def test_damage_that_one_row_meets_is_said() -> None:
     batch.admit(start(model, [[1, 7]], GenerationConfig(max_new_tokens=3)))
     with pytest.raises(CheckpointError, match="NaN"):
         list(batch.step())
+
+
+def alone_ids(model: GPT2, prompt: list[int], **options: object) -> list[int]:
+    [row] = start(model, [prompt], GenerationConfig(stop_at_eot=False, **options))
+    for _ in decode(Batch(model), [row]):
+        pass
+    return row.ids
+
+
+@pytest.mark.parametrize("n_calls", range(1, 12))
+def test_an_error_after_the_tokens_were_read_changes_no_ids(model: GPT2, n_calls: int) -> None:
+    """A hook on the whole model, which runs after the cache has advanced; the views slide on the way."""
+    expected = alone_ids(model, [3, 4, 5] * 7, max_new_tokens=10)
+    [row], batch, calls = (
+        start(model, [[3, 4, 5] * 7], GenerationConfig(max_new_tokens=10, stop_at_eot=False)),
+        Batch(model),
+        [],
+    )
+
+    def fail_once(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == n_calls:
+            raise ZeroDivisionError
+
+    hook = model.register_forward_hook(fail_once)
+    try:
+        batch.admit([row])
+        while batch.rows:
+            try:
+                list(batch.step())
+            except ZeroDivisionError:
+                continue
+    finally:
+        hook.remove()
+    assert row.ids == expected
+
+
+def test_rows_whose_prefill_fails_wait_on(model: GPT2) -> None:
+    damaged = random_model(CONFIG)
+    with torch.no_grad():
+        damaged.wpe.weight[6] = torch.nan
+    good, bad = start(damaged, [[3], [7] * 8], GenerationConfig(max_new_tokens=3, stop_at_eot=False))
+    batch = Batch(damaged)
+    batch.admit([good, bad])
+    with pytest.raises(CheckpointError, match="NaN"):
+        list(batch.step())
+    assert batch.rows == [good, bad]
+    bad.finish_reason = "stop"  # the reader gives it up, and the other goes on
+    while batch.rows:
+        list(batch.step())
+    assert len(good.ids) == 3 and bad.ids == []
+
+
+def test_a_step_is_read_to_its_end_or_closed_before_the_next(model: GPT2) -> None:
+    rows, batch = start(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=30)), Batch(model)
+    batch.admit(rows)
+    step = batch.step()
+    next(step)
+    with pytest.raises(InputError, match="has not been read to its end"):
+        next(batch.step())
+    step.close()
+    list(batch.step())
+
+
+def test_a_row_is_admitted_once(model: GPT2) -> None:
+    [row], batch = start(model, [[1]], GenerationConfig()), Batch(model)
+    batch.admit([row])
+    with pytest.raises(InputError, match="in this batch already"):
+        batch.admit([row])
+
+
+def test_beams_of_one_prompt_that_come_apart_share_a_search(model: GPT2) -> None:
+    config = GenerationConfig(num_beams=2, num_return_sequences=2, max_new_tokens=5, stop_at_eot=False)
+    expected, apart = start(model, [[3, 4]], config), start(model, [[3, 4]], config)
+    for _ in decode(Batch(model), expected):
+        pass
+    batch = Batch(model)
+    batch.admit(apart[:1])
+    batch.admit(start(model, [[9]], config))
+    batch.admit(apart[1:])
+    while batch.rows:
+        list(batch.step())
+    assert [row.ids for row in apart] == [row.ids for row in expected]
+
+
+def test_what_the_reader_does_while_empty_rows_end_counts(model: GPT2) -> None:
+    nothing = GenerationConfig(max_new_tokens=0)
+    running, waiting = start(model, [[1], [2]], GenerationConfig(max_new_tokens=4, stop_at_eot=False))
+    first, second, third = (start(model, [[5]], nothing)[0] for _ in range(3))
+    third.finish_reason = "stop"  # before its first step
+    batch = Batch(model)
+    batch.admit([running])
+    list(batch.step())
+    batch.admit([first, third])
+    for advanced in batch.step():
+        assert advanced == [first]
+        batch.admit([second, waiting])
+        running.finish_reason = "stop"
+    while batch.rows:
+        list(batch.step())
+    assert (len(running.ids), second.ids, third.finish_reason, len(waiting.ids)) == (1, [], "stop", 4)
+
+
+def test_rows_join_without_a_cache_after_a_padded_start(model: GPT2) -> None:
+    batch = Batch(model, use_cache=False)
+    first = start(model, [[3, 4], [5]], GenerationConfig(max_new_tokens=9, stop_at_eot=False))
+    later = [start(model, [[n]], GenerationConfig(max_new_tokens=6, stop_at_eot=False))[0] for n in (6, 7)]
+    batch.admit(first)
+    list(batch.step())
+    batch.admit(later[:1])
+    list(batch.step())
+    first[0].finish_reason = "stop"
+    batch.admit(later[1:])
+    while batch.rows:
+        list(batch.step())
+    assert [row.ids for row in later] == [alone_ids(model, [n], max_new_tokens=6) for n in (6, 7)]

@@ -161,7 +161,7 @@ class Batch:
         )
         advanced = [row for row in rows if row.finish_reason is None]
         for row in advanced:
-            beam = beams[row.index]
+            beam = beams[row.index % len(beams)]  # lm_eval numbers the rows of a batch on, to give each its own draws
             row.ids, row.finish_reason = beam.ids, "eot" if beam.at_eot else "length"
             row.logprobs = beam.logprobs if row.wants_logprobs else []
         return advanced

@@ -71,7 +71,7 @@ def test_a_folder_comes_back(classifier: GPT2Classifier, small_tokenizer: GPT2To
     assert loaded.labels == LABELS and loaded.context == 40 and not loaded.training
     assert torch.equal(loaded(ids), classifier(ids))
     assert load_classifier(tmp_path, dtype="bfloat16").score.weight.dtype == torch.bfloat16
-    with pytest.raises(CheckpointError, match="holds a classifier"):
+    with pytest.raises(CheckpointError, match="contains a classifier"):
         GPT2.from_pretrained(tmp_path)
 
 

@@ -291,6 +291,19 @@ def test_beams_of_one_prompt_that_come_apart_share_a_search(model: GPT2) -> None
     assert [row.ids for row in apart] == [row.ids for row in expected]
 
 
+def test_rows_of_beam_search_may_be_numbered_on(model: GPT2) -> None:
+    """As lm_eval's rows are, which are one for each prompt."""
+    config = GenerationConfig(num_beams=2, max_new_tokens=5, stop_at_eot=False)
+    expected, rows = start(model, [[3, 4], [5]], config), start(model, [[3, 4], [5]], config)
+    for _ in decode(Batch(model), expected):
+        pass
+    for number, row in enumerate(rows):
+        row.index = number
+    for _ in decode(Batch(model), rows):
+        pass
+    assert [row.ids for row in rows] == [row.ids for row in expected]
+
+
 def test_what_the_reader_does_while_empty_rows_end_counts(model: GPT2) -> None:
     nothing = GenerationConfig(max_new_tokens=0)
     running, waiting = start(model, [[1], [2]], GenerationConfig(max_new_tokens=4, stop_at_eot=False))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-import os
 import sys
 from array import array
 from collections import deque
@@ -88,11 +87,6 @@ class _JobUnderWay(NamedTuple):
     job: _Job
     slot: int | None
     encoded: Future[_Encoded]
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @collector_paused(made_is_old=True)  # each list would be looked through again whenever there are a quarter more of them

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import regex
 
+from gpt_config.cores import process_limit
 from gpt_config.errors import InputError, InputTypeError, WriteError
 from gpt_config.locate import TOKENIZER_FILES
 from gpt_config.validation import check_whole
@@ -167,10 +168,10 @@ class Tokenizer(ABC):
             raise InputTypeError(f"texts to encode must be an iterable of str, not {type(texts).__name__}")
         if n_workers is not None:
             check_whole("n_workers", n_workers, 1)
-        from gpt_encoder.batch_encoding import available_cores, encode_in_processes  # here, because few need processes
+        from gpt_encoder.batch_encoding import encode_in_processes  # here, because few need processes
 
         allowed = self._allowed_ids(allowed_special)
-        return encode_in_processes(self, texts, allowed, n_workers or available_cores(), settings)
+        return encode_in_processes(self, texts, allowed, n_workers or process_limit().count, settings)
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of each of some texts in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""

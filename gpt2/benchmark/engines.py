@@ -12,6 +12,7 @@ from gpt2.benchmark.results import LeftOutError
 from gpt2.benchmark.settings import DTYPES, OURS
 from gpt2.benchmark.subject import Subject
 from gpt2.weights.folder import locate_model
+from gpt_config.cores import spin_as_usual
 from gpt_config.errors import DeviceError
 
 
@@ -77,4 +78,6 @@ def open_engine(name: str, path: Path, subject: Subject, dtype: str, place: Plac
     needed, free = n_parameters(subject.config) * DTYPES[dtype], free_memory(place.device)
     if free is not None and needed > free:
         raise LeftOutError(f"no room: its weights take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+    if name != OURS:
+        spin_as_usual()  # what `gpt2` sets for itself would change how another program computes
     return _ENGINES[name](path, subject, dtype, place)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt_config.cores import available_cores
 from gpt_config.model_config import GPT2Config
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def environment(threads: int, device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
-        "cores": available_cores(),
+        "cores": available_cores().count,
         "threads": threads,
         "device": _device_name(device),
         "memory_gb": round(memory / 1e9, 1) if (memory := _meminfo("MemTotal")) is not None else None,
@@ -39,11 +39,6 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(device: str = "cpu") -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt2.benchmark.bench import Bench, Measure, Parts, Say
+from gpt2.benchmark.busy import busy_processes
 from gpt2.benchmark.machine import environment, installed_version
 from gpt2.benchmark.results import LeftOutError, Results
 from gpt2.benchmark.settings import SECTIONS, Settings
@@ -60,7 +61,9 @@ def run_benchmark(
 
     try:
         with temporary_folder(last_words, parts.temporary_root) as work:
-            run_sections(Bench(settings, _subject(settings, name, preset, work, say), texts, results, say, parts))
+            bench = Bench(settings, _subject(settings, name, preset, work, say), texts, results, say, parts)
+            with busy_processes(settings.beside):
+                run_sections(bench)
     finally:
         torch.set_num_threads(threads)
     return results

@@ -30,6 +30,7 @@ class Settings:
     dtypes: tuple[str, ...] = tuple(DTYPES)
     threads: int = 1
     device: str = "cpu"  # or cuda, cuda:1: where models compute
+    beside: int = 0  # processes that keep a core busy while engines are timed
     rounds: int = 5  # timed turns of each, after one to warm up
     seed: int = 0  # of random weights
     prompt_tokens: int = 32
@@ -52,6 +53,7 @@ class Settings:
             check_whole(name, getattr(self, name), 1)
         # The time of the first token is told from that of those after it.
         check_whole("new_tokens", self.new_tokens, 2)
+        check_whole("beside", self.beside, 0)
         check_seed(self.seed)
         check_real("dropout", self.dropout, lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
         for name, least in (("prefill_tokens", 1), ("batch_sizes", 1), ("contexts", 2)):

@@ -19,5 +19,7 @@ def main(args: Sequence[str] | None = None, prog_name: str = "gpt2", command: st
     # As it ends, Python would look through all objects for garbage: with torch's among them for a third of a second.
     atexit.register(gc.freeze)
     from gpt2.cli.group import load_command, run
+    from gpt_config.cores import limit_spinning
 
+    limit_spinning()  # before torch is imported
     run(load_command(command), args, prog_name)

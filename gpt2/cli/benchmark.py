@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2.benchmark.machine import available_cores
 from gpt2.benchmark.settings import DEFAULT_SECTIONS, DTYPES, PEERS, SECTIONS, Settings
 from gpt2.benchmark.texts import texts_of
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.options import Command, pass_options, wrong_options
 from gpt2.weights.folder import locate_model
+from gpt_config.cores import process_limit
 from gpt_config.model_config import PRESETS
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class BenchmarkOptions:
     dtypes: tuple[str, ...]
     threads: int | None
     device: str
+    beside: int
     rounds: int
     prompt_tokens: int
     new_tokens: int
@@ -68,6 +69,9 @@ class BenchmarkOptions:
 @_listed("dtypes", "Precisions of the weights.", tuple(DTYPES), "--dtype")
 @click.option("--threads", type=int, help="Of every engine.  [default: the cores there are]")
 @click.option("--device", default=_DEFAULTS.device, show_default=True, help="Where models compute: cpu, cuda, cuda:1.")
+@click.option(
+    "--beside", type=int, default=_DEFAULTS.beside, show_default=True, help="Processes that keep a core busy meanwhile."
+)
 @click.option("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Timed turns of each.")
 @click.option("--prompt_tokens", type=int, default=_DEFAULTS.prompt_tokens, show_default=True, help="Of decode and batch.")
 @click.option("--new_tokens", type=int, default=_DEFAULTS.new_tokens, show_default=True, help="Of decode and batch.")
@@ -134,8 +138,9 @@ def _settings(options: BenchmarkOptions) -> Settings:
             sections=_chosen(options.sections, _DEFAULTS.sections),
             peers=() if peers == ("none",) else peers,
             dtypes=_chosen(options.dtypes, _DEFAULTS.dtypes),
-            threads=available_cores() if options.threads is None else options.threads,
+            threads=process_limit().count if options.threads is None else options.threads,
             device=options.device,
+            beside=options.beside,
             rounds=options.rounds,
             seed=options.seed,
             prompt_tokens=options.prompt_tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
-from gpt2.cli.options import Command
+from gpt2.cli.options import Command, threads_option
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 
@@ -21,6 +21,7 @@ from gpt_config.errors import GPT2Warning, InputError
 @click.option("--batch_size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts to run at once.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+@threads_option
 def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtype: str) -> None:
     """Label each line of FILE, or of standard input if FILE is "-".
 

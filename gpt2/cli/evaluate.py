@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import Command, pass_options, wrong_options
+from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class EvaluateOptions:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@threads_option
 @pass_options(EvaluateOptions)
 def evaluate(ctx: click.Context, options: EvaluateOptions) -> None:
     """Measure how well a model predicts the text in FILEs, or how it does at a task.

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import default_model
-from gpt2.cli.options import Command, pass_options
+from gpt2.cli.options import Command, pass_options, threads_option
 from gpt2.cli.training_run import RunOptions, end_run, field_options, go_on, options_of_run, write_run_file
 from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
@@ -86,6 +86,7 @@ class FinetuneOptions(RunOptions):
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
 @click.option("--quiet", is_flag=True, help="No bar and no samples on the terminal.")
+@threads_option
 @pass_options(FinetuneOptions)
 def finetune(ctx: click.Context, options: FinetuneOptions) -> None:
     """Put a pretrained model to a task.

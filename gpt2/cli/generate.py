@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
-from gpt2.cli.options import Command, pass_options, wrong_options
+from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -111,6 +111,7 @@ class _Loaded(NamedTuple):
     "--json", "as_json", is_flag=True, help="Print one JSON object a continuation, with ids and log-probabilities."
 )
 @click.option("--verbose", is_flag=True, help="Say what is computed with and in which steps, on standard error.")
+@threads_option
 @pass_options(GenerateOptions)
 def generate(ctx: click.Context, options: GenerateOptions) -> None:
     """Continue PROMPT, or the text on standard input if PROMPT is "-"; or respond to an --instruction.
@@ -148,12 +149,11 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
 
 def _how(model: GPT2) -> str:
     """One line on dtype, device and threads: what "auto" has come to."""
-    import torch
-
+    from gpt2.fast.threads import thread_report
     from gpt2.quantization.quantize import is_int8
 
     dtype = "int8 weights, float32" if is_int8(model) else str(model.dtype).removeprefix("torch.")
-    threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    threads = f", {thread_report()}" if model.device.type == "cpu" else ""
     return f"computing in {dtype} on {model.device}{threads}"
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import click
 
+from gpt_config.cores import MOST_THREADS, fixed_threads
 from gpt_config.errors import ConfigError, GPT2Error
 
 
@@ -98,6 +101,40 @@ def in_options_terms(error: ConfigError) -> str:
     renamed = [field for field in error.other_fields if field in _OPTION_OF_FIELD]
     explained = ", ".join(f"{field} is {option_of(field)}" for field in renamed)
     return error.message_for(option_of(error.field)) + (f" ({explained})" if explained else "")
+
+
+def threads_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a command that computes: `--threads N` fixes the number of threads while it runs."""
+
+    def fix(ctx: click.Context, parameter: click.Parameter, count: int | None) -> None:
+        if count is not None:
+            ctx.with_resource(_computing_with(count))
+
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, MOST_THREADS),
+        expose_value=False,
+        callback=fix,
+        help="Always compute with this many threads.  [default: as many as pay, at most one per core]",
+    )(command)
+
+
+@contextmanager
+def _computing_with(count: int) -> Iterator[None]:
+    if "torch" not in sys.modules:  # it reads this as it is imported
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        with fixed_threads(count, f"--threads {count}"):
+            yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with fixed_threads(count, f"--threads {count}"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

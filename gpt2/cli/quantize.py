@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command
+from gpt2.cli.options import Command, threads_option
 from gpt2.weights.folder import holds_model_files, locate_model
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model")
 @click.option("--out", required=True, metavar="FOLDER", help="Where it goes: a new folder, or one without a model.")
+@threads_option
 def quantize(model: str, out: str) -> None:
     """Write MODEL in int8, as an ordinary model folder with its tokenizer: a quarter of the bytes of float32.
 

@@ -12,7 +12,7 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
 from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import Command, pass_options, wrong_options
+from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class ScoreOptions:
 @click.option("--batch_size", type=int, default=8, show_default=True, help="Windows to run at once.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
+@threads_option
 @pass_options(ScoreOptions)
 def score(ctx: click.Context, options: ScoreOptions) -> None:
     """Show log-probability, surprisal in bits and rank of each token of FILEs, and what they come to.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command, pass_options, wrong_options
+from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
 from gpt2.cli.training_run import RunOptions, end_run, field_options, go_on, options_of_run, write_run_file
 from gpt2.weights.folder import holds_model_files, tokenizer_source
 from gpt_config.errors import DataError
@@ -105,6 +105,7 @@ class TrainOptions(RunOptions):
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that encode text.  [default: one a core]")
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
 @click.option("--quiet", is_flag=True, help="No bar and no samples on the terminal.")
+@threads_option
 @pass_options(TrainOptions)
 def train(ctx: click.Context, options: TrainOptions) -> None:
     """Train a GPT-2 on text: a new one, or one that is there already.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command
+from gpt2.cli.options import Command, threads_option
 from gpt2.weights.folder import is_model_folder, locate_float_model
 from gpt_config.errors import CheckpointError
 from gpt_config.shipped import shipped_models
@@ -26,6 +26,7 @@ _RANDOM = "random"
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@threads_option
 def verify(model: str | None, as_json: bool) -> None:
     """Hold the engines against each other on MODEL, part by part: PyTorch, NumPy, plain Python, transformers, tiktoken.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2.evaluation.windows import at_least_float32
+from gpt2.fast.threads import step
 from gpt2.model import GPT2
 from gpt_config.errors import CheckpointError, InputError
 from gpt_config.validation import check_whole
@@ -100,7 +101,8 @@ def log_likelihoods(
     model.eval()
     try:
         for hidden, wanted in _scored_states(model, rows, batch_size, limits):
-            log_probs, is_miss, places = _look_up(model, hidden, wanted, limits)
+            with step((id(model), "scores"), model.device, work=len(hidden)):
+                log_probs, is_miss, places = _look_up(model, hidden, wanted, limits)
             totals.index_add_(0, places, log_probs)
             n_misses.index_add_(0, places, is_miss)
             n_open = int(n_left.count_nonzero())
@@ -175,7 +177,9 @@ def _scored_states(
         size = max(batch_size, min(limits.tokens, batch_size * model.config.n_positions) // width)
         batch = rows[start : start + size]
         start += size
-        hidden = _hidden_states(model, batch)  # (B, T, C)
+        n_tokens = len(batch) * width
+        with step((id(model), "states", n_tokens.bit_length()), model.device, work=n_tokens):
+            hidden = _hidden_states(model, batch)  # (B, T, C)
         for states, row in zip(hidden, batch, strict=True):
             held.append(states[row.n_context - 1 : len(row.ids)].clone())  # a view would keep all of `hidden`
             wanted += [want._replace(row=want.row + n_rows) for want in row.wanted]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gpt2.fast.threads import step
 from gpt2.model import GPT2
 from gpt_config.errors import ConfigError
 from gpt_config.validation import check_whole
@@ -69,12 +70,15 @@ def predictions(
 
 def _predictions_of(model: GPT2, batch: list[Window]) -> Iterator[tuple[Tensor, Tensor]]:
     ids = torch.tensor([window.ids for window in batch], device=model.device)  # (B, T + 1)
-    hidden = model.hidden_states(ids[:, :-1])  # (B, T, C)
+    with step((id(model), "windows", len(batch)), model.device):
+        hidden = model.hidden_states(ids[:, :-1])  # (B, T, C)
     places = torch.arange(hidden.shape[1], device=ids.device)
     n_scored = torch.tensor([window.n_scored for window in batch], device=ids.device)
     is_new = places >= hidden.shape[1] - n_scored[:, None]  # (B, T)
     for states, targets in zip(hidden[is_new].split(_ROWS), ids[:, 1:][is_new].split(_ROWS), strict=True):
-        yield at_least_float32(model.logits(states)), targets
+        with step((id(model), "logits"), model.device, work=len(states)):
+            logits = at_least_float32(model.logits(states))
+        yield logits, targets
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

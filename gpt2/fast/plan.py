@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt2.fast.forward import (
     embedded,
     normed,
-    run_model,
+    run_blocks,
     run_model_of_each,
     scripted_greedy_tokens,
     scripted_run_model,
@@ -38,6 +38,7 @@ from gpt2.fast.linear import (
 )
 from gpt2.fast.plan_parts import BlockParts, Ends, Norm, PlanParts
 from gpt2.fast.scripted import Scripted
+from gpt2.fast.threads import step
 from gpt2.fast.unchanged import activation_name, computes_as_written
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2, Block
@@ -83,9 +84,19 @@ class DecodePlan:
         elif _is_few(B * T, self._limits):
             x = self._runs.run_model(input_ids, attention_mask, past, caches, self._runs.parts)
         else:
-            x = run_model(input_ids, attention_mask, past, caches, self._parts)
+            x = self._in_steps(input_ids, attention_mask, past, caches)
         kv_cache.advance(T)
         return x
+
+    def _in_steps(self, input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor]) -> Tensor:
+        """As `run_model`, but the number of threads may change after each block: a long prompt is not one step."""
+        (B, T), device, ends = input_ids.shape, input_ids.device, self._parts.ends
+        mask = visible_slots(past, T, attention_mask, device)
+        x = embedded(input_ids, attention_mask, past, ends)  # (B, T, C)
+        for cache, block in zip(caches, self._parts.blocks, strict=True):
+            with step((id(self._model), "block", (B * T).bit_length()), device, work=B * T):
+                x = run_blocks(x, past, mask, [cache], [block])
+        return normed(x, ends.norm)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Of rows (N, C): (N, V)."""

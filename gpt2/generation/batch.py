@@ -6,13 +6,14 @@ gets does not depend on the rows beside it, up to the rounding of a product of s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from random import Random
 
 from torch import Tensor
 
 from gpt2.fast.costs import costs_of_verifying
 from gpt2.fast.limits import FAST, FastLimits
+from gpt2.fast.threads import adjusted_threads
 from gpt2.generation import sampling
 from gpt2.generation.beam_search import beam_search
 from gpt2.generation.decoder import Decoder
@@ -100,12 +101,19 @@ class Batch:
         if self._is_in_a_step:
             raise InputError("a step of this batch has not been read to its end: read it, or close it, before the next one")
         self._is_in_a_step = True
+        rounds = self._step()
         try:
-            yield from self._step()
+            while True:
+                with adjusted_threads(self._model.device):  # the reader computes with its own number of threads
+                    advanced = next(rounds, None)
+                if advanced is None:
+                    return
+                yield advanced
         finally:
+            rounds.close()
             self._is_in_a_step = False
 
-    def _step(self) -> Iterator[list[Row]]:
+    def _step(self) -> Generator[list[Row]]:
         self._retire()
         self._waiting = [row for row in self._waiting if row.finish_reason is None]
         self._searches = [group for group in self._searches if any(row.finish_reason is None for row in group)]

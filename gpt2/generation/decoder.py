@@ -9,11 +9,13 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gpt2.fast import threads
 from gpt2.fast.cuda_graph import GraphedSteps
 from gpt2.fast.greedy_head import GreedyHead
 from gpt2.fast.limits import FAST, FastLimits
@@ -159,7 +161,8 @@ class Decoder:
             if graphed and graphed.room(cache):
                 steps = graphed.greedy_tokens(last, n, cache)
             else:
-                steps = plan.greedy_tokens(last, n, self._vocab_size, cache)
+                with self._timed("greedy", work=n):
+                    steps = plan.greedy_tokens(last, n, self._vocab_size, cache)
         except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
             return GreedyRun([], failed=True)
         seconds = max(self._fast.clock() - start, 1e-6)
@@ -245,12 +248,14 @@ class Decoder:
         self._mask = None if bool(mask.all()) else mask.to(self._device)
         self._cache = self._new_cache(len(distinct), n_slots)
         self._forget_graph()
-        hidden = self._network.hidden_states(
-            input_ids.to(self._device),
-            attention_mask=None if self._mask is None else self._mask[:, :longest],
-            kv_cache=self._cache,
-        )
-        logits = self._network.logits(hidden[:, -1])
+        n_tokens = len(distinct) * longest
+        with self._timed("prefill", n_tokens.bit_length(), work=n_tokens):
+            hidden = self._network.hidden_states(
+                input_ids.to(self._device),
+                attention_mask=None if self._mask is None else self._mask[:, :longest],
+                kv_cache=self._cache,
+            )
+            logits = self._network.logits(hidden[:, -1])
         if len(distinct) == len(views):
             return logits
         rows = torch.tensor([distinct[view] for view in views], device=self._device)
@@ -263,8 +268,9 @@ class Decoder:
             return self._graphed.logits(tokens, cache)
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
         input_ids = torch.tensor(tokens, device=self._device)[:, None]
-        hidden = self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1]
-        logits = self._logits(hidden)
+        with self._timed("decode", len(tokens)):
+            hidden = self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1]
+            logits = self._logits(hidden)
         if self._graphed:
             self._graphed.watch(tokens, logits, cache, mask, self._tokens_left)
         return logits
@@ -275,8 +281,13 @@ class Decoder:
         mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
         network = self.verifier
         assert network is not None  # the caller has asked
-        hidden = network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0]  # (1 + drafts, C)
-        return self._logits(hidden) if network is self._network else network.logits(hidden)
+        with self._timed("verify", len(drafts)):
+            hidden = network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0]  # (1 + drafts, C)
+            return self._logits(hidden) if network is self._network else network.logits(hidden)
+
+    def _timed(self, *kind: str | int, work: float = 1.0) -> AbstractContextManager[None]:
+        """Measures a step of this kind: the number of threads follows what steps cost."""
+        return threads.step((id(self._model), *kind), self._device, work)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._greedy_head.logits(hidden) if self._greedy_head and self.only_largest else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import sys
 import warnings
 from collections import deque
@@ -25,6 +24,7 @@ import numpy as np
 
 from gpt2.training.corpus import Corpus, CorpusLimits, Piece, Split
 from gpt2.training.token_file import FINGERPRINT_BYTES, TokenFile, TokenWriter, dtype_for
+from gpt_config.cores import process_limit
 from gpt_config.errors import ConfigError, DataError, GPT2Warning, TrainingError, VocabularyError
 from gpt_config.validation import check_real
 from gpt_encoder import CharTokenizer, load_tokenizer, train_bpe
@@ -96,7 +96,7 @@ def prepare(
             side: stack.enter_context(TokenWriter(folder / name, made.vocab_size, fingerprint))
             for side, name in ((False, "train.bin"), (True, "val.bin"))
         }
-        for side, ids, n_bytes in _encoded(_jobs(sides, limits.job_length), made, workers or os.cpu_count() or 1):
+        for side, ids, n_bytes in _encoded(_jobs(sides, limits.job_length), made, workers or process_limit().count):
             writers[side].append(ids, n_bytes)
     replaced = corpus.replaced_bytes + validation.replaced_bytes
     if replaced:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from gpt2.fast import threads
 from gpt2.model import GPT2
 from gpt2.quantization.quantize import check_can_learn
 from gpt2.training.batches import mix
@@ -82,6 +83,10 @@ class Trainer(TrainingLoop):
         return measured_peak(self.processes.device, self._precision) * self.processes.world_size
 
     def train_step(self) -> tuple[float, float]:
+        with threads.step((id(self), "train"), self.processes.device):
+            return self._train_step()
+
+    def _train_step(self) -> tuple[float, float]:
         config, processes = self.config, self.processes
         torch.manual_seed(mix(config.seed, 3, self.step, processes.rank))  # dropout
         batch = self._on_device(self.objective.batches(self.step, processes.rank, processes.world_size))
@@ -134,7 +139,7 @@ class Trainer(TrainingLoop):
         evaluation = self.objective.evaluation
         for number in range(evaluation.count):
             batch = self._on_device(evaluation(number, processes.rank, processes.world_size))
-            with self._autocast():
+            with threads.step((id(self), "evaluate"), processes.device), self._autocast():
                 total += self._module(*batch).item()
         self._module.train()
         total = (total / evaluation.count).float().to(processes.device)

@@ -1,4 +1,4 @@
-"""Floor 1: what a GPT-2 is, how it generates and is trained, and every error a user can cause. Standard library only."""
+"""Configurations of the model, of generation and of training, and all exceptions. Floor 1: standard library only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gpt_config.model_config import PRESETS, GPT2Config
     from gpt_config.training_config import TrainingConfig
 
-# Public names that are no errors, by the module that holds them.
+# The module of each public name; all other names are in gpt_config.errors.
 _HOME = {
     "AdapterConfig": "gpt_config.adapter_config",
     "FinetuningConfig": "gpt_config.finetuning_config",
@@ -64,7 +64,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """PEP 562: a public name is imported when it is first used: `import gpt2` needs none of them, and has to be fast."""
+    """Import a public name on first use (PEP 562). `import gpt2` needs none of them and must be fast."""
     if name not in __all__:
         raise AttributeError(f"module 'gpt_config' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME.get(name, "gpt_config.errors")), name)

@@ -1,4 +1,7 @@
-"""AdapterConfig: what peft's `adapter_config.json` says, or a refusal of what this package does not compute."""
+"""AdapterConfig: the content of peft's `adapter_config.json`. Settings that this package does not compute are errors.
+
+It knows nothing of weights.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from gpt_config.lora_config import LoRAConfig
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS")
 
-# What peft calls the fields of a LoRAConfig.
+# peft's names for the fields of LoRAConfig.
 _LORA_FIELDS = {
     "rank": "r",
     "alpha": "lora_alpha",
@@ -21,10 +24,10 @@ _LORA_FIELDS = {
     "target_modules": "target_modules",
     "use_rslora": "use_rslora",
 }
-# How the matrices began does not matter once they are learned, if the base model stayed as it was (pissa and others
-# change it).
+# Initializations that leave the base model unchanged; "pissa" and others change it. The initial values of the matrices do
+# not matter after training.
 _HARMLESS_BEGINNINGS = (True, False, "gaussian", "orthogonal")
-# Fields that change nothing of what a loaded GPT-2 computes. Conv1D's layout is known, whatever fan_in_fan_out says.
+# Fields that do not affect what a loaded GPT-2 computes. fan_in_fan_out is among them because the layout of Conv1D is known.
 _NO_MATTER = {
     "auto_mapping", "fan_in_fan_out", "inference_mode", "layers_pattern", "megatron_core", "peft_version",
     "qalora_group_size", "runtime_config",
@@ -33,21 +36,21 @@ _NO_MATTER = {
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """An adapter: its LoRA, the model it was learned on, and whether it continues texts or sorts them into classes."""
+    """A LoRA adapter: its settings, the base model it was trained on, and its task (language model or classifier)."""
 
     lora: LoRAConfig
     base_model: str | None = None  # a folder, a shipped model or a hub name
-    task_type: str = "CAUSAL_LM"  # or SEQ_CLS, a classifier: the weights of its head are in the adapter's file
+    task_type: str = "CAUSAL_LM"  # or SEQ_CLS, a classifier: the adapter's file also contains the weights of its head
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> AdapterConfig:
-        """Read an `adapter_config.json`; CheckpointError names the file and what is wrong with it."""
+        """The config in an `adapter_config.json`. Raises CheckpointError, which names the file and the problem."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
-            raise CheckpointError(f"{path} is not valid JSON ({error}): get the adapter again") from None
+            raise CheckpointError(f"{path} is not valid JSON ({error}): download the adapter again") from None
         try:
             return cls.from_dict(values)
         except (CheckpointError, ConfigError) as error:
@@ -55,32 +58,32 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AdapterConfig:
-        """Read the mapping of an `adapter_config.json`.
+        """The config in the mapping of an `adapter_config.json`. No setting is ignored silently.
 
-        Nothing is silently left out: a field that is in use and not computed here is a CheckpointError, and so is an
-        unknown one that is neither null, false nor empty. ConfigError for a rank, rate or target that cannot be.
+        Raises CheckpointError for a setting that this package does not compute, and for an unknown field unless its value
+        is null, false or empty. Raises ConfigError for an invalid rank, alpha, dropout or target.
         """
         if not isinstance(values, dict):
             raise CheckpointError(f"an adapter's config must be a JSON object of fields, not {type(values).__name__}")
         if values.get("peft_type") != "LORA":
             raise CheckpointError(
-                f"peft_type={values.get('peft_type')!r} is not 'LORA': no other adapters are computed here"
+                f"peft_type={values.get('peft_type')!r} is not 'LORA': use a LoRA adapter, the only supported kind"
             )
         task_type = values.get("task_type") or "CAUSAL_LM"
         if task_type not in TASK_TYPES:
-            raise CheckpointError(f"task_type={task_type!r} is not one of {', '.join(TASK_TYPES)}, which GPT-2 is used for")
+            raise CheckpointError(f"task_type={task_type!r} is not one of {', '.join(TASK_TYPES)}: use an adapter for these")
         _check_computed(values, task_type)
         base = values.get("base_model_name_or_path")
         if base is not None and not isinstance(base, str):
             raise CheckpointError(f"base_model_name_or_path={base!r} must be the name or folder of a model")
         missing = [key for key in ("r", "lora_alpha", "target_modules") if values.get(key) is None]
         if missing:
-            raise CheckpointError(f"{missing[0]} is missing: get the adapter again")
+            raise CheckpointError(f"{missing[0]} is missing: download the adapter again")
         known = {field: values[key] for field, key in _LORA_FIELDS.items() if values.get(key) is not None}
         return cls(lora=LoRAConfig(**known), base_model=base or None, task_type=task_type)
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping of an `adapter_config.json` that peft reads as the same adapter."""
+        """The mapping of an `adapter_config.json`, from which peft loads the same adapter."""
         lora = self.lora
         targets = lora.target_modules
         return {
@@ -102,28 +105,28 @@ class AdapterConfig:
 
 
 def _check_computed(values: dict[str, Any], task_type: str) -> None:
-    """CheckpointError for the first field that asks for another computation."""
+    """Raise CheckpointError for the first setting that this package does not compute."""
     if values.get("bias", "none") != "none":
         raise CheckpointError(
-            f"bias={values['bias']!r} is not supported: only adapters that leave biases alone are computed"
+            f"bias={values['bias']!r} is not supported: use an adapter that does not train biases (bias='none')"
         )
     if values.get("init_lora_weights", True) not in _HARMLESS_BEGINNINGS:
         raise CheckpointError(
-            f"init_lora_weights={values['init_lora_weights']!r} is not supported, for it changes the base model: "
-            "let peft convert the adapter to plain LoRA"
+            f"init_lora_weights={values['init_lora_weights']!r} is not supported because it changes the base model: "
+            "convert the adapter to plain LoRA with peft"
         )
     if values.get("revision") not in (None, "main"):
         raise CheckpointError(
-            f"revision={values['revision']!r} is not supported: put that revision of the base model into a folder, name it "
-            "as base_model_name_or_path, and leave out revision"
+            f"revision={values['revision']!r} is not supported: save that revision of the base model in a folder, set "
+            "base_model_name_or_path to the folder, and remove revision"
         )
     saved = values.get("modules_to_save") or []
-    heads = ["classifier", "score"] if task_type == "SEQ_CLS" else []  # what peft names for any kind of classifier
+    heads = ["classifier", "score"] if task_type == "SEQ_CLS" else []  # peft lists both names for every classifier
     if not isinstance(saved, list) or not all(name in heads for name in saved):
-        raise CheckpointError(f"modules_to_save={saved!r} is not supported: only low-rank updates are computed here")
+        raise CheckpointError(f"modules_to_save={saved!r} is not supported: use an adapter with low-rank updates only")
     understood = {*_LORA_FIELDS.values(), *_NO_MATTER, "peft_type", "task_type", "base_model_name_or_path", "bias"}
     understood |= {"init_lora_weights", "revision", "modules_to_save"}
     for key in sorted(values.keys() - understood):
-        # An empty list or mapping, null and false ask for nothing; 0 may (a layer's number).
+        # Null, false and empty values set nothing. 0 may set something: the index of a layer.
         if values[key] is not None and values[key] is not False and values[key] not in ([], {}, ""):
-            raise CheckpointError(f"{key}={values[key]!r:.80} is not supported: this package computes plain LoRA only")
+            raise CheckpointError(f"{key}={values[key]!r:.80} is not supported: use an adapter with plain LoRA")

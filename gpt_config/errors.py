@@ -1,21 +1,21 @@
-"""Every error a user can cause, in one tree. It does not know who raises them.
+"""All exceptions that a user of this package can cause, in one tree. Standard library only.
 
     GPT2Error
-    ├── ConfigError          a field of a config is not a value GPT-2 can have        (a ValueError)
+    ├── ConfigError          an invalid value in a configuration                      (a ValueError)
     ├── InputError           ids, prompts or options that do not fit the model        (a ValueError)
     ├── InputTypeError       an argument of the wrong type                            (a TypeError)
     ├── VocabularyError      tokenizer files that are missing, broken or not GPT-2's  (a ValueError)
     ├── WriteError           a file that cannot be written                            (an OSError)
-    ├── DeviceError          a device or dtype this machine does not have             (a ValueError)
+    ├── DeviceError          an unknown or unavailable device or dtype                (a ValueError)
     ├── DataError            texts or token files that are missing, empty or broken   (a ValueError)
-    ├── TrainingError        a run that cannot go on: a loss of NaN, a lost process   (a RuntimeError)
+    ├── TrainingError        a run that cannot continue: NaN loss, a lost process     (a RuntimeError)
     └── CheckpointError      weights that are missing, broken or not GPT-2's
-        └── ModelNotFoundError   no folder, shipped model, cached or reachable hub model of that name
+        └── ModelNotFoundError   no folder, shipped model, cached or reachable hub model has the name
 
-    GPT2Warning              something was done that the user may not expect         (a UserWarning)
+    GPT2Warning              a result that the user may not expect                    (a UserWarning)
 
 Each message is one line that names the value, the limit and the remedy in the library's terms. The command line prints
-that line, and adds the option or command that helps (`gpt2.cli.options`).
+the line and adds the option or command to use (`gpt2.cli.options`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 
 class Remedy(NamedTuple):
-    """What helps against an error, for programs that have an option or a command for it: its key and, if known, its value.
+    """The remedy of an error, for programs that have an option or command for it: its key and, if known, its value.
 
-    Keys: "resume" (the run's folder), "step" (of a checkpoint), "tokenizer" (a name), "base_model" (of an adapter),
-    "merge" (an adapter's folder), "task" (of a fine-tuning).
+    Keys and their values: "resume" (the folder of a run), "step" (of a checkpoint), "tokenizer" (a name), "base_model" (of
+    an adapter), "merge" (the folder of an adapter), "task" (of a fine-tuning run).
     """
 
     key: str
@@ -35,7 +35,7 @@ class Remedy(NamedTuple):
 
 
 class GPT2Error(Exception):
-    """Base of every error that a user of this package can cause. `remedy` is for programs: the message tells it in words."""
+    """Base class of all errors that a user of this package can cause. `remedy` is the message's remedy, for programs."""
 
     def __init__(self, *args: object, remedy: Remedy | None = None) -> None:
         super().__init__(*args)
@@ -43,10 +43,10 @@ class GPT2Error(Exception):
 
 
 class ConfigError(GPT2Error, ValueError):
-    """A configuration field has a value that GPT-2 cannot have, or that this package does not compute.
+    """A configuration field has an invalid value, or one that this package does not support.
 
-    `field` is the field at fault; the message begins with its name, or with the file it was read from. `other_fields` are
-    those that the message names besides. Programs that call a field by another name show `message_for(name)`.
+    `field` is the invalid field. The message begins with its name, or with the file that it was read from. `other_fields`
+    are the other fields in the message. A program that has another name for the field shows `message_for(name)`.
     """
 
     def __init__(self, message: str, *, field: str | None = None, other_fields: tuple[str, ...] = ()) -> None:
@@ -55,7 +55,7 @@ class ConfigError(GPT2Error, ValueError):
         self.other_fields = other_fields
 
     def message_for(self, name: str) -> str:
-        """The message with `name` in place of the field's name at its beginning; unchanged where it begins otherwise."""
+        """The message with `name` in place of the field's name at its start; unchanged if it starts with anything else."""
         message = str(self)
         if self.field is None or not message.startswith(self.field):
             return message
@@ -63,11 +63,11 @@ class ConfigError(GPT2Error, ValueError):
 
 
 class InputError(GPT2Error, ValueError):
-    """Token ids, prompts or generation options that do not fit the model or tokenizer at hand."""
+    """Token ids, prompts or generation options do not fit the model or tokenizer."""
 
     @classmethod
     def of_token(cls, token_id: int, vocab_size: int) -> InputError:
-        """For an id that is outside the vocabulary of a model."""
+        """The error for `token_id` outside the vocabulary of a model, which has `vocab_size` ids."""
         return cls(
             f"token id {token_id} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
             "use the tokenizer that belongs to it"
@@ -75,7 +75,7 @@ class InputError(GPT2Error, ValueError):
 
 
 class InputTypeError(GPT2Error, TypeError):
-    """An argument is of a type that has no meaning there."""
+    """An argument has the wrong type."""
 
 
 class VocabularyError(GPT2Error, ValueError):
@@ -87,15 +87,15 @@ class DeviceError(GPT2Error, ValueError):
 
 
 class WriteError(GPT2Error, OSError):
-    """A file cannot be written: no such place, no permission, no space. What stood there before still does."""
+    """A file cannot be written: invalid path, no permission, no space. An existing file is unchanged."""
 
 
 class DataError(GPT2Error, ValueError):
-    """A text, corpus or token file is missing, empty, too short, or not what it claims to be."""
+    """A text, corpus or token file is missing, empty, too short, or not in the expected format."""
 
 
 class TrainingError(GPT2Error, RuntimeError):
-    """A training run cannot go on. The message says what is saved and how to continue."""
+    """A training run cannot continue. The message says what is saved and how to resume."""
 
 
 class CheckpointError(GPT2Error):
@@ -103,8 +103,8 @@ class CheckpointError(GPT2Error):
 
 
 class ModelNotFoundError(CheckpointError):
-    """No folder, shipped model, cached download or reachable hub repository goes by the name."""
+    """No folder, shipped model, cached download or reachable hub repository has the name."""
 
 
 class GPT2Warning(UserWarning):
-    """What was asked for is done, but not quite as the user may expect. The command line shows it in one line."""
+    """The request succeeded, but its result may not be what the user expects. The command line shows it in one line."""

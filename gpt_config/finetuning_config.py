@@ -1,4 +1,4 @@
-"""FinetuningConfig: how a pretrained model is put to a task. It knows neither the model nor where data and results stand."""
+"""FinetuningConfig: how a pretrained model is fine-tuned. It knows neither the model nor the paths of data and results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpt_config.errors import ConfigError
 from gpt_config.training_config import PRECISIONS, TrainingConfig
 from gpt_config.validation import check_bool, check_choice, check_real, check_seed, check_text, check_whole, plain_numbers
 
-# The learning rate of each task if none is given: that of all weights, and that of an adapter or a last block alone.
+# The default learning rates of each task: for all weights, and for an adapter or the last block.
 _LEARNING_RATES = {"text": (2e-4, 1e-3), "classification": (5e-4, 1e-3), "instruction": (3e-4, 1e-3)}
 TASKS = tuple(_LEARNING_RATES)
 TRAINABLE = ("all", "last_block")
@@ -18,27 +18,27 @@ TOO_LONG = ("truncate", "drop")
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuningConfig:
-    """One fine-tuning; every field is validated on construction.
+    """One fine-tuning run; every field is validated on construction.
 
     >>> FinetuningConfig(task="instruction", epochs=2).training_config(n_rows=1000, context=256).max_steps
     125
     """
 
     task: str = "text"
-    epochs: float = 3.0  # how often the data is gone through
-    max_steps: int = 0  # instead of epochs; 0: as many as they take
-    batch_size: int = 16  # rows in each step, over all processes together
-    context: int = 0  # tokens that a row has at most; 0: as many as the model has positions
-    learning_rate: float = 0.0  # the highest, after a twentieth of the steps; 0: one that suits the task
+    epochs: float = 3.0  # passes over the data
+    max_steps: int = 0  # overrides `epochs`; 0: computed from `epochs`
+    batch_size: int = 16  # rows per step, over all processes
+    context: int = 0  # maximum tokens per row; 0: the model's number of positions
+    learning_rate: float = 0.0  # the maximum, reached after 5% of the steps; 0: the default of the task
     weight_decay: float = 0.01
     dropout: float = 0.1
-    patience: int = 4  # evaluations in a row without a better loss, after which the run ends; 0: it goes to the end
+    patience: int = 4  # stop after this many evaluations in a row without a lower loss; 0: no early stopping
     evaluations_per_epoch: int = 2
     validation_fraction: float = 0.1
     seed: int = 0
 
-    # What learns
-    trainable: str = "all"  # or the last block, with the norm behind it
+    # Trained parameters
+    trainable: str = "all"  # or "last_block": the last block and the final layer norm
     lora_rank: int = 0  # 0: no adapters
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
@@ -47,17 +47,17 @@ class FinetuningConfig:
     text_column: str = "text"
     label_column: str = "label"
     test_fraction: float = 0.1
-    balance: bool = False  # every label weighs as much as any other
+    balance: bool = False  # give every label the same weight, however many examples it has
 
     # Instructions
-    template: str = "default"  # a name, a JSON file, or a model's folder
-    too_long: str = "truncate"  # what becomes of an example that is longer than the context; or it is dropped
+    template: str = "default"  # a name, a JSON file, or the folder of a model
+    too_long: str = "truncate"  # examples longer than the context: "truncate" or "drop"
 
-    # How it is computed
+    # Computation
     precision: str = "auto"
     accumulation: int = 1
     gradient_checkpointing: bool = False
-    skip_bad: bool = False  # leave rows out that cannot be used, and count them, instead of ending with an error
+    skip_bad: bool = False  # skip and count unusable rows instead of raising an error
     sample_prompt: str = ""
     sample_tokens: int = 60
 
@@ -77,35 +77,35 @@ class FinetuningConfig:
             check_real(name, getattr(self, name), lambda value: value >= 0, "a number of 0 or more")
         check_real("lora_alpha", self.lora_alpha, lambda value: value > 0, "a number above 0")
         for name in ("dropout", "lora_dropout"):
-            check_real(name, getattr(self, name), lambda value: 0 <= value < 1, "between 0 and 1, and below 1")
-        check_real("validation_fraction", self.validation_fraction, lambda f: 0 < f < 1, "between 0 and 1")
-        check_real("test_fraction", self.test_fraction, lambda f: 0 <= f < 1, "0, or between 0 and 1")
+            check_real(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        check_real("validation_fraction", self.validation_fraction, lambda f: 0 < f < 1, "above 0 and below 1")
+        check_real("test_fraction", self.test_fraction, lambda f: 0 <= f < 1, "at least 0 and below 1")
         for name in ("balance", "gradient_checkpointing", "skip_bad"):
             check_bool(name, getattr(self, name))
         for name in ("text_column", "label_column", "template", "sample_prompt"):
             check_text(name, getattr(self, name))
         if self.validation_fraction + self.test_fraction >= 1:
             raise ConfigError(
-                f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} leave nothing "
-                "to learn from: together they must be below 1",
+                f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} leave no training "
+                "data: their sum must be below 1",
                 field="validation_fraction",
                 other_fields=("test_fraction",),
             )
         if self.text_column == self.label_column:
             raise ConfigError(
-                f"text_column={self.text_column!r} is label_column too: name two columns",
+                f"text_column={self.text_column!r} is also label_column: name two different columns",
                 field="text_column",
                 other_fields=("label_column",),
             )
         if self.lora_rank and self.trainable != "all":
             raise ConfigError(
-                f"lora_rank={self.lora_rank} trains adapters alone: leave out trainable={self.trainable}",
+                f"lora_rank={self.lora_rank} trains only adapters: remove trainable={self.trainable}",
                 field="lora_rank",
                 other_fields=("trainable",),
             )
 
     def training_config(self, *, n_rows: int, context: int) -> TrainingConfig:
-        """The training that goes through `n_rows` rows `epochs` times."""
+        """The training run with `epochs` passes over `n_rows` rows, or with `max_steps` steps if that is set."""
         parts = self.accumulation
         batch_size = min(self.batch_size, max(parts, n_rows // parts * parts))
         per_epoch = n_rows / batch_size

@@ -1,4 +1,4 @@
-"""GenerationConfig: how to continue a prompt. It knows nothing of the model; limits that depend on one are checked there."""
+"""GenerationConfig: how a prompt is continued. It knows nothing of the model, which checks the limits that depend on it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
 
 
-# What other programs call these options.
+# Other programs' names for these options.
 _OTHER_NAMES = {
     **dict.fromkeys(("max_tokens", "max_length", "max_completion_tokens", "max_gen_toks", "length"), "max_new_tokens"),
     **dict.fromkeys(("num_samples", "num_sample", "nsamples", "n"), "num_return_sequences"),
@@ -38,7 +38,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("random_seed", "generator"), "seed"),
     "repeat_penalty": "repetition_penalty",
 }
-# Options of other programs that mean something else than any option here, however alike their names are.
+# Options of other programs that have no equivalent here. No option is suggested for them, even if its name is similar.
 _WITHOUT_EQUAL = {
     *("min_new_tokens", "min_tokens", "min_length", "length_penalty", "presence_penalty", "frequency_penalty", "best_of"),
     *("no_repeat_ngram_size", "encoder_repetition_penalty", "typical_p", "epsilon_cutoff", "eta_cutoff", "logit_bias"),
@@ -48,33 +48,34 @@ _WITHOUT_EQUAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How text is generated; the defaults decode greedily. Every field is validated on construction.
+    """How text is generated. By default decoding is greedy. Every field is validated on construction.
 
     >>> GenerationConfig(do_sample=True, temperature=0.7, top_k=40).greedy
     False
     """
 
     max_new_tokens: int = 100
-    do_sample: bool = False  # False: always the most probable token
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int | None = None  # sample among the k most probable tokens
-    top_p: float | None = None  # ... among the fewest tokens whose probabilities reach p (Holtzman et al. 2019)
-    min_p: float | None = None  # ... among tokens at least min_p times as probable as the best
-    repetition_penalty: float = 1.0  # above 1 makes tokens that stand in the text less likely (Keskar et al. 2019)
-    num_beams: int = 1  # above 1 is beam search
-    speculate: bool = False  # guess tokens ahead and verify them together: the same text, sooner where it repeats itself
-    num_return_sequences: int = 1  # continuations of each prompt
+    do_sample: bool = False  # False: always take the most probable token
+    temperature: float = 1.0  # 0: greedy
+    top_k: int | None = None  # sample from the k most probable tokens
+    top_p: float | None = None  # ... from the fewest tokens whose probabilities sum to p or more (Holtzman et al. 2019)
+    min_p: float | None = None  # ... from tokens at least min_p times as probable as the most probable one
+    repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely (Keskar et al. 2019)
+    num_beams: int = 1  # above 1: beam search
+    speculate: bool = False  # draft tokens and verify them together: the same text, faster if the text repeats itself
+    num_return_sequences: int = 1  # continuations per prompt
     stop: tuple[str, ...] = ()  # strings that end a continuation; they are not part of it
     stop_at_eot: bool = True  # end at the model's eos_token_id
-    seed: int | None = None  # None draws one from the operating system
+    seed: int | None = None  # None: drawn from the operating system
 
     @classmethod
     def of(
         cls, config: GenerationConfig | None, options: Mapping[str, Any], *, parameters: Sequence[str] = ()
     ) -> GenerationConfig:
-        """`config`, or the defaults, with `options` in place of its fields.
+        """`config` (None: the defaults) with the fields in `options` replaced.
 
-        For an unknown option the ConfigError names the nearest field, or the nearest of the caller's own `parameters`.
+        Raises ConfigError for an unknown option. It suggests the field, or one of the caller's `parameters`, with the most
+        similar name. Raises InputTypeError if `config` is not a GenerationConfig.
 
         >>> GenerationConfig.of(None, {"max_tokens": 5})
         Traceback (most recent call last):
@@ -82,17 +83,18 @@ class GenerationConfig:
         """
         if config is not None and not isinstance(config, GenerationConfig):
             raise InputTypeError(
-                f"config must be a GenerationConfig, not {type(config).__name__}: give options by name, as max_new_tokens=20"
+                f"config must be a GenerationConfig, not {type(config).__name__}: "
+                "pass options by name, such as max_new_tokens=20"
             )
         names = [field.name for field in fields(cls)]
         for name, value in options.items():
             if name not in names:
-                import difflib  # here, because a right call needs none
+                import difflib  # here, because only a wrong call needs it
 
                 near = _OTHER_NAMES.get(name)
                 if near is None and name not in _WITHOUT_EQUAL:
                     near = next(iter(difflib.get_close_matches(name, [*names, *parameters], 1)), None)
-                remedy = f"use {near}" if near else f"there are {', '.join(names)}"
+                remedy = f"use {near}" if near else f"the options are {', '.join(names)}"
                 raise ConfigError(f"{name}={value!r} is not an option of generation: {remedy}", field=name)
         return replace(config or cls(), **options)
 
@@ -118,7 +120,7 @@ class GenerationConfig:
             raise ConfigError(f"stop={self.stop!r} must be a tuple of strings, such as ('.', 'END')", field="stop")
         for stop in self.stop:
             if not isinstance(stop, str) or not stop:
-                raise ConfigError(f"stop={stop!r} must be a text of at least one character", field="stop")
+                raise ConfigError(f"stop={stop!r} must be a string of at least one character", field="stop")
         object.__setattr__(self, "stop", tuple(self.stop))
         if self.num_beams > 1:
             self._check_beams()
@@ -126,25 +128,25 @@ class GenerationConfig:
     def _check_beams(self) -> None:
         if self.do_sample:
             raise ConfigError(
-                f"num_beams={self.num_beams} searches for the most probable text and do_sample draws at random: choose one",
+                f"num_beams={self.num_beams} (beam search) excludes do_sample (random sampling): choose one",
                 field="num_beams",
                 other_fields=("do_sample",),
             )
         if self.speculate:
             raise ConfigError(
-                f"num_beams={self.num_beams} follows several texts and speculate drafts how one continues: choose one",
+                f"num_beams={self.num_beams} (beam search) excludes speculate (drafts of a single text): choose one",
                 field="num_beams",
                 other_fields=("speculate",),
             )
         if self.num_return_sequences > self.num_beams:
             raise ConfigError(
                 f"num_return_sequences={self.num_return_sequences} is more than num_beams={self.num_beams}: "
-                "a search returns at most one text per beam",
+                "beam search returns at most one text per beam",
                 field="num_return_sequences",
                 other_fields=("num_beams",),
             )
 
     @property
     def greedy(self) -> bool:
-        """True when each step takes the most probable token."""
+        """Whether each step takes the most probable token."""
         return not self.do_sample or self.temperature == 0

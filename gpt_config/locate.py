@@ -1,7 +1,7 @@
-"""From a name to a folder: a folder of the user's, a model that ships, or a repository of the Hugging Face hub.
+"""Find the folder of a model or tokenizer: the user's folder, a shipped model, or a repository of the Hugging Face hub.
 
-It knows where files can be, not what is in them, and not which models ship: packages register theirs. `huggingface_hub` is
-imported only when a hub name is asked for.
+It knows where files can be, not what they contain. Packages register the models that they ship (`gpt_config.shipped`).
+`huggingface_hub` is imported only to look up a hub name.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from gpt_config.errors import InputTypeError, ModelNotFoundError
 from gpt_config.model_config import PRESETS
 from gpt_config.shipped import shipped_models
 
-# The published models' owners on the hub, and OpenAI's names for the sizes: all of them are one model under several names.
+# The owners of the published models on the hub. The model may be named with or without its owner.
 _OWNERS = {"gpt2": "openai-community", "distilgpt2": "distilbert"}
+# OpenAI's names for the published models.
 _SIZES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
 
-# Without a network the hub client retries for half a minute; this many seconds are enough to see that nothing answers.
+# Timeout of the check that the hub answers. Without a network the hub client itself retries for half a minute.
 _PROBE_SECONDS = 2.0
 
 TOKENIZER_FILES = (
@@ -39,13 +40,13 @@ TOKENIZER_FILES = (
 
 
 def published_name(name: str) -> str | None:
-    """`gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl` or `distilgpt2` if `name` is one of the names of that model."""
+    """The short name of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl or distilgpt2. None for other names."""
     short = _SIZES.get(name, name.rpartition("/")[2])
     return short if short in PRESETS and name in (*_names_of(short), *_SIZES) else None
 
 
 def _download(repository: str, **options: Any) -> str:
-    """The folder of a repository in the hub's cache, downloaded unless `local_files_only`."""
+    """The folder of a repository in the hub's cache. The repository is downloaded unless `local_files_only` is true."""
     from huggingface_hub import snapshot_download
 
     folder: str = snapshot_download(repository, **options)
@@ -53,8 +54,8 @@ def _download(repository: str, **options: Any) -> str:
 
 
 def _answers() -> bool:
-    """Whether any HTTP answer comes from the hub in time; a look-up of its address that hangs counts as none."""
-    import urllib.error  # here, because it takes longer to import than the rest of this floor together
+    """Whether the hub answers an HTTP request within the timeout, which also covers a DNS look-up that hangs."""
+    import urllib.error  # here, because its import takes longer than that of all of gpt_config
     import urllib.request
 
     from huggingface_hub import constants
@@ -68,7 +69,7 @@ def _answers() -> bool:
             request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
             urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
             answers.put(True)
-        except urllib.error.HTTPError:  # an error page is an answer too
+        except urllib.error.HTTPError:  # an error page is also an answer
             answers.put(True)
         except (OSError, ValueError):
             answers.put(False)
@@ -81,7 +82,7 @@ def _answers() -> bool:
 
 
 class Hub(NamedTuple):
-    """How the hub is reached: a download as `huggingface_hub.snapshot_download` does it, and whether the hub answers."""
+    """Access to the hub: `download` as `huggingface_hub.snapshot_download`, and `answers`: whether the hub is reachable."""
 
     download: Callable[..., str] = _download
     answers: Callable[[], bool] = _answers
@@ -97,39 +98,42 @@ def locate(
     complete: Callable[[Path], bool],
     hub: Hub = HUGGING_FACE,
 ) -> Path:
-    """The folder that holds the model or tokenizer of that name.
+    """The folder of a model or tokenizer.
 
-    Looked for in this order: a folder, a model that ships with the package, the hub's cache, the hub. `files` are sets of
-    patterns to download, the next one only if the folder is not `complete` with those before. A cached repository counts
-    only if it is complete, and so does a folder that goes by a published model's name. ModelNotFoundError says what to do.
+    The name is looked up in this order: folders, shipped models, the hub's cache, the hub. A cached repository is used only
+    if it is `complete`. The same holds for a folder with the name of a shipped or published model.
+
+    `files` are sets of file patterns. Each set is downloaded only if the folder is not `complete` after the previous ones.
+
+    Raises ModelNotFoundError, which says what to do, and InputTypeError if the name is not a str or path.
     """
     if not isinstance(name_or_folder, (str, os.PathLike)):
-        raise InputTypeError(f"a model is named by a str or path, not {type(name_or_folder).__name__}")
+        raise InputTypeError(f"the name of a model must be a str or path, not {type(name_or_folder).__name__}")
     name = str(name_or_folder)
     if not name:
         raise ModelNotFoundError("the name of the model is empty: name a folder, a shipped model, or a hub repository")
     try:
         folder = Path(name_or_folder).expanduser()
     except RuntimeError:
-        raise ModelNotFoundError(f"{name!r} begins with a user that this machine does not have: check the path") from None
+        raise ModelNotFoundError(f"{name!r} is in the home folder of an unknown user: check the path") from None
     is_folder = _is(folder.is_dir)
     if is_folder and _is(lambda: complete(folder)):
         return folder
     shipped = shipped_models().get(name)
-    # A folder that only happens to be called gpt2, such as this package's own source, does not hide the model.
+    # An incomplete folder named gpt2, such as this package's own source, does not hide the published model.
     if is_folder and shipped is None and published_name(name) is None:
         return folder
     if shipped is not None:
         return shipped
     if _is(folder.is_file):
-        raise ModelNotFoundError(f"{name} is a file: name the folder that holds config.json and the weights")
+        raise ModelNotFoundError(f"{name} is a file: name the folder that contains config.json and the weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
         raise ModelNotFoundError(f"there is no folder {name!r}, and it is not a hub name: check the path")
     return _locate_on_hub(name, files, complete, hub)
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """False where the test itself fails: a name too long to be a path, a folder that may not be read."""
+    """The result of `test`, or False if it raises OSError: the path is too long, or the folder cannot be read."""
     try:
         return test()
     except OSError:
@@ -146,7 +150,7 @@ def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable
     for repository in names:
         try:
             folder = Path(hub.download(repository, local_files_only=True))
-        except Exception:  # not cached, or the cache is damaged: what the client raises for that is no contract of its
+        except Exception:  # not cached, or a damaged cache: the client documents no exceptions for these
             continue
         if complete(folder):
             return folder
@@ -162,12 +166,10 @@ def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable
                 return folder
     except Exception as error:  # HTTP errors, broken connections, pages that are not the hub's, a full disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelNotFoundError(
-            f"{wanted}, and the hub did not give it ({reason}): check the name and the network"
-        ) from None
-    raise ModelNotFoundError(f"the hub's repository {names[-1]!r} lacks the files that are needed: name another one")
+        raise ModelNotFoundError(f"{wanted}, and its download failed ({reason}): check the name and the network") from None
+    raise ModelNotFoundError(f"the hub's repository {names[-1]!r} lacks required files: name another repository")
 
 
 def _listed_models() -> str:
-    """The names of the shipped models."""
+    """The names of the shipped models, for a message."""
     return ", ".join(shipped_models()) or "none is installed"

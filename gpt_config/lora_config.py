@@ -1,4 +1,4 @@
-"""LoRAConfig: which layers get a low-rank adapter, and how large. It knows nothing of files or weights."""
+"""LoRAConfig: which layers have a low-rank adapter, and its rank and scale. It knows nothing of files or weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from gpt_config.errors import ConfigError
 from gpt_config.validation import check_bool, check_real, check_whole, plain_numbers
 
-# No layer of a GPT-2 is so wide, and of a wider update nothing would be low-rank.
+# No layer of a GPT-2 is this wide, and an update of a higher rank would not be low-rank.
 _MAX_RANK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """LoRA (Hu et al. 2021): W + scale * (B A)^T in place of W, with A (rank, n_in) and B (n_out, rank) to be learned.
+    """LoRA (Hu et al. 2021): W + scale * (B A)^T in place of W, with trained matrices A (rank, n_in) and B (n_out, rank).
+
+    Every field is validated on construction.
 
     >>> LoRAConfig(rank=8, alpha=16.0).scale
     2.0
@@ -23,17 +25,17 @@ class LoRAConfig:
 
     rank: int = 8
     alpha: float = 16.0
-    dropout: float = 0.0  # of what the adapter reads, in training
-    # Last parts of module names ("c_proj" is in attention and MLP; "mlp.c_proj" in the latter), or one regular expression
-    # for whole names, which begin with "transformer.h.0": as peft reads them.
+    dropout: float = 0.0  # on the adapter's input, in training
+    # Last parts of module names, or one regular expression for whole names, as in peft. "c_proj" is in attention and MLP,
+    # "mlp.c_proj" only in the MLP; whole names begin with "transformer.h.0".
     target_modules: tuple[str, ...] | str = ("c_attn", "c_proj", "c_fc")
-    use_rslora: bool = False  # divide alpha by sqrt(rank), so that high ranks learn as fast (Kalajdzievski 2023)
+    use_rslora: bool = False  # divide alpha by sqrt(rank), so that high ranks learn as fast as low ones (Kalajdzievski 2023)
 
     def __post_init__(self) -> None:
         plain_numbers(self)
         check_whole("rank", self.rank, 1)
         if self.rank > _MAX_RANK:
-            raise ConfigError(f"rank={self.rank} must be at most {_MAX_RANK}: no layer of GPT-2 is as wide", field="rank")
+            raise ConfigError(f"rank={self.rank} must be at most {_MAX_RANK}: no layer of GPT-2 is wider", field="rank")
         check_real("alpha", self.alpha, lambda alpha: alpha > 0, "a positive number, such as twice the rank")
         check_real("dropout", self.dropout, lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
         check_bool("use_rslora", self.use_rslora)
@@ -61,16 +63,16 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of the adapter's matrices is multiplied by."""
+        """The factor of the product of the adapter's matrices."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Each thing that `target_modules` names: its names, or its one regular expression."""
+        """`target_modules` as a tuple: its names, or its one regular expression."""
         return (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
 
     def hits(self, target: str, module: str) -> bool:
-        """Whether `target`, one of `targets`, means the module of that name, such as "transformer.h.0.attn.c_attn"."""
+        """Whether `target`, one of `targets`, matches the module name `module`, such as "transformer.h.0.attn.c_attn"."""
         if isinstance(self.target_modules, str):
             return re.fullmatch(target, module) is not None
         return module == target or module.endswith(f".{target}")

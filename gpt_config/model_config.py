@@ -1,4 +1,4 @@
-"""GPT2Config: the shape of a GPT-2, in the words of a Hugging Face `config.json`. It knows nothing of torch or weights."""
+"""GPT2Config: the shape of a GPT-2, with the field names of a Hugging Face `config.json`. It knows nothing of weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from gpt_config.errors import ConfigError
 from gpt_config.validation import check_bool, check_real, check_whole, plain_numbers
 
-# OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
+# The names in OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
 _ALIASES = {
     "n_vocab": "vocab_size",
     "n_ctx": "n_positions",
@@ -22,7 +22,7 @@ _ALIASES = {
     "num_attention_heads": "n_head",
 }
 
-# Keys that change what is computed, with the only value of theirs that is GPT-2 as this package computes it.
+# Keys that change what is computed: the only value that this package computes, and the remedy for any other.
 _REQUIRED_VALUES: dict[str, tuple[Any, str]] = {
     "add_cross_attention": (False, "cross-attention is not part of GPT-2; use a decoder-only checkpoint"),
     "tie_word_embeddings": (True, "GPT-2's output head is its token embedding; use a checkpoint with a tied head"),
@@ -30,33 +30,34 @@ _REQUIRED_VALUES: dict[str, tuple[Any, str]] = {
     "quantization_config": (None, "these are weights quantized by another library; use the unquantized checkpoint"),
 }
 
-# The model_type of a folder whose weights are in int8: one that other libraries do not know, for they would take them for
-# missing, and draw new ones.
+# The model_type of a folder with int8 weights. Other libraries do not know the name, so they do not load the folder. With
+# "gpt2" they would treat the weights as missing and initialize new ones.
 INT8_MODEL_TYPE = "gpt2-int8"
 
-# A thousand times what any GPT-2 has: a garbled file is told from a large model before memory is asked for.
+# A thousand times the sizes of any GPT-2. A larger value is taken for a corrupt file, before memory is allocated.
 _MAX_SIZE = 1 << 24
 
-# OpenAI's and Hugging Face's "gelu_new" are the tanh approximation, under three names; "gelu" is the exact one.
+# "gelu_new", "gelu_pytorch_tanh" and "gelu_fast" are all the tanh approximation that OpenAI uses; "gelu" is the exact one.
 ACTIVATION_FUNCTIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config:
-    """The configuration of one GPT-2; defaults are the 124M model. Equal fields mean equal architectures.
+    """The configuration of one GPT-2; the defaults are the 124M model. Equal configs mean equal architectures.
 
-    Field names, defaults and meanings are those of a Hugging Face GPT-2 `config.json`.
+    Field names, defaults and meanings are those of a Hugging Face GPT-2 `config.json`. Every field is validated on
+    construction.
 
     >>> GPT2Config(n_layer=2, n_head=2, n_embd=64).head_dim
     32
     """
 
     vocab_size: int = 50257
-    n_positions: int = 1024  # the context: the most tokens the model can see at once
+    n_positions: int = 1024  # the context: the maximum number of tokens in the model's input
     n_embd: int = 768
     n_layer: int = 12
     n_head: int = 12
-    n_inner: int | None = None  # width of the MLP; None is 4 * n_embd
+    n_inner: int | None = None  # width of the MLP; None: 4 * n_embd
     activation_function: str = "gelu_new"
     resid_pdrop: float = 0.1
     embd_pdrop: float = 0.1
@@ -64,7 +65,7 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     scale_attn_weights: bool = True  # divide attention scores by sqrt(head_dim)
-    scale_attn_by_inverse_layer_idx: bool = False  # ... and by the layer's number, counted from 1
+    scale_attn_by_inverse_layer_idx: bool = False  # ... and by the number of the layer, counted from 1
     bos_token_id: int | None = 50256
     eos_token_id: int | None = 50256
 
@@ -77,7 +78,7 @@ class GPT2Config:
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 0)
-                if getattr(self, name) >= self.vocab_size:  # no token has this id: GPT-2's default in a smaller vocabulary
+                if getattr(self, name) >= self.vocab_size:  # the default id, in a smaller vocabulary: no token has it
                     object.__setattr__(self, name, None)
         if self.n_embd % self.n_head:
             raise ConfigError(
@@ -101,7 +102,7 @@ class GPT2Config:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head."""
+        """Channels per attention head."""
         return self.n_embd // self.n_head
 
     @property
@@ -119,10 +120,10 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPT2Config:
-        """Read the mapping of a `config.json` or OpenAI `hparams.json`.
+        """The config in the mapping of a `config.json` or of OpenAI's `hparams.json`.
 
-        Keys that do not change the computation are ignored. A key that asks for something this package does not
-        compute raises ConfigError: nothing is ever silently computed differently.
+        Keys that do not change the computation are ignored. Raises ConfigError for an invalid value, and for a setting that
+        this package does not compute.
         """
         if not isinstance(values, dict):
             raise ConfigError(f"a config must be a JSON object of fields, not {type(values).__name__}")
@@ -141,7 +142,7 @@ class GPT2Config:
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> GPT2Config:
-        """Read a `config.json` or `hparams.json`; ConfigError names the file if it is missing, garbled or not GPT-2's."""
+        """Read a `config.json` or `hparams.json`. ConfigError names the file if it is missing, corrupt or not GPT-2's."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -154,12 +155,12 @@ class GPT2Config:
             raise ConfigError(f"{path}: {error}", field=error.field, other_fields=error.other_fields) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping of a `config.json` that transformers reads as the same model."""
+        """The mapping of a `config.json`, from which transformers builds the same model."""
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             **dataclasses.asdict(self),
-            "n_ctx": self.n_positions,  # the older name, which some readers still ask for
+            "n_ctx": self.n_positions,  # the older name, which some libraries still require
             "tie_word_embeddings": True,
         }
 

@@ -1,6 +1,6 @@
-"""Which models ship, and where: packages register theirs when they are imported. It knows no package.
+"""The registry of shipped models: each package registers its own on import. It knows no package by name.
 
-`import gpt2` runs it and has to be fast, so it imports what it needs when a name is looked up.
+`import gpt2` runs this module and must be fast, so other imports wait until a name is looked up.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _folders: list[str] = []
-# Entry points of installed packages that register their models when they are imported: see pyproject.toml.
+# The group of entry points of the packages that register models on import; see pyproject.toml.
 _ENTRY_POINTS = "gpt_config.shipped_models"
 
 
 def register_shipped_models(folder: str) -> None:
-    """Let the models in `folder` be found by name: each is a folder there with a config.json."""
+    """Register the models in `folder`. Each subfolder with a config.json is a model, found by the subfolder's name."""
     if folder not in _folders:
         _folders.append(folder)
 
 
 def shipped_models() -> dict[str, Path]:
-    """The folder of each model that ships, by its name, in alphabetical order.
+    """The folders of the shipped models by name, in alphabetical order.
 
-    If no package has registered any, the installed packages that have an entry point for it are imported to do so. In a
-    checkout, which has no entry points, they are looked for in the `assets` folders beside this package.
+    If no package has registered a folder, the packages that have an entry point for this are imported and register theirs.
+    A source checkout has no entry points; there the `assets` folders of the packages next to this one are used.
     """
     from pathlib import Path
 

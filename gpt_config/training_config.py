@@ -1,4 +1,4 @@
-"""TrainingConfig: how a model is trained. It knows nothing of the model's shape, nor of where data and results stand."""
+"""TrainingConfig: how a model is trained. It knows neither the model's shape nor the paths of data and results."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ SHARDINGS = ("ddp", "fsdp")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One training run; every field is validated on construction. Sizes count over all processes together.
+    """One training run; every field is validated on construction. Sizes are totals over all processes.
 
     >>> TrainingConfig(max_steps=100, warmup_steps=10, learning_rate=1e-3).tokens_per_step
     16384
     """
 
     # Batches
-    batch_size: int = 64  # rows of `context` tokens in each step
-    context: int = 256  # tokens that a row has
-    accumulation: int = 1  # each process does its rows in so many parts, which bounds the memory they need
+    batch_size: int = 64  # rows of `context` tokens per step
+    context: int = 256  # tokens per row
+    accumulation: int = 1  # parts into which each process splits its rows; more parts need less memory
     max_steps: int = 2000
 
-    # AdamW (Loshchilov & Hutter 2017); the learning rate climbs for `warmup_steps`, then falls along a cosine
+    # AdamW (Loshchilov & Hutter 2017). The learning rate rises linearly for `warmup_steps`, then follows a cosine down.
     learning_rate: float = 1e-3
     min_learning_rate: float = 1e-4
     warmup_steps: int = 100
-    weight_decay: float = 0.1  # of matrices only: biases and layer norms keep their size
+    weight_decay: float = 0.1  # applies to matrices only, not to biases and layer norms
     beta1: float = 0.9
     beta2: float = 0.99
-    clip_norm: float = 1.0  # longer gradients are shortened to this; 0 leaves them
+    clip_norm: float = 1.0  # maximum norm of the gradient; 0: no clipping
 
-    # How it is computed
-    precision: str = "auto"  # of the matrix products: bfloat16 where the machine gains from it
-    compile: bool = False  # torch.compile: half a minute at the start, faster steps afterwards
-    gradient_checkpointing: bool = False  # compute each layer twice instead of keeping it: less memory, slower
-    sharding: str = "ddp"  # several processes: each has the whole model (ddp) or its share of it (fsdp)
+    # Computation
+    precision: str = "auto"  # dtype of the matrix products; auto: bfloat16 if it is faster on this machine
+    compile: bool = False  # torch.compile: half a minute at the start, then faster steps
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
+    sharding: str = "ddp"  # with several processes: each has the whole model (ddp) or a shard of it (fsdp)
     seed: int = 0
 
-    # What is reported and kept, in steps
+    # Evaluations, checkpoints and logs; intervals are in steps
     eval_interval: int = 250
-    patience: int = 0  # evaluations in a row without a better loss, after which the run ends; 0: it goes to the end
-    eval_batches: int = 20  # batches that each evaluation looks at, spread over the validation text
+    patience: int = 0  # stop after this many evaluations in a row without a lower loss; 0: no early stopping
+    eval_batches: int = 20  # batches per evaluation, spread over the validation text
     checkpoint_interval: int = 250
     log_interval: int = 10
-    sample_prompt: str = ""  # what the sample at each evaluation begins with; empty is a new document
+    sample_prompt: str = ""  # start of the sample at each evaluation; empty: a new document
     sample_tokens: int = 100  # 0: no samples
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class TrainingConfig:
         for name in ("learning_rate", "min_learning_rate", "weight_decay", "clip_norm"):
             check_real(name, getattr(self, name), lambda value: value >= 0, "a number of 0 or more")
         for name in ("beta1", "beta2"):
-            check_real(name, getattr(self, name), lambda value: 0 <= value < 1, "between 0 and 1, and below 1")
+            check_real(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
         check_bool("compile", self.compile)
         check_bool("gradient_checkpointing", self.gradient_checkpointing)
         check_choice("precision", self.precision, PRECISIONS)
@@ -73,7 +73,7 @@ class TrainingConfig:
         check_text("sample_prompt", self.sample_prompt)
         if self.batch_size % self.accumulation:
             raise ConfigError(
-                f"batch_size={self.batch_size} cannot be done in accumulation={self.accumulation} equal parts: "
+                f"batch_size={self.batch_size} cannot be split into accumulation={self.accumulation} equal parts: "
                 "choose a multiple",
                 field="batch_size",
                 other_fields=("accumulation",),
@@ -81,20 +81,20 @@ class TrainingConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that all processes together learn from in one step."""
+        """Training tokens per step, over all processes."""
         return self.batch_size * self.context
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as a JSON-serializable mapping."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
-        """The config of these fields; ConfigError names one that there is not."""
+        """The config with these fields. Raises ConfigError for an unknown field."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
             raise ConfigError(
-                f"{unknown[0]} is not a field of TrainingConfig: it has {', '.join(sorted(known))}", field=unknown[0]
+                f"{unknown[0]} is not a field of TrainingConfig: use one of {', '.join(sorted(known))}", field=unknown[0]
             )
         return cls(**fields)

@@ -1,6 +1,6 @@
-"""The checks that configs share, with messages that begin with the field's name and value; and plain numbers for NumPy's.
+"""Checks of config fields, and conversion of NumPy's numbers to Python's. Standard library only.
 
-It knows no config, and does not import NumPy: what it accepts are Python's own protocols for numbers.
+Messages begin with the name and value of the field. NumPy is not imported: its numbers follow Python's number protocols.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gpt_config.errors import ConfigError
 
 
 def plain_number(value: Any) -> Any:
-    """`value` as Python's own bool, int or float if it is a number of NumPy's or another library's, else as it is.
+    """`value` as Python's bool, int or float if it is a number of NumPy or another library; otherwise `value` itself.
 
-    A scalar with `item()`, such as np.bool_ or a 0-dimensional array, is what `item()` gives.
+    Scalars with an `item()` method, such as np.bool_ and 0-dimensional arrays, are converted by it.
     """
     if type(value) in (bool, int, float, str, type(None)):
         return value
@@ -28,18 +28,18 @@ def plain_number(value: Any) -> Any:
         return value
     if isinstance(value, numbers.Integral):
         return operator.index(value)
-    if isinstance(value, numbers.Real):  # also what item() leaves as it is, such as np.longdouble
+    if isinstance(value, numbers.Real):  # also types that item() does not convert, such as np.longdouble
         try:
             return float(value)
-        except OverflowError:  # a fraction beyond all floats: the check of its field refuses it
+        except OverflowError:  # a fraction larger than any float: the check of its field rejects it
             return value
     return value
 
 
 def plain_numbers(config: Any) -> None:
-    """Replace each number in the fields of a dataclass, and in their tuples, by `plain_number` of it; also if it is frozen.
+    """Apply `plain_number` to each field of a dataclass, also of a frozen one, and to each element of its tuples.
 
-    To be called first in `__post_init__`, so that the checks see plain numbers and JSON can hold them.
+    Call it first in `__post_init__`: the checks and JSON need plain numbers.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -49,21 +49,24 @@ def plain_numbers(config: Any) -> None:
 
 
 def check_whole(name: str, value: object, minimum: int, hint: str = "", maximum: int | None = None) -> None:
-    """Raise ConfigError unless `value` is an int (not a bool) of `minimum` or more, and at most `maximum`."""
+    """Raise ConfigError unless `value` is an int (not a bool) from `minimum` to `maximum` (None: no maximum).
+
+    `hint` is appended to the message for a value that is no int or too small.
+    """
     value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name}={value!r} must be a whole number of {minimum} or more{hint}", field=name)
     if maximum is not None and value > maximum:
-        raise ConfigError(f"{name}={value!r} must be at most {maximum}: no GPT-2 has more", field=name)
+        raise ConfigError(f"{name}={value!r} must be at most {maximum}: no GPT-2 is larger", field=name)
 
 
 def check_real(name: str, value: object, is_allowed: Callable[[float], bool], allowed: str) -> None:
-    """Raise ConfigError unless `value` is a finite number that `is_allowed`; `allowed` says the range in words."""
+    """Raise ConfigError unless `value` is a finite number for which `is_allowed`; `allowed` describes the range."""
     value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         is_good = False
     else:
-        is_good = abs(value) <= sys.float_info.max and is_allowed(value)  # infinity is more, and NaN is not less
+        is_good = abs(value) <= sys.float_info.max and is_allowed(value)  # the comparison is false for infinity and NaN
     if not is_good:
         raise ConfigError(f"{name}={value!r} must be {allowed}", field=name)
 
@@ -84,11 +87,11 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def check_text(name: str, value: object) -> None:
     """Raise ConfigError unless `value` is a str."""
     if not isinstance(value, str):
-        raise ConfigError(f"{name}={value!r} must be a text", field=name)
+        raise ConfigError(f"{name}={value!r} must be a string", field=name)
 
 
 def check_seed(seed: object) -> None:
-    """Raise ConfigError unless `seed` is an int of 0 or more that fits 63 bits."""
+    """Raise ConfigError unless `seed` is an int from 0 to 2**63 - 1."""
     check_whole("seed", seed, 0)
     if plain_number(seed) >= 1 << 63:
         raise ConfigError(f"seed={seed} must be below 2**63", field="seed")

@@ -1,4 +1,4 @@
-"""Atomic writes: the old bytes or all of the new ones, whatever happens."""
+"""Atomic writes: after any failure the file contains either its old bytes or all of the new ones."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["file/below", "x" * 300, "null\0byte"])
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+def test_the_error_names_a_path_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(WriteError, match="cannot write ") as caught:
         atomic_write_text(tmp_path / name, "new")
@@ -71,7 +71,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> N
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_the_file_has_the_mode_of_any_new_file_whoever_wrote_it(tmp_path: Path) -> None:
+def test_the_mode_is_ordinary_after_the_writer_replaced_the_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "ordinary").write_text("")
 
     def replace_it(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The collector is held back where it would find nothing, and is afterwards what it was."""
+"""collector_paused: no collection runs inside it, and the collector's previous state is restored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt_encoder.arrays.decoder import ArrayDecoder, DecoderLimits
 
 @pytest.fixture
 def collections() -> Iterator[list[str]]:
-    """What the collector has begun and ended."""
+    """The phases of the collections so far: "start" and "stop"."""
     seen: list[str] = []
 
     def note(phase: str, _: dict[str, int]) -> None:
@@ -28,7 +28,7 @@ def collections() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("was_enabled", [True, False])
-def test_it_is_left_as_it_was_found(was_enabled: bool) -> None:
+def test_the_previous_state_is_restored(was_enabled: bool) -> None:
     try:
         if not was_enabled:
             gc.disable()
@@ -43,18 +43,18 @@ def test_it_is_left_as_it_was_found(was_enabled: bool) -> None:
 
 
 @pytest.mark.parametrize("made_is_old", [True, False])
-def test_what_was_made_within_is_old_where_it_is_said(made_is_old: bool) -> None:
+def test_new_objects_are_old_only_with_made_is_old(made_is_old: bool) -> None:
     with collector_paused(made_is_old):
         made: list[object] = []
     assert made_is_old == any(made is tracked for tracked in gc.get_objects(generation=2))
 
 
-def test_what_a_program_froze_stays_frozen() -> None:
-    # One object is followed: the number of frozen objects also falls when some of them are freed.
+def test_objects_that_the_program_froze_stay_frozen() -> None:
+    # This checks one object, because the number of frozen objects also falls when some of them are freed.
     followed: list[object] = []
 
     def is_frozen() -> bool:
-        return not any(followed is tracked for tracked in gc.get_objects())  # lists all but the frozen ones
+        return not any(followed is tracked for tracked in gc.get_objects())  # lists all objects except the frozen ones
 
     assert not is_frozen()
     gc.freeze()
@@ -67,15 +67,15 @@ def test_what_a_program_froze_stays_frozen() -> None:
         gc.unfreeze()
 
 
-def test_a_vocabulary_is_read_without_it(collections: list[str], tmp_path: Path) -> None:
+def test_a_vocabulary_is_read_without_collections(collections: list[str], tmp_path: Path) -> None:
     GPT2Tokenizer.from_pretrained("gpt2")
-    assert len(collections) <= 2 and gc.isenabled()  # one, as soon as it may
+    assert len(collections) <= 2 and gc.isenabled()  # one collection, after the pause
     with pytest.raises(VocabularyError):
         GPT2Tokenizer.from_pretrained(tmp_path)
     assert gc.isenabled()
 
 
-def test_many_ids_are_decoded_without_it(collections: list[str]) -> None:
+def test_many_ids_are_decoded_without_collections(collections: list[str]) -> None:
     tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
     ids = [995] * 20_000
     expected = tokenizer.decode_bytes(ids)

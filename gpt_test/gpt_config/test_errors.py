@@ -1,4 +1,4 @@
-"""ConfigError carries the field at fault, so that a program can call it by another name."""
+"""ConfigError contains the invalid field, so that a program can show its own name for the field."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 from gpt_config import AdapterConfig, ConfigError, FinetuningConfig, GPT2Config, LoRAConfig, TrainingConfig
 
 
-def test_the_field_at_the_beginning_is_called_otherwise() -> None:
+def test_message_for_replaces_the_field_only_at_the_start() -> None:
     error = ConfigError("top_k=0 must be more than top_k=1", field="top_k")
     assert error.message_for("--top_k") == "--top_k=0 must be more than top_k=1"
     assert ConfigError("a/top_k: top_k=0", field="top_k").message_for("--top_k") == "a/top_k: top_k=0"
     assert ConfigError("top_k=0").message_for("--top_k") == "top_k=0" and ConfigError("x").field is None
 
 
-def test_it_keeps_its_fields_across_processes() -> None:
+def test_a_pickled_error_keeps_its_fields() -> None:
     error = pickle.loads(pickle.dumps(ConfigError("a=1 and b=2", field="a", other_fields=("b",))))
     assert (str(error), error.field, error.other_fields) == ("a=1 and b=2", "a", ("b",))
 
 
 @pytest.mark.parametrize("config", [GPT2Config, TrainingConfig, FinetuningConfig, LoRAConfig])
-def test_every_field_is_named_by_its_own_error(config: type) -> None:
-    """No field takes a list that holds an object, and no error is about another field."""
+def test_the_error_for_each_field_names_that_field(config: type) -> None:
+    """A list with an object is invalid in every field."""
     for field in dataclasses.fields(config):
         with pytest.raises(ConfigError) as caught:
             config(**{field.name: [object()]})
@@ -53,7 +53,7 @@ def test_every_field_is_named_by_its_own_error(config: type) -> None:
         ),
     ],
 )
-def test_both_fields_are_named_where_two_do_not_go_together(make, field: str, other_fields: tuple[str, ...]) -> None:
+def test_the_error_names_the_field_and_those_it_conflicts_with(make, field: str, other_fields: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert (caught.value.field, caught.value.other_fields) == (field, other_fields)

@@ -1,4 +1,4 @@
-"""From names to folders: folders, the hub's cache, and a clear end where there is no network."""
+"""locate: names are found as folders, as shipped models and in the hub's cache; without a network the error is clear."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def cache_repository(cache: str, name: str, source: Path, *, skip: tuple[str, ...] = ()) -> Path:
-    """Put a model where the hub client would have put it."""
+    """Copy a model to the folder of the cache to which the hub client would download it."""
     repository = Path(cache) / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(source, snapshot, ignore=shutil.ignore_patterns(*skip))
@@ -54,7 +54,7 @@ def test_a_cached_model_needs_no_network(cached_as: str, asked_for: str, cache: 
     assert locate_model(asked_for) == snapshot
 
 
-def test_an_incomplete_download_does_not_count(cache: str, small_folder: Path) -> None:
+def test_an_incomplete_download_is_not_used(cache: str, small_folder: Path) -> None:
     cache_repository(cache, "gpt2", small_folder, skip=("*.safetensors",))
     with pytest.raises(ModelNotFoundError):
         locate_model("gpt2")
@@ -68,7 +68,7 @@ def test_an_incomplete_set_of_shards_does_not_hide_the_whole_model(cache: str, s
     assert locate_model("gpt2") == whole
 
 
-def test_a_damaged_cache_is_not_a_traceback(cache: str, small_folder: Path) -> None:
+def test_a_damaged_cache_raises_model_not_found(cache: str, small_folder: Path) -> None:
     snapshot = cache_repository(cache, "gpt2", small_folder)
     (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelNotFoundError):
@@ -76,17 +76,17 @@ def test_a_damaged_cache_is_not_a_traceback(cache: str, small_folder: Path) -> N
 
 
 @pytest.mark.parametrize("error", [RuntimeError("peer closed connection"), ValueError("not JSON"), OSError("disk full")])
-def test_a_hub_that_answers_nonsense_is_one_line(error: Exception) -> None:
+def test_the_error_for_a_failed_download_is_one_line(error: Exception) -> None:
     def fail(*_: object, **__: object) -> str:
         raise error
 
-    with pytest.raises(ModelNotFoundError, match=f"the hub did not give it \\({error}\\)") as caught:
+    with pytest.raises(ModelNotFoundError, match=f"its download failed \\({error}\\)") as caught:
         locate_model("someone/model", hub=Hub(fail, answers=lambda: True))
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_only_called_gpt2_does_not_hide_the_model(cache, small_folder, tmp_path, monkeypatch) -> None:
-    """As when the command runs in this project's root."""
+def test_an_incomplete_folder_named_gpt2_does_not_hide_the_model(cache, small_folder, tmp_path, monkeypatch) -> None:
+    """There is such a folder when a command runs in this project's root."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
     snapshot = cache_repository(cache, "gpt2", small_folder)
@@ -95,8 +95,8 @@ def test_a_folder_that_is_only_called_gpt2_does_not_hide_the_model(cache, small_
     assert locate_model("gpt2") == Path("gpt2")
 
 
-def test_without_a_network_the_answer_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where look-ups hang, as behind a firewall that drops packets."""
+def test_without_a_network_the_error_comes_within_3_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a DNS look-up hangs, as with a firewall that drops packets."""
     import socket
 
     import huggingface_hub.constants
@@ -118,7 +118,7 @@ def test_without_a_network_the_answer_comes_soon(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_reachable_hub_is_asked_for_safetensors_first(cache, small_folder, tmp_path: Path) -> None:
-    """The download itself, with the hub's client replaced by a copy from a folder."""
+    """The hub's client is replaced by a function that copies from a folder."""
     import fnmatch
 
     (tmp_path / "hub").mkdir()
@@ -146,7 +146,7 @@ def test_a_reachable_hub_is_asked_for_safetensors_first(cache, small_folder, tmp
 @pytest.mark.parametrize(
     "name", ["../x", "a/b/c", "~no-such-user/x", "", "no such folder", "/no/such/folder", "x" * 5000, "-x", "a/"]
 )
-def test_names_that_cannot_be(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         locate_model(name)
 
@@ -164,7 +164,7 @@ def test_published_names() -> None:
 
 @pytest.fixture
 def without_gpt2(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs code in a process of its own, where nothing has imported gpt2 yet."""
+    """A function that runs code in a new process, where gpt2 is not yet imported."""
 
     def run(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT)))}
@@ -182,8 +182,8 @@ def test_a_shipped_model_is_found_in_a_checkout_without_importing_its_package(wi
     assert without_gpt2(f"import gpt2; {TINY}").stdout == "4096\n"
 
 
-def test_an_installed_package_is_asked_for_the_models_it_ships(without_gpt2: Callable, tmp_path: Path) -> None:
-    """pip writes the entry points of pyproject.toml into a folder like this one."""
+def test_an_installed_package_registers_the_models_that_it_ships(without_gpt2: Callable, tmp_path: Path) -> None:
+    """The test writes the entry points of pyproject.toml into a `.dist-info` folder, as pip does."""
     points = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     (tmp_path / "some-1.0.dist-info").mkdir()
     lines = [
@@ -193,5 +193,5 @@ def test_an_installed_package_is_asked_for_the_models_it_ships(without_gpt2: Cal
     (tmp_path / "some-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: some\nVersion: 1.0\n")
     result = without_gpt2(TINY, tmp_path)
     assert result.stdout == "4096\n", result.stderr
-    said = without_gpt2("import gpt_encoder, sys; gpt_encoder.load_tokenizer(); print('gpt2' in sys.modules)", tmp_path)
-    assert said.stdout == "False\n", "it is not imported where its models cannot be meant"
+    result = without_gpt2("import gpt_encoder, sys; gpt_encoder.load_tokenizer(); print('gpt2' in sys.modules)", tmp_path)
+    assert result.stdout == "False\n", "gpt2 must not be imported for a name that is not one of its models"

@@ -1,4 +1,4 @@
-"""LoRAConfig and AdapterConfig: what cannot be meant or computed is refused, with its name; the rest comes back."""
+"""LoRAConfig and AdapterConfig: invalid and unsupported values are errors that name the field; others survive JSON."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PEFT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, 
         ("target_modules", {"c_attn"}),
     ],
 )  # fmt: skip
-def test_bad_values_are_named(field: str, value: object) -> None:
+def test_the_error_for_an_invalid_value_names_the_field(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field) as caught:
         LoRAConfig(**{field: value})
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_of_targets_is_a_tuple_and_the_config_can_be_a_key() -> None:
+def test_a_list_of_targets_becomes_a_tuple_so_the_config_is_hashable() -> None:
     config = LoRAConfig(target_modules=["c_attn"])
     assert config.target_modules == ("c_attn",) and hash(config) == hash(LoRAConfig(target_modules=("c_attn",)))
 
@@ -44,7 +44,7 @@ def test_scale() -> None:
         (("mlp.c_proj",), ["transformer.h.1.mlp.c_proj"], ["transformer.h.1.attn.c_proj"]),
         (("transformer.h.0.attn.c_attn",), ["transformer.h.0.attn.c_attn"], ["transformer.h.1.attn.c_attn"]),
         (r".*\.h\.[02]\..*c_attn", ["transformer.h.2.attn.c_attn"], ["transformer.h.1.attn.c_attn"]),
-        ("c_attn", [], ["transformer.h.0.attn.c_attn"]),  # a string is an expression for the whole name
+        ("c_attn", [], ["transformer.h.0.attn.c_attn"]),  # a string must match the whole name
     ],
 )
 def test_targets(targets, hit: list[str], missed: list[str]) -> None:
@@ -60,7 +60,7 @@ def test_targets(targets, hit: list[str], missed: list[str]) -> None:
         AdapterConfig(lora=LoRAConfig(target_modules=".*c_fc", use_rslora=True), task_type="SEQ_CLS"),
     ],
 )
-def test_it_comes_back_from_json(config: AdapterConfig, tmp_path: Path) -> None:
+def test_json_round_trip(config: AdapterConfig, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config.to_dict()))
     assert AdapterConfig.from_json_file(tmp_path / "adapter_config.json") == config
 
@@ -91,7 +91,7 @@ def test_it_comes_back_from_json(config: AdapterConfig, tmp_path: Path) -> None:
         ({"base_model_name_or_path": 3}, "base_model_name_or_path=3"),
     ],
 )
-def test_what_is_not_computed_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
+def test_unsupported_settings_are_errors(changes: dict, message: str, tmp_path: Path) -> None:
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(PEFT | changes))
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -104,12 +104,12 @@ def test_what_is_not_computed_is_refused(changes: dict, message: str, tmp_path: 
     {"init_lora_weights": "gaussian"}, {"revision": "main"}, {"invented_in_2030": None}, {"inference_mode": False},
     {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]},
 ])  # fmt: skip
-def test_what_changes_nothing_is_taken(changes: dict) -> None:
+def test_settings_without_effect_are_accepted(changes: dict) -> None:
     assert AdapterConfig.from_dict(PEFT | changes).lora == LoRAConfig(rank=4, alpha=8, target_modules=("c_attn",))
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "", "[" * 100_000, "\udcff"])
-def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_file(content: str, tmp_path: Path) -> None:
     path = tmp_path / "adapter_config.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):

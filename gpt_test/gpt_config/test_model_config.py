@@ -1,4 +1,4 @@
-"""GPT2Config: a config.json is a dump of it, and nothing is ever silently computed differently."""
+"""GPT2Config: it survives a round trip through config.json, and settings that are not computed are errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpt_config import PRESETS, ConfigError, GPT2Config
 
-# Parameters as counted from the published checkpoints (the head is the embedding).
+# Numbers of parameters, counted from the published checkpoints (the head is tied to the embedding).
 PARAMETERS = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -38,7 +38,7 @@ def test_openai_names_are_the_same_presets() -> None:
     assert all(GPT2Config.preset(a) == GPT2Config.preset(b) for a, b in pairs)
 
 
-def test_unknown_preset_names_those_there_are() -> None:
+def test_the_error_for_an_unknown_preset_lists_the_presets() -> None:
     with pytest.raises(ConfigError, match=r"'gpt3' is unknown: use one of gpt2, .*1558M"):
         GPT2Config.preset("gpt3")
 
@@ -82,7 +82,7 @@ def test_openai_hparams(tmp_path: Path) -> None:
     assert GPT2Config.from_json_file(path) == GPT2Config.preset("355M")
 
 
-def test_unknown_keys_are_kept_out_of_the_way() -> None:
+def test_unknown_keys_are_ignored() -> None:
     assert GPT2Config.from_dict({"n_layer": 3, "summary_type": "mean", "task_specific_params": {}}) == GPT2Config(n_layer=3)
 
 
@@ -98,7 +98,7 @@ def test_unknown_keys_are_kept_out_of_the_way() -> None:
         ([1, 2], "must be a JSON object"),
     ],
 )
-def test_what_is_not_gpt2_is_refused(values, message: str) -> None:
+def test_a_config_that_is_not_gpt2_is_an_error(values, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GPT2Config.from_dict(values)
 
@@ -115,7 +115,7 @@ def test_what_is_not_gpt2_is_refused(values, message: str) -> None:
         ("scale_attn_weights", 1), ("eos_token_id", -1), ("bos_token_id", "x"), ("activation_function", None),
     ],
 )  # fmt: skip
-def test_validation_names_field_and_value(field: str, value: object) -> None:
+def test_the_error_for_an_invalid_value_names_field_and_value(field: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         GPT2Config(**{field: value})
     assert f"{field}={value!r}" in str(caught.value)
@@ -127,19 +127,19 @@ def test_heads_must_divide_channels() -> None:
         GPT2Config(n_embd=10, n_head=3)
 
 
-def test_a_token_id_outside_the_vocabulary_is_none() -> None:
+def test_a_token_id_outside_the_vocabulary_becomes_none() -> None:
     assert GPT2Config(vocab_size=100).eos_token_id is None
     assert GPT2Config(vocab_size=100, eos_token_id=99).eos_token_id == 99
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])
-def test_garbage_json_names_the_file(content: bytes, tmp_path: Path) -> None:
+def test_the_error_names_a_corrupt_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.json"):
         GPT2Config.from_json_file(path)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no_such_file"):
         GPT2Config.from_json_file(tmp_path / "no_such_file")

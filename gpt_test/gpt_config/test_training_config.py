@@ -1,4 +1,4 @@
-"""TrainingConfig refuses what cannot be trained, by name."""
+"""TrainingConfig: every invalid value is an error that names the field."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gpt_config import ConfigError, TrainingConfig
         ("sharding", "zero"), ("sample_prompt", None),
     ],
 )  # fmt: skip
-def test_a_bad_value_is_named(field: str, value: object) -> None:
+def test_the_error_for_an_invalid_value_names_the_field(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         TrainingConfig(**{field: value})
 
 
-def test_parts_must_be_equal() -> None:
+def test_accumulation_must_divide_the_batch_size() -> None:
     with pytest.raises(ConfigError, match=r"batch_size=10 .*accumulation=4"):
         TrainingConfig(batch_size=10, accumulation=4)
 

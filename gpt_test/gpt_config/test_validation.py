@@ -1,4 +1,4 @@
-"""NumPy's numbers are numbers: what Python's own number does in a config, NumPy's does, and it is stored as Python's."""
+"""A number of NumPy has the same effect in a config as Python's number of the same value, and is stored as the latter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def outcome(config: type, field: str, value: object) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @given(data=st.data())
-def test_numpys_numbers_do_what_pythons_do(config: type, data: st.DataObject) -> None:
+def test_numpy_and_python_numbers_have_the_same_effect(config: type, data: st.DataObject) -> None:
     field = data.draw(st.sampled_from([field.name for field in dataclasses.fields(config)]))
     kind = data.draw(st.sampled_from((*INTEGERS, *FLOATS, np.bool_)))
     number: Any = kind(data.draw(st.booleans() if kind is np.bool_ else st.integers(0, 100).map(lambda n: n / 4)))
@@ -57,7 +57,7 @@ def test_numpys_numbers_do_what_pythons_do(config: type, data: st.DataObject) ->
         }),
     ],
 )  # fmt: skip
-def test_json_holds_what_is_stored(config: Any) -> None:
+def test_stored_numbers_can_be_written_as_json(config: Any) -> None:
     assert json.loads(json.dumps(dataclasses.asdict(config)))
     assert hash(config) is not None
 
@@ -71,13 +71,13 @@ def test_json_holds_what_is_stored(config: Any) -> None:
         ("n_layer", Fraction(3)), ("initializer_range", Fraction(10**400)), ("n_layer", np.str_("3")),
     ],
 )  # fmt: skip
-def test_what_is_no_such_number_is_refused(field: str, value: object) -> None:
+def test_a_number_of_the_wrong_kind_is_an_error(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{field}=") as caught:
         GPT2Config(**{field: value})
     assert caught.value.field == field
 
 
-def test_the_checks_alone_take_them_too() -> None:
+def test_each_check_accepts_numpy_numbers() -> None:
     check_whole("n", np.int64(3), 1)
     check_real("x", np.float32(0.5), lambda value: type(value) is float, "a float")
     check_bool("b", np.False_)
@@ -86,7 +86,7 @@ def test_the_checks_alone_take_them_too() -> None:
         check_seed(np.uint64(1 << 63))
 
 
-def test_plain_numbers_reaches_into_tuples_and_leaves_all_else() -> None:
+def test_plain_numbers_converts_tuples_and_leaves_other_values() -> None:
     @dataclasses.dataclass(frozen=True)
     class Config:
         sizes: tuple[int, ...]

@@ -153,7 +153,7 @@ def test_a_long_prompt_is_said_in_one_line(run_command, model_options) -> None:
         (["x", "--seed", "-1"], 2, "--seed=-1"),
         (["x", "--stop", "\udcff"], 1, "--stop is not UTF-8 text"),
         (["x", "--from_pretrained", ""], 1, "the name of the model is empty"),
-        (["x", "--stop", ""], 2, "stop='' must be a text of at least one character"),
+        (["x", "--stop", ""], 2, "stop='' must be a string of at least one character"),
         (["x", "--batch_size", "0"], 2, "0 is not in the range x>=1"),
         (["x", "--device", "gpu"], 1, "device 'gpu' is unknown: this machine has cpu"),
         (["x", "--dtype", "int3"], 1, "dtype 'int3' is unknown: use one of float32"),

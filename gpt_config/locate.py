@@ -20,7 +20,7 @@ from gpt_config.shipped import shipped_models
 
 # The owners of the published models on the hub. The model may be named with or without its owner.
 _OWNERS = {"gpt2": "openai-community", "distilgpt2": "distilbert"}
-# OpenAI's names for the published models.
+# OpenAI's names for its four models.
 _SIZES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
 
 # Timeout of the check that the hub answers. Without a network the hub client itself retries for half a minute.

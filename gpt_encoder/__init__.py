@@ -1,4 +1,7 @@
-"""Floor 1: text to token ids and back, byte-level BPE from scratch. Needs `regex`; knows nothing of torch or the model."""
+"""Tokenizers: text to token ids and back, with byte-level BPE and its training. Floor 2.
+
+Needs `regex`. NumPy is used for long texts if it is installed, torch only for `return_tensors="pt"`. It knows no model.
+"""
 
 from gpt_encoder.bpe_trainer import train_bpe
 from gpt_encoder.char_tokenizer import CharTokenizer

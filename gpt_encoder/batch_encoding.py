@@ -1,8 +1,8 @@
-"""Encode many texts in several processes. It knows three methods of a tokenizer, and nothing of how it encodes.
+"""Encode many texts in several processes. It needs three methods of a tokenizer and knows nothing of how it encodes.
 
-Text is worked on in jobs of about half a megabyte, long texts in parts. A forked process has all texts, and is told which
-job to do; elsewhere they are sent. Ids come back as bytes, since a list of ints takes longer to send than to make, and to
-the process that forked through memory that both see.
+Texts are encoded in jobs of about half a megabyte; long texts are split into parts. A forked process has all texts and
+receives only the number of its job; a spawned process receives the texts. Ids are returned as bytes, because sending a list
+of ints takes longer than making it. A forked process returns them in shared memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from gpt_config.collector import collector_paused
 from gpt_config.errors import InputError
 from gpt_encoder.chunk_cache import blocks
 
+# The maximum number of parts of texts in a job.
 _JOB_PARTS = 1 << 14
-# Fewer jobs than this are done before processes have started.
+# Fewer jobs than this are encoded in less time than processes need to start.
 _WORTH_PROCESSES = 4
-# Jobs under way for each other process, so that it never waits while this one makes lists.
+# Jobs queued per worker, so that none waits while this process makes lists.
 _JOBS_AHEAD = 6
 _ID_BYTES = 4
 
@@ -37,10 +38,10 @@ class BatchSettings:
 
     # Characters: a job is complete when it has this many.
     job_length: int = 1 << 19
-    # Memory for the ids of one job, shared by two processes: enough for a job of the default length in any language. If the
-    # ids need more, they go through a pipe. The system provides the memory when it is first written.
+    # Shared memory for the ids of one job, in bytes: enough for a job of the default length in any language. Ids that do not
+    # fit are sent through a pipe. The system allocates the memory on the first write.
     slot_bytes: int = 4 << 20
-    # A forked process has all texts already. A spawned one starts empty, and texts are sent to it.
+    # A forked process has all texts. A spawned process has none, so its texts are sent to it.
     start_method: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
 
 
@@ -48,39 +49,39 @@ _DEFAULT_SETTINGS = BatchSettings()
 
 
 class BatchTokenizer(Protocol):
-    """What this module needs of a tokenizer; every `gpt_encoder.Tokenizer` has it."""
+    """The methods of a tokenizer that this module needs; every `gpt_encoder.Tokenizer` has them."""
 
     def special_parts(self, text: str, allowed: Mapping[str, int]) -> list[str | int]:
-        """`text` with the ids of the special tokens in `allowed` in place of their texts."""
+        """`text` split at the special tokens in `allowed`, which are replaced by their ids."""
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each text as the bytes of an array of 32-bit unsigned ints. Nothing in the texts is special."""
+        """The ids of each text as the bytes of an array of 32-bit unsigned ints. No special token is recognized."""
 
     def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
-        """The ids of each text as a list. `packed`: the ids of all texts; `counts`: how many each text has."""
+        """The ids of each text as a list. `packed`: the ids of all texts; `counts`: the number of ids of each text."""
 
 
 class _Job(NamedTuple):
-    """Parts of texts: of which text each is, and what they are: the ids of special tokens by their place, and the others.
+    """Parts of texts, each of which is the id of a special token or a string.
 
-    Rows are made without a look at the texts: Python counts who looks at a string in the string, and memory that is written
-    to after a fork is copied first, 4 KiB at a time.
+    The parent process makes rows from `numbers` and `token_ids` without access to the strings. An access changes the
+    reference count in the string, and the first write after a fork to a page of 4 KiB copies the page.
     """
 
-    numbers: array[int]
-    token_ids: dict[int, int]
-    texts: list[str]
+    numbers: array[int]  # for each part, the index of its text
+    token_ids: dict[int, int]  # part -> id, for the parts that are special tokens
+    texts: list[str]  # the other parts, in order
 
 
-# Where a worker puts ids down. What has no room in it is sent.
+# Memory in which a worker returns ids. Ids that do not fit are sent through a pipe.
 _Slot: TypeAlias = mmap.mmap | bytearray
 
 
 class _Encoded(NamedTuple):
-    """How many ids each text of a job has, and all of them as 32-bit ints, unless they are in the slot."""
+    """The ids of a job."""
 
-    counts: list[int]
-    ids: bytes
+    counts: list[int]  # the number of ids of each text
+    ids: bytes  # the ids of all texts as 32-bit ints; empty if they are in the slot
 
 
 class _JobUnderWay(NamedTuple):
@@ -89,7 +90,7 @@ class _JobUnderWay(NamedTuple):
     encoded: Future[_Encoded]
 
 
-@collector_paused(made_is_old=True)  # each list would be looked through again whenever there are a quarter more of them
+@collector_paused(made_is_old=True)  # otherwise all lists are scanned again each time their number has grown by 25%
 def encode_in_processes(
     tokenizer: BatchTokenizer,
     texts: Iterable[str],
@@ -97,21 +98,21 @@ def encode_in_processes(
     n_workers: int,
     settings: BatchSettings | None = None,
 ) -> list[list[int]]:
-    """The ids of each of `texts`, in order, made by this process and `n_workers` - 1 others.
+    """The ids of each text, in the order of `texts`, encoded by this process and `n_workers` - 1 others.
 
-    `allowed`: the ids of the special tokens that are looked for, by their texts. InputError if a worker is killed.
+    `allowed` maps the texts of the special tokens to recognize to their ids. Raises InputError if a worker is killed.
     """
     settings = settings or _DEFAULT_SETTINGS
     rows: list[list[int]] = []
     jobs = _jobs(tokenizer, texts, allowed, rows, settings.job_length)
     first = list(islice(jobs, _WORTH_PROCESSES))
-    # A worker of another pool has the other cores' work around it, and may not have processes of its own.
+    # A worker of another pool starts no processes: the other workers use the other cores, and it may not be allowed to.
     if n_workers == 1 or len(first) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
         for job in chain(first, jobs):
             _add(tokenizer, rows, job, *_encode(tokenizer, job.texts))
         return rows
-    before_others = first.pop(0)  # what it loads and learns is then in all that are forked
-    _add(tokenizer, rows, before_others, *_encode(tokenizer, before_others.texts))
+    before_fork = first.pop(0)  # encoded first, so that forked processes inherit what the tokenizer loads and caches
+    _add(tokenizer, rows, before_fork, *_encode(tokenizer, before_fork.texts))
     is_forked = settings.start_method == "fork"
     slots = [new_slot(settings.slot_bytes) if is_forked else bytearray() for _ in range(_JOBS_AHEAD * (n_workers - 1))]
     all_jobs = [*first, *jobs]
@@ -123,7 +124,7 @@ def encode_in_processes(
                 _add(tokenizer, rows, job, counts, ids)
         except BrokenProcessPool:
             raise InputError(
-                f"one of n_workers={n_workers} processes was killed, perhaps for want of memory: use fewer"
+                f"one of n_workers={n_workers} processes was killed, possibly because memory ran out: use fewer"
             ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -132,22 +133,22 @@ def encode_in_processes(
 
 
 def new_slot(n_bytes: int) -> _Slot:
-    """`n_bytes` of memory, shared with the processes forked from now on; 0 bytes if the system does not provide them.
+    """`n_bytes` of memory, shared with all processes forked later; an empty bytearray if the system does not allocate it.
 
-    Through a pipe ids would be copied five times, piece by piece.
+    Shared memory is faster than a pipe, which copies the ids five times, in small parts.
     """
     try:
         return mmap.mmap(-1, n_bytes)
-    except OSError:  # a system that promises no more memory than it has
+    except OSError:  # a system that does not overcommit memory
         return bytearray()
 
 
 def _encoded_in_order(
     pool: ProcessPoolExecutor, slots: list[_Slot], tokenizer: BatchTokenizer, jobs: list[_Job], is_forked: bool
 ) -> Iterator[tuple[_Job, list[int], bytes | memoryview]]:
-    """Each job, how many ids each of its texts has, and all of them, which are gone when the next job is asked for.
+    """For each job: the job, the number of ids of each of its texts, and all ids, which are valid until the next job.
 
-    While no slot is free, the other processes have enough to do, and this one encodes too.
+    While no slot is free, the workers have enough queued jobs, so this process encodes the next job itself.
     """
     free = list(range(len(slots)))
     under_way: deque[_JobUnderWay] = deque()
@@ -179,7 +180,7 @@ def _encoded_in_order(
 def _jobs(
     tokenizer: BatchTokenizer, texts: Iterable[str], allowed: Mapping[str, int], rows: list[list[int]], job_length: int
 ) -> Iterator[_Job]:
-    """All `texts` in jobs of about `job_length` characters; an empty row for each text is added to `rows`."""
+    """All `texts` in jobs of about `job_length` characters. Adds an empty row to `rows` for each text."""
     job, length = _Job(array("Q"), {}, []), 0
     for number, text in enumerate(texts):
         rows.append([])
@@ -198,7 +199,7 @@ def _jobs(
 
 
 def _split(tokenizer: BatchTokenizer, text: str, allowed: Mapping[str, int], job_length: int) -> Iterator[str | int]:
-    """The ids of special tokens, and the text between them in parts that are not much longer than `job_length`."""
+    """The ids of the special tokens in `text`, and the text between them in parts of about `job_length` characters."""
     for content in tokenizer.special_parts(text, allowed):
         if isinstance(content, int) or len(content) <= job_length:
             yield content
@@ -241,4 +242,4 @@ def _add(tokenizer: BatchTokenizer, rows: list[list[int]], job: _Job, counts: li
         if rows[number]:
             rows[number] += row
         else:
-            rows[number] = row  # no second copy of what most texts are, a single part
+            rows[number] = row  # without a copy: most texts are a single part

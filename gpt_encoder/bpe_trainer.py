@@ -1,4 +1,4 @@
-"""train_bpe: learn byte-level merges from text (Sennrich et al. 2016, on bytes). It knows nothing of files or models."""
+"""train_bpe: learn a byte-level BPE vocabulary from text (Sennrich et al. 2016). It knows nothing of files or models."""
 
 from __future__ import annotations
 
@@ -20,45 +20,49 @@ from gpt_encoder.tokenizer import SPLIT_PATTERN, GPT2Tokenizer
 from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 
 _BLOCK_LENGTH = 1 << 16
-# Of very much text the chunks are many more than their pieces: they are split when there are so many.
+# The maximum number of distinct chunks in memory. Large texts have many more distinct chunks than pieces.
 _CHUNKS_AT_ONCE = 1 << 18
 
 
 class _Words(NamedTuple):
-    """All distinct pieces of the text to learn from. In `texts` each character is an id; see `_character`."""
+    """All distinct pieces of the training text."""
 
-    texts: list[str]  # merged in place
-    counts: list[int]  # how often each occurs
+    texts: list[str]  # each character is an id (`_character`); merges change the list in place
+    counts: list[int]  # occurrences of each piece
 
 
 class _Pairs(NamedTuple):
-    """All pairs of neighbouring ids, each a text of two characters."""
+    """All pairs of adjacent ids, each as a string of two characters."""
 
     counts: defaultdict[str, int]
-    # The indices of the words that have the pair: some perhaps twice, some that had it before another merge.
+    # The indices of the words that contain the pair. An index may occur twice, or be outdated by another merge.
     holders: defaultdict[str, list[int]]
 
 
 def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Sequence[str] = (EOT_TOKEN,)) -> GPT2Tokenizer:
-    """Learn a vocabulary of `vocab_size` tokens from `texts`, which are read once and not kept.
+    """A tokenizer with a vocabulary of `vocab_size` tokens learned from `texts`, which are read once and not kept.
 
-    Ids are laid out as OpenAI's: 256 bytes, then merges in order of rank, then the special tokens. Text that spells a
-    special token is a boundary and teaches nothing. The pair with the highest count merges first; of equal counts the
-    pair of the lowest ids, so the result is a function of the texts' words. With too little text to fill the
-    vocabulary it is smaller, and a warning says so. Text in which words are very long, such as DNA, takes time with the
-    square of their length. ConfigError if `vocab_size` has no room for bytes and special tokens.
+    Ids are laid out as in OpenAI's vocabulary: 256 bytes, then merges in order of rank, then the special tokens. The text of
+    a special token splits the training text and is not learned. The most frequent pair is merged first; ties go to the pair
+    with the lowest ids, so the result does not depend on the order of the texts.
+
+    If the text has too few pairs, the vocabulary is smaller and a UserWarning is issued. The time is quadratic in the length
+    of a word, which matters for texts with very long words, such as DNA.
+
+    Raises ConfigError if `vocab_size` is too small for the bytes and the special tokens or a special token is given twice,
+    and InputTypeError for texts or special tokens of the wrong type.
 
     >>> tokenizer = train_bpe(["low lower lowest"], vocab_size=260)
     >>> [tokenizer.decode([token]) for token in tokenizer.encode("lowest")]
     ['low', 'e', 's', 't']
     """
     if isinstance(special_tokens, str) or not isinstance(special_tokens, Sequence):
-        raise InputTypeError(f"special_tokens={special_tokens!r} must be a list of texts")
+        raise InputTypeError(f"special_tokens={special_tokens!r} must be a list of str")
     if not isinstance(texts, Iterable):
         raise InputTypeError(f"texts to learn from must be an iterable of str, not {type(texts).__name__}")
     for token in special_tokens:
         if not isinstance(token, str) or not token or token != mend_surrogates(token):
-            raise InputTypeError(f"special token {token!r} must be a text of at least one character, without surrogates")
+            raise InputTypeError(f"special token {token!r} must be a string of at least one character, without surrogates")
     check_whole(
         "vocab_size", vocab_size, 256 + len(special_tokens), f" (256 bytes and {len(special_tokens)} special tokens)"
     )
@@ -77,11 +81,11 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
         tokens.append(tokens[left] + tokens[right])
     for token in special_tokens:
         if token in tokens:
-            raise ConfigError(f"special token {token!r} is an ordinary token too: give it a text that no merge makes")
+            raise ConfigError(f"special token {token!r} is also an ordinary token: choose a text that no merge produces")
     tokens += special_tokens
     if len(tokens) < vocab_size:
         warnings.warn(
-            f"the text has pairs for {len(tokens)} tokens only, not {vocab_size}: give more text or a smaller vocab_size",
+            f"the text has pairs for {len(tokens)} tokens only, not {vocab_size}: use more text or a smaller vocab_size",
             stacklevel=2,
         )
     token_ids = {token: token_id for token_id, token in enumerate(tokens)}
@@ -89,7 +93,7 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
 
 
 def _count_pieces(texts: Iterable[str], special_tokens: Sequence[str]) -> Counter[str]:
-    """How often each piece of the split pattern occurs. Chunks are counted first: each distinct one is split once."""
+    """The number of occurrences of each piece. Chunks are counted first, so that each distinct chunk is split only once."""
     longest_first = sorted(special_tokens, key=len, reverse=True)
     boundary = regex.compile("|".join(map(regex.escape, longest_first))) if special_tokens else None
     chunks: Counter[str] = Counter()
@@ -114,10 +118,10 @@ def _count_into(pieces: Counter[str], chunks: Mapping[str, int]) -> None:
 
 
 def _learn_merges(words: _Words, n_merges: int) -> list[Pair]:
-    """The `n_merges` best pairs in turn, fewer if no pair is left. The words are merged in place.
+    """The `n_merges` best pairs in order, or fewer if no pair is left. The words are merged in place.
 
-    Only words that hold the pair are visited, and only the pairs at its sides are counted again. The count of a pair never
-    grows once its ids exist, so the queue may hold old counts: they are corrected when they come up.
+    Each merge visits only the words that contain the pair and recounts only the adjacent pairs. The count of a pair never
+    grows after its ids exist. So the queue may contain outdated counts: each is corrected when it reaches the top.
     """
     pairs = _count_pairs(words)
     pair_counts = pairs.counts
@@ -127,7 +131,7 @@ def _learn_merges(words: _Words, n_merges: int) -> list[Pair]:
     while len(merges) < n_merges and queue:
         negative_count, pair = queue[0]
         count = pair_counts[pair]
-        if count <= 0:  # below zero: what is left of `aa` in `aaa`, once `aa` is merged
+        if count <= 0:  # it is negative for the rest of `aa` in `aaa` after `aa` is merged
             heapq.heappop(queue)
         elif count != -negative_count:
             heapq.heapreplace(queue, (-count, pair))
@@ -151,7 +155,7 @@ def _count_pairs(words: _Words) -> _Pairs:
 
 
 def _merge_in_words(words: _Words, pairs: _Pairs, pair: str, new: str) -> set[str]:
-    """Replace `pair` by `new` in all words, and count the pairs at its sides again; the new pairs."""
+    """Replace `pair` by `new` in all words and recount the adjacent pairs. Returns the new pairs."""
     texts, counts = words
     pair_counts, words_with = pairs
     made: set[str] = set()
@@ -179,7 +183,7 @@ def _merge_in_words(words: _Words, pairs: _Pairs, pair: str, new: str) -> set[st
 
 
 def _character(token_id: int) -> str:
-    """A character for an id, in the order of the ids; surrogates are left out."""
+    """The character for an id. Characters are in the order of the ids; surrogates are skipped."""
     return chr(token_id if token_id < 0xD800 else token_id + 0x800)
 
 

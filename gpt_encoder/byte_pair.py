@@ -1,8 +1,8 @@
 """Byte-pair encoding: merge ids by rank until no ranked pair is left. It knows nothing of text, files or special tokens.
 
 The rule (Sennrich et al. 2016, and `bpe` in OpenAI's `encoder.py`): find the adjacent pair with the lowest rank, replace
-all its occurrences from left to right, repeat. `merge_short` does just that and is the oracle of `merge_long`, which
-gives the same ids in O(n log n) and so has no slow input.
+all its occurrences from left to right, repeat. `merge_short` implements the rule literally. `merge_long` returns the same
+ids in O(n log n), so that no input is slow; tests compare the two.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ Pair = tuple[int, int]
 _UNRANKED = 1 << 62
 _GONE = -1
 
-# Where the two algorithms cost the same on English; measured, and of no influence on the ids.
+# Break-even length of the two algorithms on English (measured). It does not change the ids.
 _LONG = 96
 
 
 class BytePairMerger:
     """The merges of one vocabulary.
 
-    `ranks` maps a pair of ids to its rank, 0 first; `merged_ids[rank]` is the id that replaces the pair; it is
-    none of the two, for tokens only grow.
+    `ranks` maps a pair of ids to its rank; rank 0 is merged first. `merged_ids[rank]` is the id that replaces the pair. It
+    differs from both ids, because every merge makes a longer token.
     """
 
     def __init__(self, ranks: Mapping[Pair, int], merged_ids: Sequence[int]) -> None:
@@ -32,11 +32,11 @@ class BytePairMerger:
         self.merged_ids = merged_ids
 
     def merge(self, ids: list[int]) -> list[int]:
-        """The ids after all merges. `ids` holds one id a byte and is not changed."""
+        """The ids after all merges. `ids` has one id per byte and is not changed."""
         return self.merge_short(ids) if len(ids) < _LONG else self.merge_long(ids)
 
     def merge_short(self, ids: list[int]) -> list[int]:
-        """The rule to the letter: O(n^2), but each pass over the ranks is a single call."""
+        """The ids after all merges, by the literal rule: O(n^2), but each pass over the ranks is one call in C."""
         ids = ids.copy()
         rank_of = self.ranks.get
         ranks = list(map(rank_of, pairwise(ids), repeat(_UNRANKED)))
@@ -56,12 +56,12 @@ class BytePairMerger:
         return ids
 
     def merge_long(self, ids: list[int]) -> list[int]:
-        """The same ids, in O(n log n): positions wait in one bucket a rank, ids are linked to their neighbours."""
-        ids = [*ids, _GONE]  # an end mark, so that the last id has a right neighbour that is in no pair
+        """The same ids in O(n log n), with one bucket of positions per rank and a linked list of ids."""
+        ids = [*ids, _GONE]  # an end mark: a right neighbour of the last id that forms no pair
         before = list(range(-1, len(ids) - 1))
         after = list(range(1, len(ids) + 1))
         rank_of = self.ranks.get
-        buckets: dict[int, list[int]] = {}  # rank -> positions of the left id of such a pair; some are out of date
+        buckets: dict[int, list[int]] = {}  # rank -> positions of the left ids of its pairs; some are outdated
         for at, pair in enumerate(pairwise(ids)):
             rank = rank_of(pair)
             if rank is not None:
@@ -85,7 +85,7 @@ class BytePairMerger:
             changed = []
             for at in positions:
                 right = after[at]
-                # Out of date: either id was merged into another since, so that the pair here has another rank or none.
+                # Outdated: one of the two ids was merged since, so the pair at this position has another rank or none.
                 if ids[at] == _GONE or rank_of((ids[at], ids[right])) != lowest:
                     continue
                 ids[at] = new_id
@@ -97,7 +97,7 @@ class BytePairMerger:
                 left, right = before[at], after[at]
                 if left >= 0 and (rank := rank_of((ids[left], new_id))) is not None:
                     put(rank, left)
-                # A right neighbour that was merged too puts this pair into its bucket itself, as its left one.
+                # If the right neighbour was merged too, the next iteration adds this pair, as that neighbour's left pair.
                 if right != next_changed and (rank := rank_of((new_id, ids[right]))) is not None:
                     put(rank, at)
         return [token for token in ids if token != _GONE]

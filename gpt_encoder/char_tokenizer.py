@@ -1,4 +1,4 @@
-"""CharTokenizer: one token a character, for small models and teaching. The interface is GPT2Tokenizer's."""
+"""CharTokenizer: one token per character, for small models and teaching. It has the interface of GPT2Tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FILE_NAME = "char_vocab.json"
 
 
 class CharTokenizer(Tokenizer):
-    """Ids are the places of characters in sorted order; `<|endoftext|>` comes after the last of them.
+    """A tokenizer whose ids are the positions of characters in sorted order. `<|endoftext|>` has the last id.
 
     >>> tokenizer = CharTokenizer.from_texts(["hello"])
     >>> tokenizer.encode("hole")
@@ -29,7 +29,7 @@ class CharTokenizer(Tokenizer):
         listed = list(characters)
         wrong = [c for c in listed if not isinstance(c, str) or len(c) != 1 or "\ud800" <= c <= "\udfff"]
         if wrong:
-            raise VocabularyError(f"{wrong[0]!r} is not a character: each token is one Unicode character, no surrogate")
+            raise VocabularyError(f"{wrong[0]!r} is not a token: use single Unicode characters other than surrogates")
         self.characters = sorted(set(listed))
         if not self.characters:
             raise VocabularyError("the vocabulary is empty: a CharTokenizer needs a text of at least one character")
@@ -38,17 +38,17 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
-        """The bytes that each id stands for."""
+        """The UTF-8 bytes of each id."""
         return {token_id: token.encode("utf-8") for token_id, token in enumerate([*self.characters, EOT_TOKEN])}
 
     @property
     def vocab_size(self) -> int:
-        """The characters and `<|endoftext|>`."""
+        """The number of characters, plus 1 for `<|endoftext|>`."""
         return len(self.characters) + 1
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
-        """A tokenizer of all characters in `texts` (an iterable of str, or one str)."""
+        """The tokenizer of all characters in `texts` (an iterable of str, or one str)."""
         characters: set[str] = set()
         for text in [texts] if isinstance(texts, str) else texts:
             if not isinstance(text, str):
@@ -58,21 +58,21 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> CharTokenizer:
-        """Read the `char_vocab.json` of a folder; VocabularyError if it is missing or broken."""
+        """The tokenizer in the `char_vocab.json` of a folder. Raises VocabularyError if the file is missing or broken."""
         path = Path(folder) / _FILE_NAME
         try:
             characters = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise VocabularyError(f"{path} is not valid JSON ({error})") from None
+            raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
         if not isinstance(characters, list) or not all(isinstance(character, str) for character in characters):
-            raise VocabularyError(f"{path} must hold a list of characters")
+            raise VocabularyError(f"{path} must contain a list of characters: restore or download the file again")
         return cls(characters)
 
     @staticmethod
     def is_saved_in(folder: str | os.PathLike[str]) -> bool:
-        """Whether `folder` holds a CharTokenizer."""
+        """Whether `folder` contains the files of a CharTokenizer."""
         return (Path(folder) / _FILE_NAME).is_file()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -86,6 +86,6 @@ class CharTokenizer(Tokenizer):
         except KeyError as error:
             character = error.args[0]
         raise InputError(
-            f"the character {character!r} (U+{ord(character):04X}) is not among the {len(self.characters)} that this "
-            "vocabulary has: leave it out, or use a byte-level tokenizer, which takes any text"
+            f"the character {character!r} (U+{ord(character):04X}) is not among the {len(self.characters)} characters of "
+            "this vocabulary: remove it, or use a byte-level tokenizer, which encodes any text"
         )

@@ -1,13 +1,15 @@
-"""ChunkCache: encode short texts by looking whole chunks up, without NumPy. Long texts have `arrays/`, if it is there.
+"""ChunkCache: encode short texts by look-up of whole chunks, without NumPy. `arrays/` encodes long texts if NumPy is there.
 
 It knows where GPT-2's split pattern can never join two characters, and nothing of the merge rule.
 
-**Why a cut changes no ids.** The pattern reads left to right, starts anew behind each piece and never looks back. Where a
-non-space is followed by a space it always ends a piece, for no piece goes from the one to the other. Inside a run of
-spaces it looks one character ahead: `\\s+(?!\\S)` takes the run but for its last character when a non-space follows. So a
-run may be cut off in front (both paths do that), and a run of exactly two before a non-space may be cut in the middle
-(the fast path does that too). Nothing else is cut. Space means `\\s` of `regex`, which is Unicode's White_Space; `\\s` of
-`re` also holds U+001C to U+001F, which the pattern takes for symbols.
+**Why a cut changes no ids.** The pattern matches from left to right and never looks back: each piece starts where the
+previous one ends. A non-space before a space always ends a piece, because no piece contains a non-space followed by a
+space. In a run of spaces the pattern looks one character ahead: if a non-space follows, `\\s+(?!\\S)` matches the run
+without its last character. So two cuts are allowed: before a run of spaces (both paths do this), and in the middle of a run
+of exactly two spaces before a non-space (only the fast path does this). There are no other cuts.
+
+Space means `\\s` of `regex`, which is Unicode's White_Space. `\\s` of `re` also contains U+001C to U+001F, which are symbols
+for the pattern.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from itertools import chain
 
 Ids = tuple[int, ...]
 
-# A chunk is a run of spaces with the run of non-spaces behind it.
+# A chunk is a run of spaces and the run of non-spaces that follows it.
 CHUNK_PATTERN = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 
 _BLOCK_END = re.compile(r"\S(?=[ \n])")
 
-# In a block of the fast path blanks and line ends are the only spaces, and at most two of them stand together. Every run
-# of three begins or ends with one of these pairs; most blocks have none, and then eight searches need not be made.
+# The fast path needs blocks in which blanks and line ends are the only spaces, in runs of at most two. Every run of three
+# begins or ends with one of these pairs. Most blocks contain none of them, which saves the eight searches for runs of three.
 _PAIRS = ("\n\n", " \n", "  ")
 _RUNS_OF_THREE = tuple(a + b + c for a in " \n" for b in " \n" for c in " \n")
 _OTHER_ASCII_SPACES = "\t\x0b\x0c\r"
@@ -33,14 +35,14 @@ _OTHER_ASCII_SPACES = "\t\x0b\x0c\r"
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """How much text is encoded at a time, and how much is remembered. No limit changes the ids."""
+    """How much text is encoded at a time, and how much is cached. No limit changes the ids."""
 
-    # Characters of a block, which ends where a chunk ends; a block of the default length fits the processor's cache.
+    # Characters per block. A block ends where a chunk ends; one of the default length fits the processor's cache.
     block_length: int = 8192
-    # Entries of each of the two tables. A full table is emptied: counting uses would cost more than filling it again.
-    # Filled with English, both tables together take less than 100 MB.
+    # Entries of each of the two tables. A full table is cleared, because counting uses would cost more than refilling it.
+    # Full of English, the two tables together take less than 100 MB.
     n_entries: int = 1 << 18
-    # Characters of the longest entry.
+    # Maximum length of an entry, in characters.
     entry_length: int = 64
 
 
@@ -48,7 +50,7 @@ _DEFAULT_LIMITS = CacheLimits()
 
 
 def blocks(text: str, length: int) -> Iterator[str]:
-    """`text` in parts of `length` characters and a few more, up to the end of a chunk."""
+    """`text` in parts of at least `length` characters, each of which ends at the end of a chunk."""
     start = 0
     while start < len(text):
         end = _BLOCK_END.search(text, start + length) if start + length < len(text) else None
@@ -57,10 +59,10 @@ def blocks(text: str, length: int) -> Iterator[str]:
 
 
 class ChunkCache:
-    """Encodes text with `split` (text to pieces) and `merge` (one piece to its ids), and remembers what it encoded.
+    """Encodes text with `split` (text to pieces) and `merge` (one piece to its ids), and caches the ids.
 
-    `chunks` holds the ids of chunks and pieces. `words` holds the ids of what the fast path looks up: chunks without their
-    blank, or with a line end in front.
+    `chunks` contains the ids of chunks and pieces. `words` contains the ids of the keys of the fast path: chunks without
+    their leading blank, or with a leading line end.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class ChunkCache:
         self._block_length = limits.block_length
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, equal to those of `merge` on each piece of `split(text)`."""
+        """The ids of `text`: those of `merge` for each piece of `split(text)`."""
         ids: list[int] = []
         for block in blocks(text, self._block_length):
             ids += chain.from_iterable(self._encode_plain(block) if is_plain(block) else self._encode_any(block))
@@ -81,21 +83,21 @@ class ChunkCache:
         return map(self.chunks.__getitem__, CHUNK_PATTERN.findall(block))
 
     def _encode_plain(self, block: str) -> map[Ids]:
-        """The same at twice the speed: `str.split` finds the cuts, before every blank and before every line end."""
+        """The same at twice the speed: `str.split` cuts before every blank and every line end."""
         words = block.replace("\n", " \n").split(" ")
-        del words[0]  # the block begins with a blank or line end, and this is what stands before it: nothing
+        del words[0]  # the empty string before the block's first character, which is a blank or line end
         return map(self.words.__getitem__, words)
 
 
 def is_plain(block: str) -> bool:
-    """Whether it is right to cut `block` before every blank and line end."""
+    """Whether `block` may be cut before every blank and line end."""
     if block[0] not in " \n" or block[-1].isspace():
         return False
     if any(pair in block for pair in _PAIRS) and any(run in block for run in _RUNS_OF_THREE):
         return False
     if block.isascii():
         return not any(space in block for space in _OTHER_ASCII_SPACES)
-    return block.replace("\n", "").isprintable()  # so no other space: of all spaces only the blank is printable
+    return block.replace("\n", "").isprintable()  # so it has no other space: the blank is the only printable one
 
 
 class _Table(dict[str, Ids]):
@@ -112,7 +114,7 @@ class _Table(dict[str, Ids]):
 
 
 class _Chunks(_Table):
-    """Chunks of text, and pieces, to their ids. A piece split again is one piece, so both can share a table."""
+    """The ids of chunks and pieces. They share a table because a piece that is split again stays one piece."""
 
     def __init__(self, split: Callable[[str], list[str]], merge: Callable[[str], Ids], limits: CacheLimits) -> None:
         super().__init__(limits)
@@ -126,7 +128,7 @@ class _Chunks(_Table):
 
 
 class _Words(_Table):
-    """What `str.split(" ")` leaves of a chunk to its ids: a chunk without its blank, or with a line end in front."""
+    """The ids of chunks as `str.split(" ")` leaves them: without the leading blank, or with a leading line end."""
 
     def __init__(self, chunks: _Chunks, limits: CacheLimits) -> None:
         super().__init__(limits)

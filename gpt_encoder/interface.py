@@ -1,4 +1,4 @@
-"""Tokenizer: what every tokenizer here can do. It knows special tokens and bytes, not how text is cut into tokens."""
+"""Tokenizer: the interface of all tokenizers. It knows special tokens and bytes, not how text is split into tokens."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 EOT_TOKEN = "<|endoftext|>"
 
-# So many ids are worth arrays, and the table that these need.
+# From this number of ids on, decoding with arrays is faster, including the time to build its tables.
 _WORTH_ARRAYS = 4096
 
 
 def mend_surrogates(text: str) -> str:
-    """`text` without surrogates: a pair becomes the character it spells, a lone one U+FFFD, as in tiktoken."""
+    """`text` without surrogates: a pair becomes the character that it encodes, a lone one U+FFFD, as in tiktoken."""
     return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
 
 
 class Tokenizer(ABC):
-    """Turns text into token ids and ids back into text.
+    """Converts text to token ids and ids to text.
 
-    `special_tokens` maps the text of each special token to its id. A special token is never made from text unless
-    `allowed_special` names it.
+    `special_tokens` maps the text of each special token to its id. Text becomes a special token only if `allowed_special`
+    names it.
     """
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
@@ -48,35 +48,37 @@ class Tokenizer(ABC):
 
     @staticmethod
     def _remove_other_files(folder: Path, written: Collection[str]) -> None:
-        """Remove the tokenizer files of `folder` that were not written: with another tokenizer's, ids would be wrong."""
+        """Remove the other tokenizer files of `folder`: files of another tokenizer would give wrong ids."""
         for name in TOKENIZER_FILES:
             if name not in written:
                 try:
                     (folder / name).unlink(missing_ok=True)
                 except OSError as error:
-                    raise WriteError(f"cannot remove {folder / name} of another tokenizer ({error.strerror})") from None
+                    raise WriteError(
+                        f"cannot remove {folder / name}, a file of another tokenizer ({error.strerror}): remove it yourself"
+                    ) from None
 
     @property
     @abstractmethod
     def token_bytes(self) -> Mapping[int, bytes]:
-        """The bytes that each id stands for."""
+        """The bytes of each id."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """One more than the largest id: the rows a model's embedding needs."""
+        """The largest id plus 1: the number of rows that a model's embedding needs."""
 
     @abstractmethod
     def _encode_ordinary(self, text: str) -> list[int]:
-        """The ids of text in which nothing is special."""
+        """The ids of `text` as ordinary text: no special token is recognized."""
 
     @abstractmethod
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the files from which `load_tokenizer(folder)` makes an equal tokenizer."""
+        """Write the files from which `load_tokenizer(folder)` loads an equal tokenizer. Raises WriteError."""
 
     @property
     def eot_token_id(self) -> int | None:
-        """The id of `<|endoftext|>`, or None where the vocabulary has none."""
+        """The id of `<|endoftext|>`, or None if the vocabulary does not have it."""
         return self.special_tokens.get(EOT_TOKEN)
 
     @overload
@@ -96,10 +98,13 @@ class Tokenizer(ABC):
         allowed_special: Literal["all"] | Collection[str] = (),
         return_tensors: Literal["pt"] | None = None,
     ) -> list[int] | torch.Tensor:
-        """The token ids of `text`; no token is added at either end.
+        """The token ids of `text` as a list; no token is added at the start or end.
 
-        Text that spells a special token is ordinary text, except for those that `allowed_special` names ("all", or a
-        collection of their texts). `return_tensors="pt"` gives an int64 tensor of shape (1, T) instead of a list.
+        The text of a special token is ordinary text unless `allowed_special` names it ("all", or a collection of texts of
+        special tokens). With `return_tensors="pt"` the result is an int64 tensor of shape (1, T).
+
+        Raises InputTypeError if `text` is not a str or `allowed_special` has the wrong type, and InputError for an unknown
+        special token or an unknown `return_tensors`.
 
         >>> from gpt_encoder import GPT2Tokenizer
         >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
@@ -112,8 +117,8 @@ class Tokenizer(ABC):
         if return_tensors is None:
             return ids
         if return_tensors != "pt":
-            raise InputError(f"return_tensors={return_tensors!r} is not supported: use 'pt', or leave it out for a list")
-        import torch  # the one place in this package that needs it, and only when a tensor is asked for
+            raise InputError(f"return_tensors={return_tensors!r} is not supported: use 'pt', or omit it for a list")
+        import torch  # here, because only this case needs it
 
         return torch.tensor([ids], dtype=torch.int64)
 
@@ -125,17 +130,20 @@ class Tokenizer(ABC):
         allowed = {}
         for token in allowed_special:
             if not isinstance(token, str) or token not in self.special_tokens:
-                known = ", ".join(self.special_tokens) or "no special tokens"
-                raise InputError(f"allowed_special names {token!r}, but this vocabulary has {known}")
+                known = ", ".join(self.special_tokens) or "none"
+                raise InputError(f"allowed_special names {token!r}: the special tokens of this vocabulary are {known}")
             allowed[token] = self.special_tokens[token]
         return allowed
 
     def special_parts(self, text: str, allowed: Mapping[str, int]) -> list[str | int]:
-        """`text` with the ids of the special tokens in `allowed` in place of their texts. InputTypeError if it is no str."""
+        """`text` split at the special tokens in `allowed`, which are replaced by their ids.
+
+        Raises InputTypeError if `text` is not a str.
+        """
         if not isinstance(text, str):
             raise InputTypeError(f"text to encode must be a str, not {type(text).__name__}: decode bytes first")
         if allowed and not text.isascii():
-            text = mend_surrogates(text)  # before the special tokens are looked for: one may be spelled with surrogates
+            text = mend_surrogates(text)  # first, because a special token may be spelled with surrogates
         if not allowed or not any(token in text for token in allowed):
             return [text]
         longest_first = sorted(allowed, key=len, reverse=True)
@@ -150,14 +158,17 @@ class Tokenizer(ABC):
         n_workers: int | None = None,
         settings: BatchSettings | None = None,
     ) -> list[list[int]]:
-        """The token ids of each text, equal to those of `encode`, made by `n_workers` processes (by default one per core).
+        """The token ids of each text, as from `encode`, computed by `n_workers` processes (default: one per core).
 
         Less than a few megabytes of text, in fewer than about ten thousand texts, are encoded by this process alone. With
-        several processes, all texts are in memory at once. Where processes are not forked (not on Linux), a script that
-        calls this needs `if __name__ == "__main__":`. InputError if a worker is killed.
+        several processes, all texts are in memory at once. Processes are forked on Linux only. On other systems a script
+        that calls this method needs `if __name__ == "__main__":`.
 
         `settings` (`gpt_encoder.batch_encoding.BatchSettings`) says how texts are divided among the processes; the defaults
         are measured.
+
+        Raises InputTypeError if `texts` is not an iterable of str, ConfigError for an invalid `n_workers`, and InputError if
+        a worker is killed.
 
         >>> from gpt_encoder import GPT2Tokenizer
         >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
@@ -168,47 +179,52 @@ class Tokenizer(ABC):
             raise InputTypeError(f"texts to encode must be an iterable of str, not {type(texts).__name__}")
         if n_workers is not None:
             check_whole("n_workers", n_workers, 1)
-        from gpt_encoder.batch_encoding import encode_in_processes  # here, because few need processes
+        from gpt_encoder.batch_encoding import encode_in_processes  # here, because few programs need it
 
         allowed = self._allowed_ids(allowed_special)
         return encode_in_processes(self, texts, allowed, n_workers or process_limit().count, settings)
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each of some texts in which nothing is special, as the bytes of an array of 32-bit unsigned ints."""
+        """The ids of each text as the bytes of an array of 32-bit unsigned ints. No special token is recognized."""
         return [array("I", self._encode_ordinary(text)).tobytes() for text in texts]
 
     def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
-        """The ids of each of some texts as a list, from those of all, packed, and how many each has."""
+        """The ids of each text as a list. `packed`: the ids of all texts, packed; `counts`: the number of ids per text."""
         ids = memoryview(packed).cast("I")
         return [ids[begin:end].tolist() for begin, end in pairwise(accumulate(counts, initial=0))]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that `ids` stand for. InputError names an id that is not in the vocabulary."""
+        """The bytes of `ids`, joined.
+
+        Raises InputError for an id outside the vocabulary and for a batch of several rows, and InputTypeError if `ids` has
+        the wrong type.
+        """
         ids = _as_list(ids)
         decoder = self._array_decoder if len(ids) >= _WORTH_ARRAYS else None
         if decoder and (data := decoder.decode(ids)) is not None:
             return data
         try:
-            # Its call of many arguments is quicker than many calls. It gives one id's text alone, which joins to itself.
+            # One call of itemgetter with many ids is faster than many calls. For a single id it returns a string instead of
+            # a tuple, which "".join leaves unchanged.
             return "".join(itemgetter(*ids)(self._latin_1_of_token)).encode("latin-1")
-        except (KeyError, TypeError):  # or there are no ids
+        except (KeyError, TypeError):  # an unknown id, an id of another type, or no ids
             return b"".join(map(self._bytes_of_token, ids))
 
     @cached_property
     def _array_decoder(self) -> ArrayDecoder | None:
         try:
             from gpt_encoder.arrays.decoder import ArrayDecoder
-        except ImportError:  # NumPy is not needed, only faster
+        except ImportError:  # NumPy is optional: it only makes decoding faster
             return None
         return ArrayDecoder(self.token_bytes)
 
     @cached_property
     def _latin_1_of_token(self) -> dict[int, str]:
-        """`token_bytes` with a character for each byte, because str.join is twice as fast as bytes.join."""
+        """`token_bytes` as strings with one character per byte, because str.join is twice as fast as bytes.join."""
         return {token_id: token.decode("latin-1") for token_id, token in self.token_bytes.items()}
 
     def _bytes_of_token(self, token_id: Any) -> bytes:
-        if hasattr(token_id, "item"):  # as in `for token in tensor`
+        if hasattr(token_id, "item"):  # an element of a tensor or array
             token_id = token_id.item()
         if _is_key(token_id, self.token_bytes):
             return self.token_bytes[token_id]
@@ -217,15 +233,16 @@ class Tokenizer(ABC):
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that `ids` (a list, a 1-D tensor, or any iterable) stand for; bytes that are not UTF-8 become U+FFFD.
+        """The text of `ids` (a list, a 1-D tensor, or any iterable). Bytes that are not UTF-8 become U+FFFD.
 
-        InputError names an id that is not in the vocabulary.
+        Raises InputError for an id outside the vocabulary and for a batch of several rows, and InputTypeError if `ids` has
+        the wrong type.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 def _as_list(ids: Any) -> list[int]:
-    """A flat list of `ids`; one row of a 2-D tensor or array is a sequence too."""
+    """`ids` as a flat list. A 2-D tensor or array is accepted if it has one row."""
     if isinstance(ids, int):
         return [ids]
     if isinstance(ids, (str, bytes)) or not (hasattr(ids, "tolist") or isinstance(ids, Iterable)):
@@ -236,7 +253,7 @@ def _as_list(ids: Any) -> list[int]:
     if len(values) == 1 and isinstance(values[0], list):
         return values[0]
     if values and isinstance(values[0], list):
-        raise InputError(f"ids to decode are a batch of {len(values)} rows: decode them one row at a time")
+        raise InputError(f"ids to decode are a batch of {len(values)} rows: decode one row at a time")
     return values
 
 

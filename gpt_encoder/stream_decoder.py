@@ -1,4 +1,4 @@
-"""StreamDecoder: text from tokens one at a time, never half a character. It knows bytes, not where tokens come from."""
+"""StreamDecoder: decode one token at a time, without splitting a character. It knows nothing of the source of the tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gpt_encoder.interface import Tokenizer
 
 
 class StreamDecoder:
-    """Turns a stream of ids into a stream of text whose pieces join to `tokenizer.decode` of all the ids.
+    """Converts a stream of ids to a stream of text, which joins to `tokenizer.decode` of all ids.
 
-    A character that spans several tokens (most emoji, many scripts) appears with the last of them.
+    A character that spans several tokens (most emoji, many scripts) is returned with its last token.
 
     >>> from gpt_encoder import GPT2Tokenizer
     >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
@@ -24,11 +24,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that `token_id` completes; "" while one is still open. InputError for an unknown id."""
+        """The characters that `token_id` completes, "" if it completes none. Raises InputError for an unknown id."""
         return self._decoder.decode(self._tokenizer.decode_bytes([token_id]))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD if the stream stopped inside a character, else ""."""
+        """The rest of the text: U+FFFD if the stream ended inside a character, otherwise "". Resets the decoder."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text

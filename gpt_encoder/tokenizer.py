@@ -1,4 +1,7 @@
-"""GPT2Tokenizer: byte-level BPE as GPT-2 does it. It knows the split pattern and who encodes, no files, no merge loop."""
+"""GPT2Tokenizer: GPT-2's byte-level BPE. It knows the split pattern and chooses the encoder for a text.
+
+It knows neither the file formats (`vocab_files`) nor the merge algorithms (`byte_pair`, `arrays/`).
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,22 @@ from gpt_encoder.vocab_files import (
 if TYPE_CHECKING:
     from gpt_encoder.arrays.encoder import ArrayEncoder
 
-# The pieces inside which bytes may merge; GPT-2's pattern, from OpenAI's `encoder.py`. Contractions are matched in lower
-# case only, as there: to mend that would change the ids.
+# The pattern that splits text into pieces, from OpenAI's `encoder.py`. Merges happen only within a piece. Only lower-case
+# contractions match; a correction of that would change the ids.
 SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 
-# Texts of so many characters are worth arrays: a first one is, with the tables that these need, and each one after it.
-_WORTH_TABLES, _WORTH_ARRAYS = 1 << 15, 1 << 12
+# From this number of characters on, encoding with arrays is faster. The first such text must also repay their tables.
+_WORTH_TABLES = 1 << 15
+# The same limit once the tables exist.
+_WORTH_ARRAYS = 1 << 12
 
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
 
 
 class GPT2Tokenizer(Tokenizer):
-    """The tokenizer of GPT-2 and of every model with the same rule and other merges.
+    """The tokenizer of GPT-2, and of models with the same algorithm and another vocabulary.
 
-    `vocabulary`: the tokens and merges that it was made of. `merger`: the merges as a function of ids. Neither is changed.
+    `vocabulary`: its tokens and merges. `merger`: the merges as a function of ids. Neither may be changed.
 
     >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
     >>> tokenizer.encode("Hello world")
@@ -64,30 +69,33 @@ class GPT2Tokenizer(Tokenizer):
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str] = "gpt2") -> GPT2Tokenizer:
         """The tokenizer of a published GPT-2 (its files ship with this package), of a folder, or of a hub repository.
 
-        Raises VocabularyError if the files are missing, broken or not GPT-2's; ModelNotFoundError if nothing has the name.
+        Raises VocabularyError if the files are missing, broken or not GPT-2's, and ModelNotFoundError for an unknown name.
         """
         return cls(read_vocabulary(_locate_tokenizer(name_or_folder)))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; transformers reads the same tokenizer."""
+        """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json. transformers loads them as well.
+
+        Raises WriteError if a file cannot be written.
+        """
         self._remove_other_files(Path(folder), write_vocabulary(Path(folder), self.vocabulary))
 
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
-        """The bytes that each id stands for."""
+        """The bytes of each id."""
         return bytes_by_id(self.vocabulary.token_ids, self.special_tokens)
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id: the rows a model's embedding needs."""
+        """The largest id plus 1: the number of rows that a model's embedding needs."""
         return 1 + max(*self.vocabulary.token_ids.values(), *self.special_tokens.values())
 
     def split(self, text: str) -> list[str]:
-        """The pieces of `text` inside which bytes may merge; they join to `text`."""
+        """The pieces of `text`, which join to `text`. Merges happen only within a piece."""
         return SPLIT_PATTERN.findall(text)
 
     def merge_piece(self, piece: str) -> tuple[int, ...]:
-        """The ids of one piece of `split`."""
+        """The ids of one piece from `split`."""
         return tuple(self.merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
 
     def _encode_ordinary(self, text: str) -> list[int]:
@@ -99,7 +107,7 @@ class GPT2Tokenizer(Tokenizer):
             return self._encode_ordinary(mend_surrogates(text))
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """As in Tokenizer; with arrays if the texts are long enough together."""
+        """As in Tokenizer. Arrays are used if all texts together are long enough."""
         encoder = self._encoder_for(sum(map(len, texts)))
         if encoder is None:
             return super().encode_each_packed(texts)
@@ -121,18 +129,21 @@ class GPT2Tokenizer(Tokenizer):
     def _array_encoder(self) -> ArrayEncoder | None:
         try:
             from gpt_encoder.arrays.encoder import ArrayEncoder
-        except ImportError:  # NumPy is not needed, only faster
+        except ImportError:  # NumPy is optional: it only makes encoding faster
             return None
         tokens = partial(tokens_beyond_ascii, self.vocabulary.token_ids)
         return ArrayEncoder.of(self.merger, self._byte_ids, tokens)
 
     def __reduce__(self) -> tuple[type[GPT2Tokenizer], tuple[Vocabulary]]:
-        """Sent to another process without what it remembers."""
+        """Pickle only the vocabulary, not the caches."""
         return type(self), (self.vocabulary,)
 
 
 def load_tokenizer(name_or_folder: str | os.PathLike[str] = "gpt2") -> Tokenizer:
-    """The tokenizer of whichever kind `name_or_folder` holds: a CharTokenizer or a GPT2Tokenizer."""
+    """The tokenizer of a published GPT-2, a folder or a hub repository: a CharTokenizer or a GPT2Tokenizer.
+
+    Raises VocabularyError if the files are missing, broken or not GPT-2's, and ModelNotFoundError for an unknown name.
+    """
     folder = _locate_tokenizer(name_or_folder)
     kind = CharTokenizer if CharTokenizer.is_saved_in(folder) else GPT2Tokenizer
     return kind.from_pretrained(folder)
@@ -146,6 +157,6 @@ def _locate_tokenizer(name_or_folder: str | os.PathLike[str]) -> Path:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether `folder` holds tokenizer files of a kind that `load_tokenizer` reads."""
+    """Whether `folder` contains tokenizer files that `load_tokenizer` can read."""
     sets = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
     return CharTokenizer.is_saved_in(folder) or any(all((folder / name).is_file() for name in names) for names in sets)

@@ -1,1 +1,1 @@
-"""Tests; the folders mirror those of the packages. They need no network and no files but their own."""
+"""Tests. The folders mirror those of the packages. They need no network and no files outside the project."""

@@ -1,11 +1,11 @@
-"""What several test files need: a hub that is out of reach, tiny models, and the implementations we are held against."""
+"""Fixtures and helpers of several test files: an unreachable hub, tiny models, and reference implementations."""
 
 from __future__ import annotations
 
 import gc
 import os
 
-# Before anything imports the hub client or transformers, which read these once: no test may touch the network.
+# No test may use the network. These are set first, because the hub client and transformers read them once, on import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -30,8 +30,8 @@ else:
     settings.register_profile("gpt2", deadline=None, print_blob=True)
     settings.load_profile("gpt2")
 
-# The matrices of the tests are small: one thread computes them as fast as several, and leaves the other cores to the
-# processes that tests start, which read the variable. OMP_NUM_THREADS=4 pytest ... decides otherwise.
+# The matrices of the tests are small, so one thread is as fast as several and leaves the other cores free. Processes that
+# the tests start read the variable. `OMP_NUM_THREADS=4 pytest ...` overrides this.
 THREADS_BY_DEFAULT = torch.get_num_threads()
 if "OMP_NUM_THREADS" not in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -44,7 +44,7 @@ So the cat waited, and waited, until one evening a boat came home with a fish fo
 
 @pytest.fixture(autouse=True)
 def _empty_hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the models that the machine happens to have."""
+    """Replace the hub's cache by an empty folder, so that no test finds models in the machine's cache."""
     import huggingface_hub.constants
 
     folder = str(tmp_path_factory.mktemp("hub"))
@@ -54,7 +54,7 @@ def _empty_hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_frozen() -> Iterator[None]:
-    """A command keeps what it has loaded from Python's collector, for its process ends soon; that of the tests does not."""
+    """Undo `gc.freeze()` after each test. Commands call it because their process ends soon; the test process continues."""
     yield
     gc.unfreeze()
 
@@ -66,10 +66,10 @@ def openai_tokenizer() -> GPT2Tokenizer:
 
 @pytest.fixture(scope="session")
 def tiktoken_gpt2(openai_tokenizer: GPT2Tokenizer):
-    """tiktoken's gpt2 encoding, made offline from the shipped files (its own loader would download them)."""
+    """tiktoken's gpt2 encoding, built from the shipped files, because tiktoken's own loader would download them."""
     tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is not installed (pip install -r requirements-dev.txt)")
     ranks = {token: token_id for token_id, token in openai_tokenizer.token_bytes.items() if token_id != 50256}
-    from tiktoken_ext.openai_public import r50k_pat_str  # tiktoken's own pattern, not ours
+    from tiktoken_ext.openai_public import r50k_pat_str  # the pattern of tiktoken, independent of ours
 
     return tiktoken.Encoding(
         "gpt2",
@@ -82,7 +82,7 @@ def tiktoken_gpt2(openai_tokenizer: GPT2Tokenizer):
 
 @pytest.fixture(scope="session")
 def small_tokenizer() -> GPT2Tokenizer:
-    """300 tokens learned from a few sentences."""
+    """A tokenizer with 300 tokens, learned from TRAINING_TEXT."""
     return train_bpe([TRAINING_TEXT], vocab_size=300)
 
 
@@ -101,17 +101,17 @@ def small_model(small_config: GPT2Config) -> GPT2:
 
 @pytest.fixture(scope="session")
 def small_folder(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with a tokenizer. Tests that change files copy it."""
+    """A model folder with a tokenizer. A test that changes files must copy it first."""
     folder = tmp_path_factory.mktemp("models") / "small"
     small_model.save_pretrained(folder, tokenizer=small_tokenizer)
     return folder
 
 
 def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32, *, positions: float = 3.0) -> GPT2:
-    """A model in eval mode whose every parameter, norms and biases too, is random and far from its initial value.
+    """A model in eval mode. All parameters, also of norms and biases, are random and far from their initial values.
 
-    `positions` is how far theirs are: if they say as much as anything else (0.15), greedy texts are one token again and
-    again, whatever is wrong with them; if they say more, texts wander.
+    `positions` is the standard deviation of the position embedding. With 0.15, as in all other parameters, greedy decoding
+    repeats one token, so a test could not see an error in the ids. With larger values the texts vary.
     """
     generator = torch.Generator().manual_seed(seed)
     model = GPT2(config).to(dtype)
@@ -124,16 +124,16 @@ def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.f
 
 
 def repetitive_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2:
-    """One whose greedy texts are easily guessed, and which learns soon."""
+    """A `random_model` with repetitive greedy texts, which are easy to draft. It also trains quickly."""
     return random_model(config, seed, dtype, positions=0.15)
 
 
 def skip_unless_rows_are_rounded_alone() -> None:
-    """Of products in int8."""
+    """Skip a test whose int8 products must not depend on the other rows of the batch."""
     if not kernels.multiplies_given_steps():
-        pytest.skip("this torch has no such operator")
+        pytest.skip("this torch has no operator for int8 products with given scales")
     if not layers.rounds_each_alone():
-        pytest.skip("this processor rounds otherwise")
+        pytest.skip("on this processor int8 products of several rows differ from those of each row alone")
 
 
 def transformers_twin(model: GPT2):

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of every module, run as doctests."""
+"""Run the examples in the docstrings of all modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def modules_with_examples() -> list[str]:
 
 
 @pytest.mark.parametrize("name", modules_with_examples())
-def test_examples_print_what_they_say(name: str) -> None:
+def test_examples_give_the_documented_output(name: str) -> None:
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
@@ -29,5 +29,5 @@ def test_examples_print_what_they_say(name: str) -> None:
     assert doctest.testmod(module).failed == 0
 
 
-def test_no_module_is_overlooked() -> None:
+def test_at_least_17_modules_have_examples() -> None:
     assert len(modules_with_examples()) >= 17

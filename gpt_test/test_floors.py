@@ -1,4 +1,7 @@
-"""The floors of the house: an import points down only. Read from the AST, so nothing is imported to find out."""
+"""The import rules of CONTRIBUTING.md, section "Floors": imports point to the same floor or a lower one.
+
+The imports are read from the source, so the tests import no module for this.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("gpt_config", "gpt_encoder", "gpt2")
 
-# What each floor may import besides the floors below it; the standard library is open to all.
+# Third-party packages that each package may import. All may import the standard library and the packages below them.
 THIRD_PARTY = {
     "gpt_config": set(),
     "gpt_encoder": {"regex"},
     "gpt2": {"torch", "safetensors", "click", "numpy", "tqdm", "huggingface_hub"},
 }
-# Imports inside a function, run only when that function is asked for what needs them.
+# Other imports that are allowed in single files, inside a function.
 ON_DEMAND = {
     ("gpt_config/locate.py", "huggingface_hub"),
     ("gpt_encoder/interface.py", "torch"),
@@ -38,7 +41,7 @@ ON_DEMAND = {
     ("gpt2/verification/tokenizers.py", "tiktoken_ext"),
     ("gpt2/verification/whole.py", "transformers"),
 }
-# The floors of DESIGN: an import points to the same floor or a lower one, wherever in the file it stands.
+# The floor of each module, as in CONTRIBUTING.md. The rule also holds for imports inside functions and for type checkers.
 FLOOR_OF = {
     **dict.fromkeys(("gpt_config", "gpt2.positions", "gpt2.dropout"), 1),
     **dict.fromkeys(("gpt_encoder", "gpt2.kv_cache", "gpt2.device"), 2),
@@ -59,7 +62,7 @@ def sources(package: str) -> list[Path]:
 
 
 def imports_of(path: Path) -> list[tuple[str, bool]]:
-    """(top-level package, whether only type checkers run it) of every import statement, at any depth."""
+    """For every import statement at any depth: (top-level package, whether it is under `if TYPE_CHECKING`)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(node)
@@ -89,11 +92,11 @@ def test_imports_point_down_only(package: str) -> None:
             if typing_only and imported == "torch":
                 continue
             if name.startswith("gpt_encoder/arrays/") and imported == "numpy":
-                continue  # all of it is on demand: the tokenizer asks for it when a text is long
+                continue  # the tokenizer imports this package only for long texts
             assert imported in THIRD_PARTY[package], f"{name} imports {imported}"
 
 
-# The oracles: what they import besides the floors below and each other. Of gpt2 itself only what finds a model's files.
+# Third-party packages that each reference implementation may import. Of gpt2 itself, they import only gpt2.weights.folder.
 REFERENCE = {
     "python_gpt2.py": set(),
     "safetensors_reader.py": set(),
@@ -110,7 +113,7 @@ REFERENCE = {
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in sources("gpt2/reference") if path.name != "__init__.py"))
-def test_reference_engines_share_no_arithmetic(name: str) -> None:
+def test_reference_implementations_share_no_arithmetic_with_gpt2(name: str) -> None:
     tree = ast.parse((ROOT / "gpt2" / "reference" / name).read_text(encoding="utf-8"))
     modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -122,7 +125,7 @@ def test_reference_engines_share_no_arithmetic(name: str) -> None:
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the project by its dotted name."""
+    """The paths of all modules of the project by their dotted names."""
     found = {"generate": ROOT / "generate.py"}
     for package in FLOORS:
         for path in sources(package):
@@ -132,7 +135,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of the project that a file imports: at its top, inside functions, and for type checkers."""
+    """The modules of the project that a file imports: at the top, inside functions, and for type checkers."""
     targets = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -147,7 +150,7 @@ def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
 def floor_of(module: str) -> int:
     while module not in FLOOR_OF:
         module, dot, _ = module.rpartition(".")
-        assert dot, "every module stands on a floor"
+        assert dot, "a module is not in FLOOR_OF"
     return FLOOR_OF[module]
 
 
@@ -163,7 +166,7 @@ def test_no_import_points_up() -> None:
 
 
 def circles_in(edges: dict[str, set[str]]) -> list[str]:
-    """Modules in circles of imports, and those on a way from one circle to another; empty if there is none."""
+    """The modules in import cycles, and those on a path from one cycle to another; empty if there are no cycles."""
     while edges:
         imported = set().union(*edges.values())
         kept = {name for name, targets in edges.items() if targets & edges.keys() and name in imported}
@@ -173,26 +176,26 @@ def circles_in(edges: dict[str, set[str]]) -> list[str]:
     return sorted(edges)
 
 
-def test_no_imports_go_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     known = modules()
     assert not circles_in({name: imported_modules(path, known) - {name} for name, path in known.items()})
 
 
-def test_few_files_stand_directly_in_gpt2() -> None:
+def test_gpt2_has_at_most_8_files_at_the_top() -> None:
     assert len(list((ROOT / "gpt2").glob("*.py"))) <= 8
 
 
-def test_no_file_is_named_for_nothing() -> None:
+def test_no_file_has_a_meaningless_name() -> None:
     assert not [path for package in FLOORS for path in sources(package) if path.name in NAMES_THAT_SAY_NOTHING]
 
 
 @pytest.mark.parametrize("package", FLOORS)
-def test_every_module_says_what_it_does(package: str) -> None:
+def test_every_module_has_a_docstring(package: str) -> None:
     for path in sources(package):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
 
 
-def test_model_can_be_read_in_one_sitting() -> None:
+def test_model_py_has_fewer_than_240_lines() -> None:
     assert len((ROOT / "gpt2" / "model.py").read_text(encoding="utf-8").splitlines()) < 240
 
 

@@ -1,7 +1,7 @@
-"""Speed beside its peers, in one run: `pytest gpt_test/test_speed.py -m slow -s`. It prints; only the results are asserted.
+"""Speed compared with transformers and tiktoken: `pytest gpt_test/test_speed.py -m slow -s` prints the ratios.
 
-Times are no test: they differ with the machine and with what else runs on it. So the two sides take turns, and what counts
-is the median of the ratios.
+Only the equality of the results is asserted, because times depend on the machine and its load. The two sides take turns, and
+the figure that counts is the median of the ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _as_many_threads_as_a_user_has() -> Iterator[None]:
-    """All other tests compute on one."""
+    """Use the number of threads that a user has; all other tests compute on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS_BY_DEFAULT)
     yield
@@ -35,7 +35,7 @@ def _as_many_threads_as_a_user_has() -> Iterator[None]:
 def compare(
     name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, amount: float, unit: str
 ) -> None:
-    """Print the amount of work a second of both, and how many times as fast ours is."""
+    """Time both sides `rounds` times. Print the work per second of each and the ratio of the speeds: median, min, max."""
     times: list[tuple[float, float]] = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -53,7 +53,7 @@ def compare(
 
 
 def test_greedy_decoding_against_transformers() -> None:
-    """The 124M model with random weights, float32, a prompt of 32 tokens, 128 new ones."""
+    """The 124M model with random weights in float32; a prompt of 32 tokens, 128 new tokens."""
     torch.manual_seed(0)
     model = GPT2(GPT2Config.preset("gpt2")).eval()
     twin = transformers_twin(model)
@@ -71,7 +71,7 @@ def test_greedy_decoding_against_transformers() -> None:
 
 
 def prose() -> str:
-    """The standard library's documentation strings, the only English that every machine has."""
+    """The docstrings of the standard library: English text that every machine has."""
     words = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         parts = path.read_text(encoding="utf-8", errors="replace").split('"""')

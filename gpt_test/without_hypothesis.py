@@ -1,4 +1,4 @@
-"""A stand-in for hypothesis where it is not installed: each property test is skipped by name, and every other test runs."""
+"""A substitute for hypothesis if it is not installed: property tests are reported as skipped, and all other tests run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 class _Strategy:
-    """Stands for a strategy, for what makes one, and for what one is combined into: no test draws from it."""
+    """A substitute for strategies, for functions that make them, and for combinations of them. No test draws from it."""
 
     def __call__(self, *args: object, **options: object) -> _Strategy:
         return self
@@ -31,13 +31,13 @@ def _given(*args: object, **options: object) -> pytest.MarkDecorator:
 
 
 def _unchanged(*args: object, **options: object) -> Callable[[Any], Any]:
-    """A decorator that leaves a test as it is."""
+    """A decorator that returns the test unchanged."""
     return lambda test: test
 
 
 def install() -> None:
-    """Let `import hypothesis` find the stand-in, with the names that the tests import."""
-    # With a spec, because torch's compiler asks for the spec of each module in a list, and hypothesis is in that list.
+    """Make `import hypothesis` return the substitute, with the names that the tests import."""
+    # The modules have a spec, because torch.compile reads the spec of each module in a list that contains hypothesis.
     module, strategies = (module_from_spec(ModuleSpec(name, None)) for name in ("hypothesis", "hypothesis.strategies"))
     strategy = _Strategy()
     strategies.__getattr__ = lambda name: getattr(strategy, name)  # type: ignore[method-assign]

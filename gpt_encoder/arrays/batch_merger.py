@@ -1,4 +1,4 @@
-"""BatchMerger: merge many pieces at once. It knows ids and ranks, and gives what BytePairMerger gives."""
+"""BatchMerger: merge many pieces at once, with the same ids as BytePairMerger. It knows only ids and ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gpt_encoder.arrays import Bytes, Ids, Numbers, from_list
 from gpt_encoder.arrays.pair_ranks import ID_BITS, UNRANKED, PairRanks
 from gpt_encoder.byte_pair import Pair
 
-# So many pieces are merged together, of lengths as like as can be, for a short one among long ones is mostly padding.
+# Pieces per batch. Pieces are sorted by length first, because a short piece in a batch of long ones is mostly padding.
 _TOGETHER = 2048
 
-# A rank and the position of its pair in one number: the least of them is the leftmost of the lowest rank.
+# A rank and the position of its pair are packed into one number. The minimum is the leftmost pair of the lowest rank.
 _POSITION_BITS = 5
 _NO_PAIR = UNRANKED << _POSITION_BITS
 _GONE = -1
@@ -24,8 +24,8 @@ class BatchMerger:
     """The merges of one vocabulary, for pieces of at most 31 bytes. All ids are below `n_ids`."""
 
     def __init__(self, left: Numbers, right: Numbers, ranks: Numbers, merged_ids: Numbers, byte_ids: Numbers) -> None:
-        """Pairs of ids `left` and `right` with their `ranks`, all (N,); the ids that ranks make; those of the 256 bytes, of
-        which no two are alike.
+        """`left`, `right` and `ranks` (N,) are pairs of ids and their ranks. `merged_ids[rank]` is the id of the merged
+        pair. `byte_ids` (256,) are the ids of the bytes, all different.
         """
         self.n_ids = 1 + max(int(ids.max(initial=0)) for ids in (left, right, merged_ids, byte_ids))
         self._ranks, self._merged_ids, self._byte_ids = PairRanks(left, right, ranks), merged_ids, byte_ids
@@ -37,12 +37,14 @@ class BatchMerger:
 
     @classmethod
     def of(cls, ranks: Mapping[Pair, int], merged_ids: Sequence[int], byte_ids: Sequence[int]) -> BatchMerger | None:
-        """The merges of a BytePairMerger; `byte_ids`: the id of each of the 256 bytes.
+        """The merges of a BytePairMerger, or None if BatchMerger does not support them. `byte_ids`: the ids of the bytes.
 
-        None where they do not fit: pairs are merged one at a time here, and the rule merges all of one rank. It is the same
-        where no pair ranks before a merge that makes one of its ids, for then no new pair comes before the others of the
-        rank that made it. So it is in every vocabulary that was ever learned. None also for ids that no table could have,
-        and for bytes that share one.
+        Each round merges one pair per piece, whereas the rule merges all pairs of one rank. The results are equal if no pair
+        has a lower rank than a merge that makes one of its ids: then no new pair precedes the remaining pairs of the rank
+        that made it. Every learned vocabulary meets this condition.
+
+        The result is also None if an id is not an int, negative or too large for the tables, if there are too many ranks, or
+        if two bytes have the same id.
         """
         try:
             pairs = from_list(list(chain.from_iterable(ranks))).astype(np.int64)
@@ -61,7 +63,10 @@ class BatchMerger:
         return cls(left, right, rank_of_pair, merged, of_bytes)
 
     def merge(self, data: Bytes, lengths: Numbers) -> tuple[Ids, Numbers]:
-        """The ids of pieces, one after the other, and how many of each. `data`: (N, 31 or less) bytes; `lengths`: (N,)."""
+        """The ids of all pieces, concatenated, and the number of ids of each piece (N,).
+
+        `data` (N, up to 31) are the bytes of the pieces, `lengths` (N,) their numbers of bytes.
+        """
         merged = np.full(data.shape, _GONE, np.int32)
         by_length = np.argsort(lengths)
         for start in range(0, len(lengths), _TOGETHER):
@@ -72,20 +77,21 @@ class BatchMerger:
         return merged[is_left], np.count_nonzero(is_left, axis=1)
 
     def _merge(self, data: Bytes, lengths: Numbers) -> Numbers:
-        """The ids of `data` (L, N), a piece a column: each where its first byte was, and _GONE elsewhere.
+        """The ids (L, N) of the pieces in `data` (L, N), one piece per column. An id is in the row of its first byte; all
+        other elements are _GONE.
 
-        Each round makes the next merge of each piece. Nothing is moved up: `before` and `behind` say which row of the
-        column holds the next id. A place in a flat array is `row * N + column`.
+        Each round applies the next merge of each piece. Ids keep their rows: `before` and `after` contain the row of the
+        previous and the next id of the column. The index in a flat array is `row * N + column`.
         """
         length, n_pieces = data.shape
         outside = np.arange(length)[:, None] >= lengths
-        ids = np.full((length + 2, n_pieces), self.n_ids)  # which is in no pair: in front of the piece and behind
+        ids = np.full((length + 2, n_pieces), self.n_ids)  # n_ids is in no pair; it is the padding before and after a piece
         ids[1:-1] = np.where(outside, self.n_ids, self._byte_ids.take(data))
         pairs = np.full((length + 1, n_pieces), _NO_PAIR)
         ranks = self._rank_of_bytes.take(data[:-1].astype(np.uint16) << 8 | data[1:])
         pairs[1:-1] = np.where(outside[1:], _NO_PAIR, ranks << _POSITION_BITS | np.arange(1, length)[:, None])
         before = np.repeat(np.arange(-1, length + 1), n_pieces)
-        behind = np.repeat(np.arange(1, length + 3), n_pieces)
+        after = np.repeat(np.arange(1, length + 3), n_pieces)
         flat_ids, flat_pairs = ids.reshape(-1), pairs.reshape(-1)
         while True:
             best = pairs.min(axis=0)
@@ -96,16 +102,16 @@ class BatchMerger:
             best = best.take(column)
             row = best & (1 << _POSITION_BITS) - 1
             place = row * n_pieces + column
-            gone = behind.take(place) * n_pieces + column
-            row_before, row_behind = before.take(place), behind.take(gone)
-            place_before, place_behind = row_before * n_pieces + column, row_behind * n_pieces + column
+            gone = after.take(place) * n_pieces + column
+            row_before, row_after = before.take(place), after.take(gone)
+            place_before, place_after = row_before * n_pieces + column, row_after * n_pieces + column
             new = np.empty((3, len(column)), np.int64)
             new[0] = flat_ids.take(place_before)
             new[1] = flat_ids[place] = self._merged_ids.take(best >> _POSITION_BITS)
-            new[2] = flat_ids.take(place_behind)
+            new[2] = flat_ids.take(place_after)
             flat_ids[gone] = _GONE
             flat_pairs[gone] = _NO_PAIR
-            behind[place], before[place_behind] = row_behind, row
+            after[place], before[place_after] = row_after, row
             ranks = self._ranks.of(new[:-1], new[1:]) << _POSITION_BITS
             flat_pairs[place_before] = ranks[0] | row_before
             flat_pairs[place] = ranks[1] | row

@@ -1,8 +1,8 @@
-"""Where no token joins a character to the one in front of it. It knows the bytes of tokens, not their merges.
+"""CharacterCuts: find places between characters that no token spans. It knows the bytes of tokens, not their merges.
 
-A merge makes a token. So where no token holds the end of one character and the beginning of the next, nothing is ever
-merged across, and both sides may be encoded apart. Beyond ASCII, GPT-2's tokens join characters in a few scripts only:
-rows of Chinese, of which no two are alike, come apart into characters, which do come again.
+Every merge makes a token. So if no token contains the end of one character and the start of the next, no merge spans the
+two, and the text before and after can be encoded separately. Beyond ASCII, GPT-2's tokens span characters in only a few
+scripts. Pieces of Chinese text are rarely repeated; the cuts split them into characters, which are.
 """
 
 from __future__ import annotations
@@ -15,45 +15,46 @@ import numpy as np
 from gpt_encoder.arrays import Bytes, Flags, Numbers, Points
 from gpt_encoder.arrays.piece_starts import TEXT_END
 
-# All characters beyond the basic plane share the last row of the tables, and are taken to be joined to everything.
+# All characters beyond the basic plane share the last row of the tables. They are treated as joined to every neighbour.
 _BEYOND = 0x10000
-_ANY_IN_FRONT, _ANY_BEHIND, _ASCII = (np.uint32(1 << bit) for bit in range(3))
+_ANY_FIRST, _ANY_SECOND, _ASCII = (np.uint32(1 << bit) for bit in range(3))
 _FREE_BITS = 29
 
 
 class CharacterCuts:
-    """For each character two sets of bits: one in front and one behind may be joined if they share a bit.
+    """Finds the cuts with two bit sets per character: one for it as the first of two characters, one for it as the second.
 
-    `tokens` are the bytes of all tokens that merges make. Which bit tells of a token's join is a hash of the first bytes
-    of both characters, so a few are said to be joined that are not: that costs time, and changes no ids.
+    Two characters may be cut apart if the first set of one and the second set of the other share no bit. `tokens` are the
+    bytes of all tokens that merges make. The bit of two joined characters is a hash of the first byte of each. So a few
+    characters count as joined although no token spans them, which costs time but does not change the ids.
     """
 
     def __init__(self, tokens: Iterable[bytes]) -> None:
-        self._in_front = np.full(_BEYOND + 1, _ANY_IN_FRONT)
-        self._behind = np.full(_BEYOND + 1, _ANY_BEHIND)
-        for table in (self._in_front, self._behind):
+        self._as_first = np.full(_BEYOND + 1, _ANY_FIRST)
+        self._as_second = np.full(_BEYOND + 1, _ANY_SECOND)
+        for table in (self._as_first, self._as_second):
             table[:0x80] |= _ASCII
             table[_BEYOND] = np.uint32(0xFFFFFFFF)
         first_bytes = _first_bytes(np.arange(_BEYOND, dtype=np.uint32))
         for front, back in {pair for token in tokens if not token.isascii() for pair in _neighbours(token)}:
             fronts, backs = _ending(front), _beginning(back)
             bits = np.uint32(8) << ((7 * first_bytes[fronts] + back[0]) % _FREE_BITS)
-            self._in_front[fronts] |= bits
-            self._behind[backs] |= np.bitwise_or.reduce(bits)
+            self._as_first[fronts] |= bits
+            self._as_second[backs] |= np.bitwise_or.reduce(bits)
 
     def starts(self, first_bytes: Bytes, points_beyond_ascii: Points) -> Flags:
-        """For each character, whether it is known that no token joins it to the one in front. As in `piece_starts`."""
+        """For each character, whether certainly no token spans it and the previous one. Arguments as in `piece_starts`."""
         starts = np.zeros(len(first_bytes), np.bool_)
         points = first_bytes.astype(np.uint32)
         beyond_ascii = (first_bytes >= 0x80) & (first_bytes != TEXT_END)
         points[beyond_ascii] = np.minimum(points_beyond_ascii, _BEYOND)
         at = 1 + np.flatnonzero(beyond_ascii[:-1] | beyond_ascii[1:])
-        starts[at] = (self._in_front.take(points[at - 1]) & self._behind.take(points[at])) == 0
+        starts[at] = (self._as_first.take(points[at - 1]) & self._as_second.take(points[at])) == 0
         return starts
 
 
 def _neighbours(token: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """What `token` holds of each two characters in a row: of the first and the last perhaps a part."""
+    """The bytes in `token` of each two adjacent characters. Those of its first and last character may be incomplete."""
     begins = [at for at in range(1, len(token)) if not _is_continuation(token[at])]
     characters = [token[start:end] for start, end in pairwise([0, *begins, len(token)])]
     return pairwise(characters)
@@ -64,7 +65,7 @@ def _is_continuation(byte: int) -> bool:
 
 
 def _ending(tail: bytes) -> Numbers:
-    """The code points of the basic plane whose UTF-8 ends so."""
+    """The code points of the basic plane whose UTF-8 ends with `tail`."""
     if not _is_continuation(tail[0]):
         return _beginning(tail)
     low_bits = 0
@@ -75,7 +76,7 @@ def _ending(tail: bytes) -> Numbers:
 
 
 def _beginning(head: bytes) -> Numbers:
-    """The code points of the basic plane whose UTF-8 begins so; of bytes that begin none, none or some others."""
+    """The code points of the basic plane whose UTF-8 begins with `head`; arbitrary if `head` is not the start of UTF-8."""
     if head[0] < 0x80:
         return np.array([head[0]])
     length = 2 if head[0] < 0xE0 else 3
@@ -89,5 +90,5 @@ def _beginning(head: bytes) -> Numbers:
 
 
 def _first_bytes(points: Points) -> Points:
-    """The first byte of each code point's UTF-8, in the basic plane."""
+    """The first byte of the UTF-8 of each code point of the basic plane."""
     return np.where(points < 0x80, points, np.where(points < 0x800, 0xC0 | points >> 6, 0xE0 | points >> 12))

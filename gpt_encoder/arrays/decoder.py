@@ -1,4 +1,4 @@
-"""ArrayDecoder: many ids to their bytes at once. It knows the bytes of each id, and nothing of text."""
+"""ArrayDecoder: the bytes of many ids at once. It knows the bytes of each id and nothing of text."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import numpy.typing as npt
 from gpt_config.collector import collector_paused
 from gpt_encoder.arrays import from_list
 
-# Bytes are copied eight at a time, as words, or two words at once: more than most tokens have. What is too much comes to
-# lie where the next token begins, and is written over by that.
+# Bytes per word. Each token or group of tokens is written as one or two whole words, which are longer than most tokens. The
+# next token overwrites the excess bytes.
 _WORD = 8
-# The average length of tokens is taken from about this many ids.
+# The average length of tokens is estimated from about this many ids.
 _SAMPLE = 512
 
 
 @dataclass(frozen=True)
 class DecoderLimits:
-    """How ids are worked on. No limit changes the bytes, where `decode` gives any."""
+    """How ids are decoded. No limit changes the bytes; `decode` returns None for ids of `max_ids` or more."""
 
-    # Ids worked on at a time, so that the arrays fit the processor's cache; twice as many of short tokens.
+    # Ids decoded at a time, so that the arrays fit the processor's cache; twice as many if the tokens are short.
     block: int = 1 << 14
-    # The tables have room for ids below this.
+    # The tables contain ids below this.
     max_ids: int = 1 << 20
-    # Writing a word takes longer than joining two. So tokens with fewer bytes on average than this are joined in eights, or
-    # in fours, and written as two words at once. Tamil has 1.0, Thai 1.5, Hindi 1.7, Japanese 2.2, and English 4.2.
+    # Average bytes per token below which eight tokens are joined and written as two words at once, because writing a word
+    # takes longer than joining two. Tamil has 1.0 bytes per token, Thai 1.5, Hindi 1.7, Japanese 2.2, English 4.2.
     bytes_for_eights: float = 1.6
+    # The same for groups of four tokens.
     bytes_for_fours: float = 2.7
 
 
@@ -36,30 +37,30 @@ _DEFAULT_LIMITS = DecoderLimits()
 
 
 class ArrayDecoder:
-    """The bytes of all tokens in one row, and where each begins."""
+    """Decodes ids with tables: the bytes of all tokens, concatenated, and the start of each token."""
 
     def __init__(self, token_bytes: Mapping[int, bytes], limits: DecoderLimits = _DEFAULT_LIMITS) -> None:
         self._limits = limits
         tokens = list(map(token_bytes.get, range(min(limits.max_ids, 1 + max(token_bytes)))))
         self._is_missing = np.array([token is None for token in tokens])
         self._has_gaps = bool(self._is_missing.any())
-        data = [token or b"" for token in [*tokens, b""]]  # the last is no token, but fills a group
+        data = [token or b"" for token in [*tokens, b""]]  # the last is not a token; it fills an incomplete group
         lengths = np.array(list(map(len, data)), np.int64)
         self._bits = (8 * lengths).astype(np.uint64)
         self._begins = np.cumsum(lengths) - lengths
         self._bytes = _places(bytearray(b"".join(data) + bytes(_WORD)), _WORD)
-        # The first bytes of each token, and zeros.
+        # The first 8 bytes of each token, padded with zeros.
         keep = np.array([(1 << 8 * length) - 1 for length in range(_WORD + 1)], np.uint64)
         self._words = self._bytes[self._begins].view("<u8").astype(np.uint64) & keep.take(np.minimum(lengths, _WORD))
 
     @property
     def n_ids(self) -> int:
-        """Ids below this have a place in the tables."""
+        """The tables contain all ids below this."""
         return len(self._words) - 1
 
-    @collector_paused()  # the blocks' views would wake it, and it would look through all ids
+    @collector_paused()  # otherwise the views of the blocks start collections, which scan all ids
     def decode(self, ids: list[int]) -> bytes | None:
-        """The bytes of `ids`; None if one of them is no int, is not in the vocabulary, or is very large."""
+        """The bytes of `ids`, concatenated. None if one is not an int, not in the vocabulary, or not below `n_ids`."""
         try:
             numbers = from_list(ids)
         except (OverflowError, TypeError):
@@ -75,7 +76,7 @@ class ArrayDecoder:
         return b"".join([self.joined(block, n_joins) if n_joins else self.one_by_one(block) for block in blocks])
 
     def one_by_one(self, ids: npt.NDArray[np.uint32]) -> memoryview:
-        """The bytes of `ids`, all of which have an entry in the tables, each written on its own."""
+        """The bytes of `ids`, written token by token. All ids must be in the tables."""
         index = ids.astype(np.int64)
         lengths = self._bits.take(index, mode="clip").view(np.int64) >> 3  # "clip" only for speed
         ends = np.cumsum(lengths)
@@ -86,28 +87,34 @@ class ArrayDecoder:
     def _write(
         self, data: bytearray, targets: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
     ) -> None:
-        """Write tokens of such lengths to their places in `data`, which ascend, and up to a word of anything behind each."""
+        """Write tokens of the given lengths to `data` at `targets`, which must ascend.
+
+        Up to one word after each token is overwritten with arbitrary bytes.
+        """
         at_byte = _places(data, _WORD)
         longer = (lengths > _WORD).nonzero()[0]
         if len(longer):
             targets_of_longer, n_bytes, begins = targets[longer], lengths[longer], self._begins[ids[longer]]
-            # What is behind comes first: what is too much of it is then written over, too.
-            for behind in range(_WORD, int(n_bytes.max()), _WORD):
-                more = n_bytes > behind
-                at_byte[targets_of_longer[more] + behind] = self._bytes[begins[more] + behind]
+            # The bytes after the first word come first, so that the first words of the next tokens overwrite their excess.
+            for offset in range(_WORD, int(n_bytes.max()), _WORD):
+                more = n_bytes > offset
+                at_byte[targets_of_longer[more] + offset] = self._bytes[begins[more] + offset]
         words = self._words.take(ids, mode="clip")
-        at_byte[targets] = words.astype("<u8", copy=False).view(at_byte.dtype)  # NumPy puts them down in this order
+        at_byte[targets] = words.astype("<u8", copy=False).view(at_byte.dtype)  # NumPy writes them in the order of `targets`
 
     def joined(self, ids: npt.NDArray[np.uint32], n_joins: int) -> memoryview:
-        """The bytes of `ids`, written in groups: words are joined in twos `n_joins` times, at last to two side by side."""
+        """The bytes of `ids`, written in groups of 2**`n_joins` tokens. All ids must be in the tables.
+
+        Neighbours are joined `n_joins` times. The last join makes two words, which are written together.
+        """
         n = 1 << n_joins
         if len(ids) % n:
             ids = np.append(ids, np.full(-len(ids) % n, self.n_ids, np.uint32))
-        index = ids.reshape(-1, n).T.astype(np.int64, order="C")  # a column a group, for NumPy is fastest along rows
+        index = ids.reshape(-1, n).T.astype(np.int64, order="C")  # one group per column: NumPy is fastest along rows
         words, bits = self._words.take(index, mode="clip"), self._bits.take(index, mode="clip")
         for _ in range(n_joins - 1):
-            seconds = words[1::2]  # in place, where it lies in the cache
-            seconds <<= bits[::2]  # 0 where there is no room
+            seconds = words[1::2]  # changed in place, while it is in the processor's cache
+            seconds <<= bits[::2]  # 0 for shifts of 64 or more
             seconds |= words[::2]
             bits[::2] += bits[1::2]
             words, bits = seconds, bits[::2]
@@ -120,7 +127,8 @@ class ArrayDecoder:
         data = bytearray(int(ends[-1]) + 2 * _WORD)
         at_byte = _places(data, 2 * _WORD)
         written = pairs.astype("<u8", copy=False).view(at_byte.dtype)[:, 0]
-        # Words that did not hold all: the group is written token by token, and its beginning taken from there.
+        # Groups with a half longer than a word are written token by token. Their first bytes are then read back, because
+        # the first two words of every group are written below.
         longer = (np.maximum(bits[0], bits[1]) > 8 * _WORD).nonzero()[0]
         if len(longer):
             their_ids = index[:, longer].T
@@ -133,5 +141,5 @@ class ArrayDecoder:
 
 
 def _places(data: bytearray, width: int) -> npt.NDArray[np.void]:
-    """For each place in `data` but the last ones, the `width` bytes that begin there."""
+    """A view of `data` with the `width` bytes that start at each index, up to the last index with `width` bytes."""
     return np.ndarray((len(data) - width + 1,), f"V{width}", buffer=data, strides=(1,))

@@ -1,6 +1,6 @@
-"""ArrayEncoder: texts to ids, a window of text at a time, or many texts. It knows neither the pattern nor the merge rule.
+"""ArrayEncoder: encode a long text in windows, or many texts at once. It knows neither the pattern nor the merge rule.
 
-A window is cut into pieces in one go, each piece is looked up in a table, and what is new is merged in one go.
+All pieces of a window are found at once, looked up in a table, and merged at once if they are new.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from gpt_encoder.arrays.piece_table import IdPool, MergeOne, PieceTable
 from gpt_encoder.arrays.text_cutter import Parts, TextCutter, Tokens
 from gpt_encoder.byte_pair import BytePairMerger
 
-# Bytes per character: a text with more is of a script beyond ASCII.
+# A text with more bytes per character than this is in a script beyond ASCII.
 _MOST_BYTES = 1.4
-# Bytes of the pieces that the tables hold, less one that holds the length. Longer ones are rare.
+# Bytes per key of the two tables. One byte contains the length of the piece. Pieces of 32 bytes or more are rare.
 _WIDTHS = (16, 32)
-# Bytes of the longest piece that is remembered.
+# Longer pieces, in bytes, are not cached.
 _LONGEST_KNOWN = 1 << 10
 
-# One lock for all encoders. A fork waits for it: else the child would have it locked for ever, and tables half written.
+# One lock for all encoders. A fork waits for it. Otherwise the child could inherit a lock that is never released, and tables
+# that are half written.
 _lock = Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -35,28 +36,29 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class EncoderLimits:
-    """How much is worked on at a time, and how much is remembered. No limit changes the ids."""
+    """How much is encoded at a time, and how much is cached. No limit changes the ids."""
 
-    # Characters worked on at a time: the arrays nearly fit the processor's cache, and many new pieces are merged together.
+    # Characters per window: the arrays nearly fit the processor's cache, and many new pieces are merged together.
     window: int = 1 << 18
-    # The same for scripts with more bytes per character. Their arrays are larger, and fewer of their pieces are new: a first
-    # Thai text takes three quarters of the time in shorter windows, because of fewer page faults. English would take a third
-    # to a half longer.
+    # The same for scripts with more bytes per character. Their arrays are larger, and fewer of their pieces are new. With
+    # these shorter windows a first Thai text takes 25% less time, because of fewer page faults. English would take 33-50%
+    # more time.
     window_beyond_ascii: int = 1 << 16
-    # Characters at the start of a window that tell which of the two it is.
+    # Characters at the start of a window that decide between the two lengths.
     sample: int = 1 << 12
-    # Characters of several texts that are worked on together. Their arrays take about 50 bytes per character.
+    # Maximum total length of texts that are encoded together, in characters. The arrays take about 50 bytes per character.
     most_together: int = 1 << 21
-    # For fewer characters beyond ASCII, in all texts so far, CharacterCuts does not repay making its tables.
+    # Characters beyond ASCII, in all texts so far, from which on CharacterCuts repays the time to build its tables.
     worth_cuts: int = 1 << 10
     # Fewer new pieces than this are merged faster one by one.
     worth_batch: int = 128
-    # Pieces in one table, and ids in the pool. When either is full, both start again: counting uses would cost more.
+    # Maximum pieces per table. If a table or the pool is full, all are cleared, because counting uses would cost more.
     max_pieces: int = 1 << 18
+    # Maximum ids in the pool.
     max_ids: int = 1 << 22
-    # Pieces that are looked up together.
+    # Maximum pieces per look-up.
     max_pieces_at_once: int = 1 << 17
-    # Ids that the pool has room for at first.
+    # Initial capacity of the pool, in ids.
     first_ids: int = 1 << 16
 
 
@@ -64,15 +66,15 @@ _DEFAULT_LIMITS = EncoderLimits()
 
 
 class Remembered(NamedTuple):
-    """What an encoder keeps: pieces (of its tables the fullest), pieces too long for the tables, and room for ids."""
+    """The size of an encoder's cache."""
 
-    n_pieces: int
-    n_long_pieces: int
-    id_capacity: int
+    n_pieces: int  # in the fullest table
+    n_long_pieces: int  # pieces that are too long for the tables
+    id_capacity: int  # ids for which memory is allocated
 
 
 class ArrayEncoder:
-    """Encodes long texts, and remembers the pieces that came up. Several threads may use it, one after the other."""
+    """Encodes long texts and caches their pieces. Several threads may use it; a lock admits one at a time."""
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class ArrayEncoder:
         merge_many: BatchMerger,
         limits: EncoderLimits = _DEFAULT_LIMITS,
     ) -> None:
-        """`merge_one` gives the ids of one piece, `merge_many` of many."""
+        """`merge_one` returns the ids of one piece, `merge_many` those of many pieces."""
         self._cutter = cutter
         self._merge_one = merge_one
         self._limits = limits
@@ -91,7 +93,7 @@ class ArrayEncoder:
             for width in _WIDTHS
         ]
         self._long_pieces: dict[bytes, tuple[int, int]] = {}
-        # Lists are made of ints that are here, which is sooner done than to make new ones, and takes a fifth of the memory.
+        # Lists refer to these int objects. That is faster than creating new ones and takes 80% less memory.
         self._int_of_id = np.arange(merge_many.n_ids).astype(object)
 
     @classmethod
@@ -102,9 +104,9 @@ class ArrayEncoder:
         tokens: Tokens,
         limits: EncoderLimits = _DEFAULT_LIMITS,
     ) -> ArrayEncoder | None:
-        """The encoder that gives the ids of `merger`; None for merges that BatchMerger does not take.
+        """The encoder with the merges of `merger`. None if BatchMerger does not support them.
 
-        `byte_ids`: the id of each of the 256 bytes; `tokens` as in TextCutter.
+        `byte_ids`: the ids of the 256 bytes; `tokens` as in TextCutter.
         """
         merge_many = BatchMerger.of(merger.ranks, merger.merged_ids, byte_ids)
         if merge_many is None:
@@ -114,17 +116,17 @@ class ArrayEncoder:
 
     @property
     def remembered(self) -> Remembered:
-        """How much is kept at the moment."""
+        """The current size of the cache."""
         n_pieces = max(table.n_pieces for table in self._tables)
         return Remembered(n_pieces, len(self._long_pieces), self._pool.capacity)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. UnicodeEncodeError for a surrogate."""
+        """The ids of `text`. Raises UnicodeEncodeError for a surrogate."""
         windows = list(self._encode(text))
         if len(windows) == 1:
             only: list[int] = self._int_of_id.take(windows[0]).tolist()
             return only
-        ids = [0] * sum(map(len, windows))  # as long as it will be: a twelfth of the time would go into its growth
+        ids = [0] * sum(map(len, windows))  # the final length: growth of the list would take 8% of the time
         end = 0
         for window in windows:
             begin, end = end, end + len(window)
@@ -132,13 +134,13 @@ class ArrayEncoder:
         return ids
 
     def encode_packed(self, text: str) -> bytes:
-        """The same ids as the bytes of an array of 32-bit unsigned ints."""
+        """The ids of `text` as the bytes of an array of 32-bit unsigned ints. Raises UnicodeEncodeError for a surrogate."""
         return b"".join(part.tobytes() for part in self._encode(text))
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each of `texts`, packed. UnicodeEncodeError for a surrogate.
+        """The ids of each text as from `encode_packed`. Raises UnicodeEncodeError for a surrogate.
 
-        Several texts are worked on together if they have at most `most_together` characters in all.
+        Several texts are encoded together if their total length is at most `most_together` characters.
         """
         if len(texts) == 1 or sum(map(len, texts)) > self._limits.most_together:
             return list(map(self.encode_packed, texts))
@@ -150,7 +152,7 @@ class ArrayEncoder:
         return [ids[start:end].tobytes() for start, end in pairwise(ends)]
 
     def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
-        """The ids of each of some texts as a list, from those of all, packed, and how many each has."""
+        """The ids of each text as a list. `packed`: the ids of all texts, packed; `counts`: the number of ids per text."""
         ints = self._int_of_id.take(np.frombuffer(packed, np.int32))
         return [ints[begin:end].tolist() for begin, end in pairwise(accumulate(counts, initial=0))]
 
@@ -168,12 +170,12 @@ class ArrayEncoder:
             factor = 1 if n_characters else 2 * factor  # one piece may be longer than a window
 
     def _encode_parts(self, parts: Parts) -> tuple[Ids, Numbers]:
-        """The ids of all parts, one after the other, and how many of each part."""
+        """The ids of all parts, concatenated, and the number of ids of each part."""
         at_once = self._limits.max_pieces_at_once
         slices = [slice(begin, begin + at_once) for begin in range(0, len(parts.begins), at_once)]
         try:
             encoded = [self._encode_some(parts.some(few)) for few in slices]
-        except BaseException:  # as Ctrl-C is: a table may hold pieces whose ids it does not have yet
+        except BaseException:  # such as Ctrl-C: a table may then contain pieces without ids
             self._forget()
             raise
         if len(encoded) == 1:
@@ -217,6 +219,6 @@ class ArrayEncoder:
 
 
 def _window(sample: str, limits: EncoderLimits) -> int:
-    """How many characters, of a text like `sample`, are worked on at a time. UnicodeEncodeError for a surrogate."""
+    """The characters per window of a text that begins with `sample`. Raises UnicodeEncodeError for a surrogate."""
     is_mostly_ascii = len(sample.encode("utf-8")) <= _MOST_BYTES * len(sample)
     return limits.window if is_mostly_ascii else limits.window_beyond_ascii

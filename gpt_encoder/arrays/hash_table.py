@@ -1,4 +1,4 @@
-"""HashTable: number keys, many at once. It knows nothing of what a key stands for."""
+"""HashTable: assign consecutive numbers to keys, many keys at once. It knows nothing of the meaning of a key."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ import numpy.typing as npt
 
 from gpt_encoder.arrays import Flags, Numbers, Words
 
-# Odd numbers, one a word of the key: the upper bits of the sum of products choose the slot. They are drawn anew in each
-# process, so that no one can write a text whose pieces all want the same slots, which would take quadratic time.
+# Odd numbers, one per word of the key; the upper bits of the sum of products are the slot. They are random in each process:
+# otherwise one could write a text whose pieces all have the same slot, which would take quadratic time.
 _FACTORS = np.array([secrets.randbits(64) | 1 for _ in range(4)], np.uint64)
 
-# An empty table takes so many keys first: most of those that follow are there then, and are found in one step.
+# Keys that are added to an empty table first. After that most other keys are in the table and are found in one step.
 _FIRST_FEW = 1 << 12
 
 
 class HashTable:
-    """Keys of `n_words` 64-bit words, numbered from 1 in the order of their coming, `max_keys` of them at most.
+    """A table of at most `max_keys` keys of `n_words` 64-bit words, numbered from 1 as they are added.
 
-    Open addressing with linear probing. The key of which all bits are set must not come: it is that of an empty slot.
+    It uses open addressing with linear probing. The key with all bits set is not allowed: it marks an empty slot.
     """
 
     def __init__(self, n_words: int, max_keys: int) -> None:
         self.n_keys = 0
-        # Not zeros, and each word on its own: to write megabytes, or to get them in huge pages, takes longer than a text.
+        # np.empty and one array per word, because writing zeros or allocating huge pages takes longer than encoding a text.
         self.keys = [np.empty(max_keys + 1, np.uint64) for _ in range(n_words)]
         for column in self.keys:
             column[0] = np.iinfo(np.uint64).max
-        slot_bits = (2 * max_keys - 1).bit_length()  # at most half of the slots are taken
+        slot_bits = (2 * max_keys - 1).bit_length()  # at most half of the slots are used
         self._shift = np.uint64(64 - slot_bits)
         self._number_in_slot = np.zeros(1 << slot_bits, np.int32)
 
     def clear(self) -> None:
-        """Forget all keys."""
+        """Remove all keys."""
         self.n_keys = 0
         self._number_in_slot[:] = 0
 
     def find_or_add(self, key: Sequence[Words]) -> Numbers:
-        """The numbers of keys; those that are not there are added, so there must be room for all of them.
+        """The numbers (N,) of keys. New keys are added; the table must have room for them.
 
-        `key`: for each of the `n_words` an array (N,).
+        `key` contains `n_words` arrays (N,), one for each word of the keys.
         """
         if not self.n_keys and len(key[0]) > 2 * _FIRST_FEW:
             self.find_or_add([word[:_FIRST_FEW] for word in key])
@@ -62,7 +62,7 @@ class HashTable:
         return numbers
 
     def _settle(self, slots: Numbers, key: Sequence[Words]) -> None:
-        """Give each of the empty `slots` one of the keys that want it."""
+        """Assign each of the empty `slots` to one of the keys that have it as their slot."""
         claims = np.arange(1, len(slots) + 1, dtype=np.int32)
         self._number_in_slot[slots] = claims
         settled = self._number_in_slot.take(slots) == claims
@@ -81,7 +81,7 @@ class HashTable:
         return slots
 
     def _are(self, numbers: npt.NDArray[np.signedinteger], key: Sequence[Words]) -> Flags:
-        """Whether the keys with these numbers are `key`."""
+        """For each number, whether the key with this number equals `key`."""
         equal: Flags = self.keys[0].take(numbers) == key[0]
         for column, word in zip(self.keys[1:], key[1:], strict=True):
             equal &= column.take(numbers) == word

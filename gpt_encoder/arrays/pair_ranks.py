@@ -1,4 +1,4 @@
-"""PairRanks: the ranks of pairs of ids, many at once. It knows nothing of bytes, or of what a merge does."""
+"""PairRanks: look up the ranks of many pairs of ids at once. It knows nothing of bytes or of what a merge does."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy.typing as npt
 
 from gpt_encoder.arrays import Numbers
 
-# Ids are below 2 ** ID_BITS, or that number for one that is in no pair; ranks are below UNRANKED.
+# Ids are below 2 ** ID_BITS. That number itself is an id that is in no pair. Ranks are below UNRANKED.
 ID_BITS = RANK_BITS = 20
 UNRANKED = (1 << RANK_BITS) - 1
 _KEY_BITS = ID_BITS + 1
 
 _EMPTY = -1
-# So many slots for each pair, at least: with two places to choose from they would do with a little more than 2.
+# Minimum number of slots per pair. Cuckoo hashing with two slots to choose from needs slightly more than 2.
 _SLOTS_PER_PAIR = 4
-# With so many free slots all pairs find one in some ten rounds; where they do not, other factors are drawn.
+# All pairs find a slot in about ten rounds. If they do not within this many, other factors are drawn.
 _MAX_ROUNDS = 100
 
 
 class PairRanks:
-    """Pairs of ids and their ranks, in a table that never grows.
+    """A hash table of fixed size with the ranks of pairs of ids.
 
-    Cuckoo hashing (Pagh and Rodler 2004): a pair is in one of two slots or nowhere, so that every pair is looked up in the
+    It uses cuckoo hashing (Pagh and Rodler 2004): a pair is in one of two slots or not in the table. So each look-up has the
     same few steps, which take less than half the time of a search in a sorted array.
     """
 
     def __init__(
         self, left: Numbers, right: Numbers, ranks: Numbers, randbits: Callable[[int], int] = secrets.randbits
     ) -> None:
-        """Pairs `left` and `right`, no two alike, with their `ranks`, all (N,). `randbits` draws the hash functions."""
+        """`left`, `right` and `ranks` (N,) are distinct pairs and their ranks. `randbits` draws the hash functions."""
         self._randbits = randbits
         pairs = _key(left, right) << RANK_BITS | ranks
         slot_bits = max(1, (_SLOTS_PER_PAIR * len(pairs) - 1).bit_length())
@@ -42,7 +42,7 @@ class PairRanks:
             pass
 
     def _settle(self, pairs: Numbers) -> bool:
-        """Give each pair a slot; False if some found none."""
+        """Assign a slot to each pair with new factors. False if a pair found none."""
         self._factors = [np.uint64(self._randbits(64) | 1) for _ in range(2)]
         self._slots[:] = _EMPTY
         wanted = self._first_slots(pairs >> RANK_BITS)
@@ -58,7 +58,7 @@ class PairRanks:
         return False
 
     def of(self, left: Numbers, right: Numbers) -> Numbers:
-        """The rank of each pair, of any shape; UNRANKED for one that has none."""
+        """The rank of each pair, in the shape of `left` and `right`; UNRANKED for a pair that is not in the table."""
         key = _key(left, right)
         slots = self._first_slots(key)
         found, other = self._slots.take(slots), self._slots.take(slots ^ self._between_slots(key))
@@ -69,7 +69,7 @@ class PairRanks:
         return self._mixed(key, self._factors[0])
 
     def _between_slots(self, key: Numbers) -> Numbers:
-        """What makes one of the two slots of a key of the other, by exclusive or."""
+        """The exclusive or of the two slots of each key, which converts one slot to the other."""
         return self._mixed(key, self._factors[1])
 
     def _mixed(self, key: Numbers, factor: np.uint64) -> Numbers:

@@ -1,9 +1,11 @@
-"""Where GPT-2's split pattern begins a new piece, for all characters of a text at once. It knows nothing of tokens.
+"""Find where GPT-2's split pattern starts a piece, for all characters of a text at once. It knows nothing of tokens.
 
-The pattern, read as a rule for a place between two characters. Letters, numbers, spaces and all others are four kinds:
-- In front of a non-space a piece begins where the kind changes, but not behind a blank, which goes with it.
-- In a run of spaces a piece begins at the first, and at the last if a non-space follows: `\\s+(?!\\S)` leaves that one over.
-- A contraction ('s 't 'd 'm 'll 've 're) is a piece where its apostrophe begins one; behind it begins another.
+The pattern is equivalent to these rules. Characters are of four kinds: letters, numbers, spaces and all others.
+- A non-space starts a piece if the previous character is of another kind and not a blank. A blank is in the piece of the
+  non-space that follows it.
+- In a run of spaces the first one starts a piece. So does the last one if a non-space follows, because `\\s+(?!\\S)` does
+  not match it.
+- A contraction ('s 't 'd 'm 'll 've 're) is a piece if its apostrophe starts one. The next character starts another.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import regex
 
 from gpt_encoder.arrays import Bytes, Flags, Points
 
-# How far behind a character the text has a say in whether a piece begins there: as far as the longest contraction.
+# Whether a character starts a piece depends on at most this many characters after it: the length of the longest contraction.
 LOOK_AHEAD = 3
 
 _BASIC_PLANE, _ALL_PLANES = 0x10000, 0x110000
 
-# Stands behind each of several texts in a row. UTF-8 has no such byte.
+# The end mark after each of several concatenated texts. UTF-8 does not use this byte.
 TEXT_END = 0xFF
 
 _LETTER, _NUMBER, _OTHER, _SPACE, _BLANK, _END = range(6)
@@ -30,11 +32,11 @@ _BEFORE_E = np.frombuffer(b"vr", np.uint8)
 
 
 def piece_starts(first_bytes: Bytes, points_beyond_ascii: Points) -> Flags:
-    """For each character of a text, whether a piece begins there.
+    """For each character of a text, whether it starts a piece (T,).
 
-    `first_bytes` (T,) are the first bytes of its characters in UTF-8, `points_beyond_ascii` the code points of those that
-    are not ASCII. TEXT_END among the bytes is a piece of its own, in front of which a text ends. What is said of the last
-    LOOK_AHEAD characters holds only if the text ends behind them.
+    `first_bytes` (T,) are the first bytes of the characters in UTF-8. `points_beyond_ascii` are the code points of the
+    characters that are not ASCII. TEXT_END among the bytes marks the end of a text and is a separate piece. The result for
+    the last LOOK_AHEAD characters is correct only if no text follows them.
     """
     kinds = np.frombuffer(bytearray(first_bytes.tobytes().translate(_kinds_of_first_bytes())), np.uint8)
     if len(points_beyond_ascii):
@@ -45,7 +47,7 @@ def piece_starts(first_bytes: Bytes, points_beyond_ascii: Points) -> Flags:
     starts[1:] &= kinds[:-1] != _BLANK
     spaces_and_ends = kinds >= _SPACE
     spaces = spaces_and_ends & (kinds != _END)
-    inside = spaces.copy()  # between two spaces, or a space and the end of the text
+    inside = spaces.copy()  # spaces between two spaces, or between a space and the end of the text
     inside[1:] &= spaces[:-1]
     inside[:-1] &= spaces_and_ends[1:]
     starts |= spaces_and_ends
@@ -66,8 +68,8 @@ def _set_contractions(starts: Flags, first_bytes: Bytes) -> None:
     for found, length in ((one, 2), (two, 3)):
         at = apostrophes[found]
         starts[at + 1] = False
-        behind = at + length
-        starts[behind[behind < len(starts)]] = True
+        after = at + length
+        starts[after[after < len(starts)]] = True
 
 
 @cache
@@ -80,7 +82,7 @@ def _kinds_of_first_bytes() -> bytes:
 
 @cache
 def _kinds_below(end: int) -> Bytes:
-    """The kind of each code point below `end`, as `regex` knows it, for its Unicode is the pattern's."""
+    """The kind of each code point below `end`, from `regex`, so that its version of Unicode is the pattern's."""
     characters = np.arange(end, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     kinds = np.full(end, _OTHER, np.uint8)
     for pattern, kind in ((r"\p{L}+", _LETTER), (r"\p{N}+", _NUMBER), (r"\s+", _SPACE), (" ", _BLANK)):

@@ -1,4 +1,4 @@
-"""PieceTable: pieces to the place of their ids, many at once. It knows nothing of text, or of how a piece is merged."""
+"""PieceTable: look up the ids of many pieces at once. It knows nothing of text or of how a piece is merged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MergeOne: TypeAlias = Callable[[bytes], Sequence[int]]
 
 
 class IdPool:
-    """The ids of all known pieces, one after the other. At first there is room for `first_capacity` ids."""
+    """The ids of all cached pieces, concatenated. The initial capacity is `first_capacity` ids."""
 
     def __init__(self, first_capacity: int) -> None:
         self._first_capacity = first_capacity
@@ -25,16 +25,16 @@ class IdPool:
 
     @property
     def capacity(self) -> int:
-        """How many ids there is room for before the pool must grow."""
+        """The number of ids that fit into the allocated memory."""
         return len(self._ids)
 
     def clear(self) -> None:
-        """Forget all ids, and give back what a very long piece took."""
+        """Remove all ids and reset the capacity, because a very long piece may have raised it."""
         self._ids = np.empty(self._first_capacity, np.int32)
         self.size = 0
 
     def add(self, ids: Ids) -> int:
-        """Where `ids` begin now."""
+        """Append `ids`. Returns their offset in the pool."""
         offset, self.size = self.size, self.size + len(ids)
         if self.size > len(self._ids):
             self._ids = np.append(self._ids[:offset], np.empty(self.size, np.int32))
@@ -42,7 +42,7 @@ class IdPool:
         return offset
 
     def gather(self, offsets: Numbers, counts: Numbers) -> Ids:
-        """`counts[i]` ids from `offsets[i]` on, for each i."""
+        """The ids at `offsets[i]` to `offsets[i] + counts[i] - 1` for each i, concatenated."""
         begins = np.cumsum(counts) - counts
         places = np.repeat(offsets - begins, counts)
         places += np.arange(len(places))
@@ -50,9 +50,9 @@ class IdPool:
 
 
 class PieceTable:
-    """At most `max_pieces` pieces of less than `width` bytes, and where their ids are in `pool`.
+    """A table of at most `max_pieces` pieces of less than `width` bytes, with the offsets of their ids in `pool`.
 
-    New pieces are merged: fewer than `worth_batch` by `merge_one`, each alone, and more by `merge_many`.
+    New pieces are merged: fewer than `worth_batch` one by one by `merge_one`, more of them together by `merge_many`.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class PieceTable:
         self._table = HashTable(width // 8, max_pieces)
         self._offsets = np.empty(max_pieces + 1, np.int64)
         self._counts = np.empty(max_pieces + 1, np.int64)
-        # A key is the bytes of the piece, then zeros, and in the last byte the length. A longer piece counts as empty.
+        # A key is the bytes of the piece, padded with zeros, and the length in the last byte. A longer piece has the key of
+        # the empty piece.
         keep = np.zeros((width + 1, width), np.uint8)
         for length in range(width):
             keep[length, :length] = 0xFF
@@ -77,15 +78,18 @@ class PieceTable:
 
     @property
     def n_pieces(self) -> int:
-        """How many pieces are known."""
+        """The number of pieces in the table."""
         return self._table.n_keys
 
     def clear(self) -> None:
-        """Forget all pieces."""
+        """Remove all pieces."""
         self._table.clear()
 
     def find(self, pieces: Parts) -> tuple[Numbers, Numbers]:
-        """Where the ids of each piece begin in the pool, and how many there are; no ids for a piece that is too long."""
+        """The offset of the ids of each piece in the pool, and their number, each (N,). A piece that is too long has 0 ids.
+
+        New pieces are merged and added; the table must have room for them.
+        """
         known = self._table.n_keys
         numbers = self._table.find_or_add(self._keys(pieces))
         if self._table.n_keys > known:

@@ -1,4 +1,4 @@
-"""TextCutter: a window of text, or many texts, to bytes and the places where parts of pieces begin. It knows no ids."""
+"""TextCutter: split a window of text, or many texts, into pieces and parts of pieces. It knows no ids."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _ALL_BUT_BEYOND_ASCII = bytes(range(0x80)) + _TEXT_END
 
 
 class Parts(NamedTuple):
-    """Parts of texts: `data` from `begins[i]` on, `lengths[i]` bytes, for each i."""
+    """Parts of texts: part i is the `lengths[i]` bytes of `data` that start at `begins[i]`."""
 
     data: bytes
     begins: Numbers
     lengths: Numbers
 
     def some(self, which: slice | Numbers) -> Parts:
-        """Those that `which` names, of the same data."""
+        """The parts with the indices `which`, with the same data."""
         return Parts(self.data, self.begins[which], self.lengths[which])
 
 
 class TextCutter:
-    """Cuts text where GPT-2's pattern does, and between characters that no token joins.
+    """Cuts text where GPT-2's pattern does, and between characters that no token spans.
 
-    `tokens` gives the bytes of all tokens beyond ASCII that merges make. It is called once, when the texts so far have had
-    `worth_cuts` characters beyond ASCII: for fewer, merging whole pieces is faster than making the tables of CharacterCuts.
+    `tokens` returns the bytes of all tokens beyond ASCII that merges make. It is called once, when the texts so far have
+    `worth_cuts` characters beyond ASCII. For fewer, merging whole pieces is faster than building the tables for the cuts.
     """
 
     def __init__(self, tokens: Tokens, worth_cuts: int) -> None:
@@ -43,9 +43,10 @@ class TextCutter:
         self._n_beyond_ascii = 0
 
     def cut_window(self, window: str, *, is_last: bool) -> tuple[Parts, int]:
-        """The parts of a window of text, and how many of its characters they are: all of a text's last window.
+        """The parts of a window of text, and the number of its characters that they cover.
 
-        Of others the last piece is left out, for what follows may lengthen it. UnicodeEncodeError for a surrogate.
+        The last window of a text is covered completely. In other windows the last piece is left out, because the text that
+        follows may extend it. Raises UnicodeEncodeError for a surrogate.
         """
         data = window.encode("utf-8")
         begins_character, starts_piece, starts_part = self._cut(data, is_ascii=window.isascii())
@@ -56,7 +57,7 @@ class TextCutter:
         return Parts(data, begins, np.diff(begins, append=n_bytes)), n_characters
 
     def cut_texts(self, texts: Sequence[str]) -> tuple[Parts, Numbers]:
-        """The parts of many texts in a row, and how many of them each has. UnicodeEncodeError for a surrogate."""
+        """The parts of all texts, and the number of parts of each text (N,). Raises UnicodeEncodeError for a surrogate."""
         data = b"".join(text.encode("utf-8") + _TEXT_END for text in texts)
         begins_character, _, starts_part = self._cut(data, is_ascii=all(map(str.isascii, texts)))
         begins = _places(begins_character, starts_part)
@@ -66,7 +67,7 @@ class TextCutter:
         return Parts(data, begins[~is_end], lengths[~is_end]), n_parts
 
     def _cut(self, data: bytes, *, is_ascii: bool) -> tuple[Flags | None, Flags, Flags]:
-        """Whether a character begins at each byte (None: always), and whether a piece and a part begin at each character."""
+        """Three arrays of flags: bytes that start a character (None: all do), characters that start a piece, and a part."""
         first_bytes = np.frombuffer(data, np.uint8)
         if is_ascii:
             starts = piece_starts(first_bytes, np.empty(0, np.uint32))
@@ -85,13 +86,13 @@ class TextCutter:
 
 
 def _last_sure(starts: Flags) -> int:
-    """The last of `starts` that is one whatever follows the text; 0 if there is none."""
+    """The index of the last start of a piece that does not depend on the text that follows; 0 if there is none."""
     sure = starts[:-LOOK_AHEAD]
     return len(sure) - 1 - int(np.argmax(sure[::-1])) if len(sure) else 0
 
 
 def _places(begins_character: Flags | None, starts: Flags) -> Numbers:
-    """The bytes at which characters begin that are `starts`."""
+    """The byte offsets of the characters at which `starts` is true."""
     if begins_character is None:
         return np.flatnonzero(starts)
     starts_of_bytes = np.zeros(len(begins_character), np.bool_)

@@ -1,4 +1,4 @@
-"""encode_batch: the ids of encode, in order, whatever the number of processes."""
+"""encode_batch: the ids are those of encode, in order, for any number of processes."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def test_ids_are_those_of_encode(openai_tokenizer: GPT2Tokenizer, n_workers: int
     assert found == expected
 
 
-def test_every_tokenizer_has_it() -> None:
+def test_char_tokenizer_has_encode_batch() -> None:
     characters = CharTokenizer.from_texts(TEXTS[:200])
     found = characters.encode_batch(TEXTS[:200], n_workers=2, settings=SMALL_JOBS)
     assert found == [characters.encode(text) for text in TEXTS[:200]]
 
 
 def test_very_long_texts(openai_tokenizer: GPT2Tokenizer) -> None:
-    """A text without a blank is in one part, however long."""
+    """A text without blanks is never split, however long it is."""
     texts = ["a b", "\u4eba\u4e00" * 30_000, ""]
     assert openai_tokenizer.encode_batch(texts, n_workers=1) == list(map(openai_tokenizer.encode, texts))
 
 
 @pytest.mark.usefixtures("_no_process_starts")
-def test_little_text_starts_no_process(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_short_texts_start_no_process(openai_tokenizer: GPT2Tokenizer) -> None:
     assert openai_tokenizer.encode_batch(["Hello world", ""], n_workers=8) == [[15496, 995], []]
     assert openai_tokenizer.encode_batch([]) == []
     three_jobs = [TRAINING_TEXT] * 15
@@ -77,17 +77,17 @@ def test_a_worker_of_another_pool_starts_no_process(
     assert found == list(map(openai_tokenizer.encode, TEXTS))
 
 
-def test_an_error_of_the_reader_comes_through(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_an_exception_of_the_iterable_is_raised(openai_tokenizer: GPT2Tokenizer) -> None:
     def texts():
         yield from [TRAINING_TEXT * 10] * 60
-        raise KeyError("from the reader")
+        raise KeyError("from the iterable")
 
-    with pytest.raises(KeyError, match="from the reader"):
+    with pytest.raises(KeyError, match="from the iterable"):
         openai_tokenizer.encode_batch(texts(), n_workers=2, settings=SMALL_JOBS)
 
 
 @pytest.mark.parametrize("n_texts", [0, 300])
-def test_wrong_input_is_refused_as_by_encode(openai_tokenizer: GPT2Tokenizer, n_texts: int) -> None:
+def test_wrong_input_raises_the_errors_of_encode(openai_tokenizer: GPT2Tokenizer, n_texts: int) -> None:
     with pytest.raises(InputTypeError, match="must be a str, not bytes"):
         openai_tokenizer.encode_batch([TRAINING_TEXT] * n_texts + [b"bytes"], n_workers=2, settings=SMALL_JOBS)
     with pytest.raises(InputError, match="allowed_special names '<x>'"):
@@ -95,19 +95,19 @@ def test_wrong_input_is_refused_as_by_encode(openai_tokenizer: GPT2Tokenizer, n_
 
 
 @pytest.mark.parametrize("texts", ["one text", b"bytes", 5, None])
-def test_one_text_is_no_batch(openai_tokenizer: GPT2Tokenizer, texts: object) -> None:
+def test_a_single_text_is_an_error(openai_tokenizer: GPT2Tokenizer, texts: object) -> None:
     with pytest.raises(InputTypeError, match="iterable of str"):
         openai_tokenizer.encode_batch(texts)
 
 
 @pytest.mark.parametrize("n_workers", [0, -1, 1.5, "2", True])
-def test_n_workers_is_a_whole_number(openai_tokenizer: GPT2Tokenizer, n_workers: object) -> None:
+def test_n_workers_must_be_a_positive_int(openai_tokenizer: GPT2Tokenizer, n_workers: object) -> None:
     with pytest.raises(ConfigError, match="n_workers"):
         openai_tokenizer.encode_batch(["a"], n_workers=n_workers)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a forked process has the local class of the test")
-def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only a forked process has the local class of the test")
+def test_a_killed_worker_raises_input_error(small_tokenizer: GPT2Tokenizer) -> None:
     parent = os.getpid()
 
     class DiesInOtherProcesses(GPT2Tokenizer):
@@ -118,9 +118,9 @@ def test_a_killed_worker_is_one_line(small_tokenizer: GPT2Tokenizer) -> None:
         DiesInOtherProcesses(small_tokenizer.vocabulary).encode_batch(TEXTS, n_workers=2, settings=SMALL_JOBS)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a forked process has the local class of the test")
-def test_an_interrupt_leaves_the_rest_undone(small_tokenizer: GPT2Tokenizer) -> None:
-    """Ctrl-C comes while this process encodes its first job beside the other, which has six waiting."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only a forked process has the local class of the test")
+def test_an_interrupt_cancels_the_queued_jobs(small_tokenizer: GPT2Tokenizer) -> None:
+    """KeyboardInterrupt is raised while this process encodes its second job and the worker has six jobs queued."""
     parent, n_done, of_parent = os.getpid(), mmap.mmap(-1, 1), []
 
     class StopsInThisProcess(GPT2Tokenizer):
@@ -130,7 +130,7 @@ def test_an_interrupt_leaves_the_rest_undone(small_tokenizer: GPT2Tokenizer) -> 
                 n_done[0] += 1
             else:
                 of_parent.append(texts)
-                if len(of_parent) == 2:  # the first was encoded before the fork
+                if len(of_parent) == 2:  # its first job was encoded before the fork
                     raise KeyboardInterrupt
             return [b""] * len(texts)
 
@@ -140,15 +140,15 @@ def test_an_interrupt_leaves_the_rest_undone(small_tokenizer: GPT2Tokenizer) -> 
 
 
 @pytest.mark.parametrize("slot_bytes", [4, 2400])
-def test_ids_for_which_there_is_no_room_are_sent(openai_tokenizer: GPT2Tokenizer, slot_bytes: int) -> None:
-    """In 2,400 bytes most jobs have room, and not all."""
+def test_ids_that_do_not_fit_into_shared_memory_are_sent(openai_tokenizer: GPT2Tokenizer, slot_bytes: int) -> None:
+    """Most jobs, but not all, fit into 2,400 bytes."""
     settings = BatchSettings(job_length=2000, slot_bytes=slot_bytes)
     found = openai_tokenizer.encode_batch(TEXTS, n_workers=2, settings=settings)
     assert found == list(map(openai_tokenizer.encode, TEXTS))
 
 
 @pytest.mark.usefixtures("_no_memory_to_share")
-def test_a_system_without_memory_to_share(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_a_system_without_shared_memory(openai_tokenizer: GPT2Tokenizer) -> None:
     assert len(new_slot(4)) == 0
     found = openai_tokenizer.encode_batch(TEXTS, n_workers=2, settings=SMALL_JOBS)
     assert found == list(map(openai_tokenizer.encode, TEXTS))
@@ -156,9 +156,9 @@ def test_a_system_without_memory_to_share(openai_tokenizer: GPT2Tokenizer) -> No
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_a_script(tmp_path: Path, start_method: str) -> None:
-    """If processes are forked, as on Linux, it needs no main guard. If they are spawned, texts are sent to them."""
+    """A script needs a main guard only if processes are spawned. With fork, as on Linux, it needs none."""
     if start_method == "fork" and sys.platform != "linux":
-        pytest.skip("a script without a main guard is for Linux")
+        pytest.skip("a script without a main guard works on Linux only")
     script = tmp_path / "script.py"
     script.write_text(
         "from gpt_encoder import GPT2Tokenizer\n"

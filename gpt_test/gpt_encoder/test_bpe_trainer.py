@@ -1,4 +1,4 @@
-"""train_bpe: the merges are those of the rule, learned incrementally."""
+"""train_bpe: its incremental algorithm learns the same merges as a direct implementation of the rule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from gpt_test.conftest import TRAINING_TEXT
 
 
 def learn_plainly(tokenizer: GPT2Tokenizer, text: str, n_merges: int) -> list[tuple[int, int]]:
-    """Count all pairs anew for each merge; the highest count wins, of equals the lowest ids. End of text teaches nothing."""
+    """The merges by the literal rule: recount all pairs for each merge and merge the most frequent one.
+
+    Ties go to the pair with the lowest ids. `<|endoftext|>` splits the text and is not learned.
+    """
     byte_ids = {byte: token_id for token_id, byte in enumerate(CHARACTER_OF_BYTE)}
     pieces = [piece for part in text.split(EOT_TOKEN) for piece in tokenizer.split(part)]
     words = [[byte_ids[byte] for byte in piece.encode()] for piece in pieces]
@@ -46,7 +49,7 @@ def test_merges_are_those_of_the_rule(text: str) -> None:
     assert list(learned.merger.ranks) == expected
 
 
-def test_ids_are_laid_out_as_openais(small_tokenizer: GPT2Tokenizer, openai_tokenizer: GPT2Tokenizer) -> None:
+def test_ids_are_laid_out_as_in_openais_vocabulary(small_tokenizer: GPT2Tokenizer, openai_tokenizer: GPT2Tokenizer) -> None:
     assert all(small_tokenizer.token_bytes[i] == openai_tokenizer.token_bytes[i] for i in range(256))
     assert small_tokenizer.eot_token_id == small_tokenizer.vocab_size - 1 == 299
 
@@ -68,18 +71,18 @@ def test_special_tokens_are_boundaries() -> None:
     assert all(b"end" not in token for i, token in tokenizer.token_bytes.items() if i != tokenizer.eot_token_id)
 
 
-def test_too_little_text_is_said() -> None:
+def test_too_little_text_gives_a_warning() -> None:
     with pytest.warns(UserWarning, match="258 tokens only, not 4096"):
         assert train_bpe(["ab"], 4096).vocab_size == 258
 
 
 @pytest.mark.parametrize("vocab_size", [0, 256, "300", 300.0])
-def test_a_vocabulary_too_small_is_refused(vocab_size: object) -> None:
+def test_a_vocab_size_that_is_too_small_is_an_error(vocab_size: object) -> None:
     with pytest.raises(ConfigError, match="257 or more"):
         train_bpe(["a"], vocab_size)
 
 
-def test_wrong_input_is_refused() -> None:
+def test_wrong_input_is_an_error() -> None:
     with pytest.raises(InputTypeError, match="not bytes"):
         train_bpe([b"bytes"], 300)
     for special_tokens in ("<a>", None, 5, [1], [""], [["a"]]):
@@ -89,5 +92,5 @@ def test_wrong_input_is_refused() -> None:
         train_bpe(5, 300)
     with pytest.raises(ConfigError, match="twice"):
         train_bpe(["a"], 300, special_tokens=["x", "x"])
-    with pytest.raises(ConfigError, match="ordinary token too"):
+    with pytest.raises(ConfigError, match="is also an ordinary token"):
         train_bpe(["a"], 300, special_tokens=["a"])

@@ -1,4 +1,4 @@
-"""The merge loop: both algorithms against a plain reading of the rule, on the OpenAI merges and on merges of any shape."""
+"""BytePairMerger: both algorithms against a direct implementation of the rule, with OpenAI's and with arbitrary merges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpt_encoder.vocab_files import byte_token_ids
 
 
 def merge_plainly(ids: list[int], ranks: dict[tuple[int, int], int], merged_ids: list[int]) -> list[int]:
-    """Find the adjacent pair of lowest rank, replace all its occurrences from left to right, repeat."""
+    """The ids by the literal rule: replace all occurrences of the pair of lowest rank from left to right, and repeat."""
     while True:
         ranked = [ranks[pair] for pair in pairwise(ids) if pair in ranks]
         if not ranked:
@@ -33,14 +33,14 @@ def merge_plainly(ids: list[int], ranks: dict[tuple[int, int], int], merged_ids:
 
 @st.composite
 def merge_tables(draw: st.DrawFn) -> tuple[dict[tuple[int, int], int], list[int]]:
-    """Pairs over ids 0 to 3 and the ids they make, in any order of rank: also tables that no training would give.
+    """Ranks and merged ids over the byte ids 0 to 3, in any order of rank, also tables that no training produces.
 
-    Several pairs may make the same id, as in vocabularies where two merges spell one token.
+    Several pairs may make the same id, as in vocabularies in which two merges make one token.
     """
     n = draw(st.integers(0, 12))
     pairs = draw(st.lists(st.tuples(st.integers(0, 3 + n), st.integers(0, 3 + n)), min_size=n, max_size=n, unique=True))
     new_ids = draw(st.lists(st.integers(4, 4 + n), min_size=n, max_size=n))
-    kept = [place for place in range(n) if new_ids[place] not in pairs[place]]  # tokens only grow
+    kept = [place for place in range(n) if new_ids[place] not in pairs[place]]  # a merged token is longer than both
     pairs, new_ids, n = [pairs[place] for place in kept], [new_ids[place] for place in kept], len(kept)
     ranks = draw(st.permutations(range(n)))
     merged_ids = [0] * n
@@ -51,8 +51,8 @@ def merge_tables(draw: st.DrawFn) -> tuple[dict[tuple[int, int], int], list[int]
 
 @given(merge_tables(), st.lists(st.integers(0, 3), max_size=60))
 @settings(max_examples=400)
-@example(({(0, 0): 0, (1, 1): 1, (4, 4): 2}, [4, 4, 5]), [1, 1, 0, 0, 0, 0])  # positions come in the wrong order
-@example(({(3, 3): 0, (1, 0): 1, (4, 0): 2}, [3, 3, 4]), [1, 0, 0, 1, 0, 1, 0, 1, 0])  # one rank comes up twice
+@example(({(0, 0): 0, (1, 1): 1, (4, 4): 2}, [4, 4, 5]), [1, 1, 0, 0, 0, 0])  # positions are added in the wrong order
+@example(({(3, 3): 0, (1, 0): 1, (4, 0): 2}, [3, 3, 4]), [1, 0, 0, 1, 0, 1, 0, 1, 0])  # one rank becomes the lowest twice
 def test_both_algorithms_follow_the_rule(table, ids: list[int]) -> None:
     merger = BytePairMerger(*table)
     expected = merge_plainly(ids, *table)
@@ -77,10 +77,10 @@ def test_the_input_is_not_changed(openai_tokenizer: GPT2Tokenizer) -> None:
 
 
 def test_every_token_is_made_by_its_own_merge(openai_tokenizer: GPT2Tokenizer) -> None:
-    """Why merging pairs gives tiktoken's ids, which merges any neighbours whose bytes join to a token.
+    """The reason why this rule and tiktoken's give the same ids. tiktoken merges any neighbours whose bytes form a token.
 
-    If the bytes of every token, on their own, merge to that token, then neighbours that join to a token were never
-    anything but its recorded pair when that token's rank came up; so both rules do the same merges in the same order.
+    The test shows that the bytes of each token alone merge to that token. So when the rank of a token is the lowest, two
+    neighbours that form the token are always its recorded pair. Both rules then do the same merges in the same order.
     """
     byte_ids, merger = byte_token_ids(openai_tokenizer.vocabulary.token_ids), openai_tokenizer.merger
     for token_id, token in openai_tokenizer.token_bytes.items():
@@ -89,8 +89,8 @@ def test_every_token_is_made_by_its_own_merge(openai_tokenizer: GPT2Tokenizer) -
 
 
 @pytest.mark.parametrize("text", ["a", "ab", "^", "the ", "\U0001f999", "zqxj"])
-def test_time_grows_with_length_and_not_with_its_square(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
-    """Ten times the text takes about ten times as long; were it quadratic, a hundred times."""
+def test_time_is_not_quadratic_in_the_length(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    """Ten times the text takes about ten times as long. With a quadratic algorithm it would take a hundred times as long."""
     byte_ids, merge = byte_token_ids(openai_tokenizer.vocabulary.token_ids), openai_tokenizer.merger.merge
 
     def seconds(n_bytes: int) -> float:

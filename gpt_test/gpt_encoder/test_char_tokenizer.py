@@ -1,4 +1,4 @@
-"""CharTokenizer: the same interface, one token a character."""
+"""CharTokenizer: one token per character, with the interface of Tokenizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_special_tokens_and_tensors() -> None:
     assert tokenizer.encode("to", return_tensors="pt").shape == (1, 2)
 
 
-def test_an_unknown_character_is_named() -> None:
+def test_the_error_names_an_unknown_character() -> None:
     with pytest.raises(InputError, match=r"'é' \(U\+00E9\) is not among the 3"):
         CharTokenizer.from_texts("abc").encode("cabé")
     with pytest.raises(InputTypeError):
@@ -44,13 +44,13 @@ def test_an_unknown_character_is_named() -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "[1]", '["ab"]', '["\\ud800"]', "[", ""])
-def test_broken_files_are_refused(content: str, tmp_path: Path) -> None:
+def test_broken_files_are_errors(content: str, tmp_path: Path) -> None:
     (tmp_path / "char_vocab.json").write_text(content)
     with pytest.raises(VocabularyError):
         load_tokenizer(tmp_path)
 
 
-def test_wrong_types_are_refused() -> None:
+def test_wrong_types_are_errors() -> None:
     for characters in (["a", 1], [["a"]], ["ab"], []):
         with pytest.raises(VocabularyError):
             CharTokenizer(characters)

@@ -1,4 +1,4 @@
-"""The cut into chunks never changes the ids: any text, any block length, cold or warm, against the pieces one by one."""
+"""ChunkCache: the ids equal those of each piece encoded alone, for any text and block length, before and after caching."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpt_encoder import GPT2Tokenizer, train_bpe
 from gpt_encoder.chunk_cache import CHUNK_PATTERN, CacheLimits, ChunkCache, is_plain
 
-# What the cut depends on: all kinds of spaces, the separators that only `re` takes for spaces, contractions, scripts.
+# Characters that the cuts depend on: spaces of all kinds, separators that are spaces only for `re`, contractions, scripts.
 TRICKY = " \n\n\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u2028\u3000'sdlvre.a1Ⅷé字\u0301\u200d\U0001f999\x00"
 tricky_text = st.text(st.sampled_from(TRICKY), max_size=40)
 spaces_and_letters = st.text(st.sampled_from("  \n\na."), max_size=60)
@@ -19,7 +19,7 @@ spaces_and_letters = st.text(st.sampled_from("  \n\na."), max_size=60)
 
 @pytest.fixture(scope="module")
 def tricky_tokenizer() -> GPT2Tokenizer:
-    """Its tokens join spaces, separators and letters wherever the pattern lets them, so a wrong cut changes ids."""
+    """A tokenizer whose tokens join spaces, separators and letters as the pattern allows, so a wrong cut changes ids."""
     generator = random.Random(0)
     return train_bpe(["".join(generator.choices(TRICKY, k=20_000)), "".join(generator.choices(" \n.a\x1c", k=20_000))], 1500)
 
@@ -36,26 +36,26 @@ def test_blocks_and_chunks_never_change_the_ids(tricky_tokenizer: GPT2Tokenizer,
     tokenizer = tricky_tokenizer
     cache = ChunkCache(tokenizer.split, tokenizer.merge_piece, CacheLimits(block_length=block_length))
     expected = by_pieces(tokenizer, text)
-    assert cache.encode(text) == expected  # cold
-    assert cache.encode(text) == expected  # warm
+    assert cache.encode(text) == expected  # with an empty cache
+    assert cache.encode(text) == expected  # with a filled cache
 
 
 @given(tricky_text | spaces_and_letters | st.text())
 @example(".\x1c.")
-def test_to_split_chunks_is_to_split_the_text(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+def test_chunks_split_into_the_pieces_of_the_text(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
     chunks = CHUNK_PATTERN.findall(text)
     assert [piece for chunk in chunks for piece in openai_tokenizer.split(chunk)] == openai_tokenizer.split(text)
 
 
 @given(tricky_text | st.text())
-def test_a_piece_on_its_own_is_one_piece(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
-    """So chunks and pieces can share one table."""
+def test_a_piece_split_again_stays_one_piece(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    """Therefore chunks and pieces can share one table."""
     for piece in openai_tokenizer.split(text):
         assert openai_tokenizer.split(piece) == [piece]
 
 
 def test_prose_takes_the_fast_path_and_code_the_other(openai_tokenizer: GPT2Tokenizer) -> None:
-    """Without this, a mistake could turn the fast path off and every other test would still pass."""
+    """All other tests would pass if a mistake disabled the fast path."""
     plain = " The cat sat.\n\nIt was late\nand dark"
     assert is_plain(plain) and is_plain(plain + "é") and is_plain(" a\x1cb")
     for text in (

@@ -1,4 +1,4 @@
-"""StreamDecoder: pieces that join to the whole, and never half a character."""
+"""StreamDecoder: its pieces join to the decoded text, and no piece contains an incomplete character."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_valid_text_never_shows_a_replacement(openai_tokenizer: GPT2Tokenizer, t
     assert shown == text and stream.flush() == ""
 
 
-def test_an_open_character_is_held_back(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_an_incomplete_character_is_held_back(openai_tokenizer: GPT2Tokenizer) -> None:
     stream = StreamDecoder(openai_tokenizer)
     first, *_ = openai_tokenizer.encode("🦙")
     assert stream.push(first) == ""
@@ -32,7 +32,7 @@ def test_an_open_character_is_held_back(openai_tokenizer: GPT2Tokenizer) -> None
     assert stream.push(openai_tokenizer.encode("a")[0]) == "a"  # ready for the next text
 
 
-def test_characters_stream_too() -> None:
+def test_a_char_tokenizer_can_be_streamed() -> None:
     tokenizer = CharTokenizer.from_texts(["añ🦙"])
     stream = StreamDecoder(tokenizer)
     assert [stream.push(token) for token in tokenizer.encode("🦙ña")] == ["🦙", "ñ", "a"]

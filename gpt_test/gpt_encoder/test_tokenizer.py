@@ -1,4 +1,4 @@
-"""GPT2Tokenizer against tiktoken: the same ids for every string."""
+"""GPT2Tokenizer: the same ids and texts as tiktoken for every string; errors; pickling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpt_config import GPT2Error, InputError, InputTypeError
 from gpt_encoder import GPT2Tokenizer, train_bpe
 from gpt_test.conftest import TRAINING_TEXT
 
-any_text = st.text(st.characters(exclude_categories=[]), max_size=80)  # every code point, surrogates too
+any_text = st.text(st.characters(exclude_categories=[]), max_size=80)  # every code point, including surrogates
 mixed_text = st.lists(
     st.sampled_from(
         ["Hello", " world", "don't", "DON'T", "  ", "\n\n", "\t", "\x00", "\x1c", "é", "e\u0301", "中文", "עברית", "हिन्दी",
@@ -35,8 +35,8 @@ mixed_text = st.lists(
 
 
 @given(any_text | mixed_text | st.text(max_size=200))
-@example("\ud83e\udd99")  # a pair of surrogates spells a llama
-@example("\udd99\ud83e a \ud83e")  # lone ones do not
+@example("\ud83e\udd99")  # a pair of surrogates that encodes a llama
+@example("\udd99\ud83e a \ud83e")  # lone surrogates
 @example("\ufeffa")
 def test_ids_equal_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, text: str) -> None:
     assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode(text, disallowed_special=())
@@ -44,7 +44,7 @@ def test_ids_equal_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, text
 
 
 def test_every_code_point_equals_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2) -> None:
-    for first in (*range(0, 0x40000, 0x1000), *range(0xE0000, 0x110000, 0x1000)):  # between them there is nothing
+    for first in (*range(0, 0x40000, 0x1000), *range(0xE0000, 0x110000, 0x1000)):  # no code points between them are assigned
         text = "".join(f"{chr(point)} {chr(point)}a" for point in range(first, first + 0x1000))
         assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode_ordinary(text), hex(first)
 
@@ -70,7 +70,7 @@ LONG_TEXTS = {
 
 @pytest.mark.parametrize("kind", [*LONG_TEXTS, "bytes as UTF-8"])
 def test_long_texts_equal_tiktoken(tiktoken_gpt2, kind: str) -> None:
-    """Long enough for everything that is prepared only for long texts; a new tokenizer, then the same again."""
+    """The texts are long enough for the arrays. Each is encoded with a new tokenizer, then again with filled caches."""
     generator = random.Random(0)
     if kind == "bytes as UTF-8":
         text = generator.randbytes(120_000).decode("utf-8", errors="replace")
@@ -86,11 +86,10 @@ def test_long_texts_equal_tiktoken(tiktoken_gpt2, kind: str) -> None:
 
 @pytest.mark.parametrize("text", ["a", "^", " ", "\n", "ab", " a", "=", "\x00", "字", "🦙", " \n"])
 def test_a_million_repeats_take_under_two_seconds(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
-    """And the ids are right: the tokens of a long run are those of a shorter one with more of the same in the middle."""
+    """Two seconds per million bytes are promised. The test allows ten for a slow machine; a quadratic loop takes hours."""
     long_text = (text * 1_000_000)[:1_000_000]
     began = time.perf_counter()
     ids = openai_tokenizer.encode(long_text)
-    # Two seconds for a million bytes is the promise; ten leave room for a slow machine, a quadratic loop takes hours.
     assert time.perf_counter() - began < 10 * len(text.encode()) / len(text)
     assert openai_tokenizer.decode(ids) == long_text
 
@@ -102,13 +101,13 @@ def test_long_runs_equal_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2
 
 
 @given(any_text | mixed_text)
-def test_decode_gives_the_text_back(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
-    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert openai_tokenizer.decode(openai_tokenizer.encode(text)) == mended
+def test_decode_inverts_encode(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    without_surrogates = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert openai_tokenizer.decode(openai_tokenizer.encode(text)) == without_surrogates
 
 
 @given(st.lists(st.integers(0, 50256), max_size=30))
-def test_any_ids_decode_as_tiktoken_does(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, ids: list[int]) -> None:
+def test_any_ids_decode_as_in_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, ids: list[int]) -> None:
     assert openai_tokenizer.decode(ids) == tiktoken_gpt2.decode(ids)
     assert openai_tokenizer.decode_bytes(ids) == tiktoken_gpt2.decode_bytes(ids)
 
@@ -116,7 +115,7 @@ def test_any_ids_decode_as_tiktoken_does(openai_tokenizer: GPT2Tokenizer, tiktok
 def test_known_ids(openai_tokenizer: GPT2Tokenizer) -> None:
     encode = openai_tokenizer.encode
     assert encode("Hello world") == [15496, 995]
-    assert encode(" gazed") == [50255]  # the last merge of the file; with one merge less it is [308, 13865]
+    assert encode(" gazed") == [50255]  # the last merge of the file; without it the ids are [308, 13865]
     assert encode("") == []
     assert openai_tokenizer.vocab_size == 50257
     assert openai_tokenizer.eot_token_id == 50256
@@ -140,7 +139,7 @@ def test_special_tokens_only_when_allowed(openai_tokenizer: GPT2Tokenizer) -> No
     assert openai_tokenizer.decode([64, 50256, 65]) == text
 
 
-def test_overlapping_special_tokens_take_the_longest(tmp_path: Path) -> None:
+def test_of_overlapping_special_tokens_the_longest_is_taken(tmp_path: Path) -> None:
     tokenizer = train_bpe([TRAINING_TEXT], 260, special_tokens=["<|a|>", "<|a|>x"])
     assert tokenizer.encode("<|a|>x<|a|>", allowed_special="all") == [259, 258]
 
@@ -155,14 +154,14 @@ def test_return_tensors(openai_tokenizer: GPT2Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", [None, 5, b"bytes", ["a"], 1.5])
-def test_what_is_not_text_is_refused(openai_tokenizer: GPT2Tokenizer, text: object) -> None:
+def test_encode_accepts_only_str(openai_tokenizer: GPT2Tokenizer, text: object) -> None:
     with pytest.raises(InputTypeError, match=f"not {type(text).__name__}") as caught:
         openai_tokenizer.encode(text)
     assert isinstance(caught.value, TypeError)
 
 
 @pytest.mark.parametrize("ids", [[50257], [-1], [1, 10**20], [0.5], ["a"], [None], [[1], [2]], [[]]])
-def test_ids_out_of_range_are_named(openai_tokenizer: GPT2Tokenizer, ids: list) -> None:
+def test_invalid_ids_are_errors(openai_tokenizer: GPT2Tokenizer, ids: list) -> None:
     if ids == [[]]:
         assert openai_tokenizer.decode(ids) == ""  # a batch of one empty row
         return
@@ -170,15 +169,15 @@ def test_ids_out_of_range_are_named(openai_tokenizer: GPT2Tokenizer, ids: list) 
         openai_tokenizer.decode(ids)
 
 
-def test_ids_far_below_zero_are_refused(openai_tokenizer: GPT2Tokenizer) -> None:
-    """Ids are looked up in a list, which would take a negative one for a place from its end."""
+def test_negative_ids_are_errors(openai_tokenizer: GPT2Tokenizer) -> None:
+    """Ids are looked up in an array, in which a negative index counts from the end."""
     for wrong in (-1, -50256, -50257, -50258, -100_000, -(2**40)):
         with pytest.raises(InputError, match=rf"token id {wrong} is not"):
             openai_tokenizer.decode([1] * 3000 + [wrong] + [1] * 3000)
 
 
-def test_ids_need_not_be_without_gaps() -> None:
-    """Vocabularies of other models leave ids out, or put a token far behind all others."""
+def test_ids_may_have_gaps() -> None:
+    """Vocabularies of other models skip ids, or have a token with an id far above all others."""
     small = train_bpe([TRAINING_TEXT], 280)
     for far in (5000, 10**9):
         vocabulary = replace(
@@ -192,7 +191,7 @@ def test_ids_need_not_be_without_gaps() -> None:
 
 
 def test_long_texts_need_no_numpy(tmp_path: Path) -> None:
-    """They are only slower without it."""
+    """NumPy only makes them faster."""
     code = (
         "import sys; sys.modules['numpy'] = None\n"
         "from gpt_encoder import GPT2Tokenizer\n"
@@ -207,7 +206,7 @@ def test_long_texts_need_no_numpy(tmp_path: Path) -> None:
     assert result.stdout == "True\n"
 
 
-def test_a_pickled_tokenizer_is_the_same_without_its_memory(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_a_pickled_tokenizer_does_not_contain_the_caches(openai_tokenizer: GPT2Tokenizer) -> None:
     openai_tokenizer.encode(TRAINING_TEXT)
     pickled = pickle.dumps(openai_tokenizer)
     assert len(pickled) < 4_000_000
@@ -226,24 +225,24 @@ def test_special_tokens_may_come_from_a_generator(openai_tokenizer: GPT2Tokenize
 @pytest.mark.parametrize("arguments", [{"allowed_special": "<|endoftext|>"}, {"allowed_special": None},
                                        {"allowed_special": 5}, {"allowed_special": [["a"]]}, {"allowed_special": {"<x>"}},
                                        {"return_tensors": "np"}])  # fmt: skip
-def test_wrong_options_are_refused(openai_tokenizer: GPT2Tokenizer, arguments: dict) -> None:
+def test_wrong_options_are_errors(openai_tokenizer: GPT2Tokenizer, arguments: dict) -> None:
     with pytest.raises(GPT2Error):
         openai_tokenizer.encode("a", **arguments)
 
 
-def test_tokens_of_a_tensor_one_by_one(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_decode_accepts_a_list_of_tensor_elements(openai_tokenizer: GPT2Tokenizer) -> None:
     assert openai_tokenizer.decode(list(torch.tensor([15496, 995]))) == "Hello world"
     with pytest.raises(InputError, match="token id 50257"):
         openai_tokenizer.decode(list(torch.tensor([50257])))
 
 
-def test_a_special_token_spelled_with_surrogates_is_found() -> None:
+def test_a_special_token_spelled_with_surrogates_is_recognized() -> None:
     tokenizer = train_bpe([TRAINING_TEXT], 260, special_tokens=["<🦙>"])
     assert tokenizer.encode("<\ud83e\udd99>", allowed_special="all") == [259]
 
 
-def test_both_kinds_of_whitespace_are_what_the_cut_takes_them_for() -> None:
-    """`\\s` of `re` without U+001C to U+001F is `\\s` of `regex`, and of all spaces only the blank is printable."""
+def test_the_assumptions_of_chunk_cache_about_spaces() -> None:
+    """`\\s` of `re` without U+001C to U+001F is `\\s` of `regex`, and the blank is the only printable space."""
     import re
 
     import regex

@@ -1,4 +1,4 @@
-"""Vocabulary files: every format gives the same tokenizer, and what is broken or not GPT-2's is refused by name."""
+"""Vocabulary files: every format gives the same tokenizer; broken files and other tokenizers' files are errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_published_names_need_no_files(name: str, openai_tokenizer: GPT2Tokenize
     assert_equal_ids(GPT2Tokenizer.from_pretrained(name), openai_tokenizer)
 
 
-def test_the_last_merge_counts_with_and_without_a_line_end(tmp_path: Path) -> None:
+def test_the_last_merge_is_read_with_and_without_a_line_end(tmp_path: Path) -> None:
     shutil.copy(SHIPPED / "encoder.json", tmp_path / "vocab.json")
     merges = (SHIPPED / "vocab.bpe").read_bytes()
     for content in (merges, merges.rstrip(b"\n"), merges.replace(b"\n", b"\r\n"), merges.removeprefix(b"#version: 0.2\n")):
@@ -58,7 +58,7 @@ def test_the_last_merge_counts_with_and_without_a_line_end(tmp_path: Path) -> No
         assert GPT2Tokenizer.from_pretrained(tmp_path).encode(" gazed") == [50255]
 
 
-def test_transformers_saves_what_we_read(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_files_saved_by_transformers_can_be_read(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     small_tokenizer.save_pretrained(tmp_path / "ours")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
@@ -71,7 +71,7 @@ def test_transformers_saves_what_we_read(small_tokenizer: GPT2Tokenizer, tmp_pat
     assert padded.encode("a[PAD]", allowed_special="all") == theirs.encode("a[PAD]")
 
 
-def test_transformers_and_tokenizers_read_what_we_save(openai_tokenizer, small_tokenizer, tmp_path: Path) -> None:
+def test_transformers_and_tokenizers_read_our_files(openai_tokenizer, small_tokenizer, tmp_path: Path) -> None:
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     for ours, folder in ((openai_tokenizer, tmp_path / "openai"), (small_tokenizer, tmp_path / "small")):
         ours.save_pretrained(folder)
@@ -81,13 +81,13 @@ def test_transformers_and_tokenizers_read_what_we_save(openai_tokenizer, small_t
         ]
         for read in readers:
             for text in SAMPLES:
-                assert read(text) == ours.encode(text, allowed_special="all")  # theirs always allow it
+                assert read(text) == ours.encode(text, allowed_special="all")  # they always allow special tokens
         plain = tokenizers.ByteLevelBPETokenizer.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
         for text in SAMPLES:
             assert plain.encode(text).ids == ours.encode(text)
 
 
-def test_added_tokens_beside_vocab_json(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_added_tokens_json_is_read_with_vocab_json(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "added_tokens.json").write_text('{"<|pad|>": 300}')
@@ -123,28 +123,28 @@ def only_vocab_json(content: str | None = None, merges: str | None = None) -> Ca
     [
         (only_vocab_json("{}"), "vocabulary is empty"),
         (only_vocab_json("{"), "not valid JSON"),
-        (only_vocab_json("[]"), "must hold a JSON object"),
+        (only_vocab_json("[]"), "must contain a JSON object"),
         (only_vocab_json('{"a": 0}'), "lacks 255 of the 256 byte tokens"),
         (only_vocab_json('{"a": "0"}'), "has the id '0'"),
-        (only_vocab_json('{"a": 4294967296}'), "has the id 4294967296"),
+        (only_vocab_json('{"a": 4294967296}'), "has the id 4294967296: ids must be whole numbers from 0 to 4294967295"),
         (only_vocab_json(merges="#version: 0.2\nz q\n"), "need the token 'zq'"),
         (only_vocab_json(merges="a b c\n"), "must be two tokens"),
         (lambda folder: (folder / "tokenizer.json").write_text(""), "not valid JSON"),
-        (edit_json("tokenizer.json", lambda c: c["model"].update(type="WordPiece")), "does not hold a BPE model"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(type="WordPiece")), "does not contain a BPE model"),
         (edit_json("tokenizer.json", lambda c: c["model"].update(vocab={})), "vocabulary is empty"),
         (edit_json("tokenizer.json", lambda c: c["model"].update(merges=[["a"]])), "must be two tokens"),
         (edit_json("tokenizer.json", lambda c: c["model"].update(merges=None)), "no list of merges"),
-        (edit_json("tokenizer.json", lambda c: c["model"].update(dropout=0.1)), "dropout=0.1"),
+        (edit_json("tokenizer.json", lambda c: c["model"].update(dropout=0.1)), "model has dropout=0.1, not None"),
         (edit_json("tokenizer.json", lambda c: c["model"].update(byte_fallback=True)), "byte_fallback=True"),
         (edit_json("tokenizer.json", lambda c: c.update(normalizer={"type": "NFC"})), "normalizer"),
         (edit_json("tokenizer.json", lambda c: c.update(pre_tokenizer=None)), "not GPT-2's ByteLevel"),
         (edit_json("tokenizer.json", lambda c: c["pre_tokenizer"].update(add_prefix_space=True)), "add_prefix_space=True"),
         (edit_json("tokenizer.json", lambda c: c["pre_tokenizer"].update(use_regex=False)), "use_regex=False"),
-        (edit_json("tokenizer.json", lambda c: c.update(added_tokens=[{"id": 1}])), "needs an id and its content"),
+        (edit_json("tokenizer.json", lambda c: c.update(added_tokens=[{"id": 1}])), "needs an id and a content"),
         (edit_json("tokenizer_config.json", lambda c: c.update(add_prefix_space=True)), "add_prefix_space"),
     ],
 )  # fmt: skip
-def test_broken_files_are_refused(break_it, message: str, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_broken_files_are_errors(break_it, message: str, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     break_it(tmp_path)
     with pytest.raises(VocabularyError, match=message) as caught:
@@ -152,7 +152,7 @@ def test_broken_files_are_refused(break_it, message: str, small_tokenizer: GPT2T
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(VocabularyError, match="has no tokenizer files"):
         load_tokenizer(tmp_path)
     with pytest.raises(ModelNotFoundError):
@@ -161,7 +161,7 @@ def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
         load_tokenizer(5)
 
 
-def test_saving_over_another_tokenizer_leaves_none_of_its_files(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_saving_removes_the_files_of_another_tokenizer(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     characters = CharTokenizer.from_texts("abc")
     (tmp_path / "added_tokens.json").write_text('{"<|stale|>": 9}')
     for tokenizer in (small_tokenizer, characters, small_tokenizer):
@@ -181,13 +181,16 @@ def add_beside(name: str, content: object) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (add_token(id=300, content="the", special=False), "'the' is not special, so it would be cut out of ordinary text"),
+        (
+            add_token(id=300, content="the", special=False),
+            "'the' is not special, so it would change the ids of ordinary text",
+        ),
         (add_token(id=300, content="<x>"), "'<x>' is not special"),
-        (add_token(id=64, content="<x>", special=True), "'<x>' has the id 64, which is that of 'a'"),
-        (add_token(id=300, content="a", special=True), "'a' has the id 300 here and 64 there"),
+        (add_token(id=64, content="<x>", special=True), "'<x>' has the id 64, which 'a' has too"),
+        (add_token(id=300, content="a", special=True), "'a' has the id 300, but 64 in the vocabulary"),
         (add_token(id=300, content="", special=True), "at least one character"),
         (add_token(id=300, content="\ud800", special=True), "without surrogates"),
-        (add_token(id=300, content=5, special=True), "needs an id and its content"),
+        (add_token(id=300, content=5, special=True), "needs an id and a content"),
         (add_token(id="x", content="<x>", special=True), "has the id 'x'"),
         (add_beside("added_tokens.json", {"the": 300}), "'the' is not special"),
         (
@@ -197,22 +200,22 @@ def add_beside(name: str, content: object) -> Callable[[Path], object]:
         (edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder=[1])), "must map ids to tokens"),
     ],
 )
-def test_added_tokens_that_would_change_ordinary_ids_are_refused(edit, message, small_tokenizer, tmp_path: Path) -> None:
+def test_added_tokens_that_would_change_ordinary_ids_are_errors(edit, message, small_tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     edit(tmp_path)
     with pytest.raises(VocabularyError, match=message):
         GPT2Tokenizer.from_pretrained(tmp_path)
 
 
-def test_added_special_tokens_beside_tokenizer_json_are_read(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_added_tokens_json_is_read_with_tokenizer_json(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     add_beside("added_tokens.json", {"[PAD]": 300})(tmp_path)
     add_beside("special_tokens_map.json", {"pad_token": {"content": "[PAD]"}})(tmp_path)
     assert load_tokenizer(tmp_path).special_tokens == {"<|endoftext|>": 299, "[PAD]": 300}
 
 
-def test_a_tokenizer_json_as_the_hub_has_it(openai_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
-    """The file of openai-community/gpt2 is of 2021: no type, merges as text, no use_regex, a ByteLevel post-processor."""
+def test_the_tokenizer_json_on_the_hub(openai_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    """The file of openai-community/gpt2 is from 2021: no type, merges as text, no use_regex, a ByteLevel post-processor."""
 
     def make_old(content: dict) -> None:
         model = content["model"]
@@ -229,23 +232,23 @@ def test_a_tokenizer_json_as_the_hub_has_it(openai_tokenizer: GPT2Tokenizer, tmp
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_added_tokens_that_take_more_than_their_text_are_refused(flag: str, small_tokenizer, tmp_path: Path) -> None:
+def test_added_tokens_that_match_more_than_their_text_are_errors(flag: str, small_tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     add_token(id=300, content="<x>", special=True, **{flag: True})(tmp_path)
-    with pytest.raises(VocabularyError, match="'<x>' takes blanks or whole words with it"):
+    with pytest.raises(VocabularyError, match="'<x>' has lstrip, rstrip or single_word"):
         GPT2Tokenizer.from_pretrained(tmp_path)
 
 
-def test_merges_cut_short_are_refused(tmp_path: Path) -> None:
+def test_truncated_merges_are_an_error(tmp_path: Path) -> None:
     shutil.copy(SHIPPED / "encoder.json", tmp_path / "vocab.json")
     lines = (SHIPPED / "vocab.bpe").read_text(encoding="utf-8").split("\n")
     for kept in (0, 1, 20_000, 49_000):
         (tmp_path / "merges.txt").write_text("\n".join(lines[:kept]), encoding="utf-8")
-        with pytest.raises(VocabularyError, match="the merges are cut short"):
+        with pytest.raises(VocabularyError, match="the merges are truncated"):
             GPT2Tokenizer.from_pretrained(tmp_path)
 
 
-def test_two_tokens_with_one_id_are_refused(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_two_tokens_with_the_same_id_are_an_error(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     edit_json("tokenizer.json", lambda content: content["model"]["vocab"].update({"th": 64, "he": 64}))(tmp_path)
     with pytest.raises(VocabularyError, match="both have the id 64"):
@@ -256,7 +259,7 @@ def test_a_published_name_may_be_a_path(openai_tokenizer: GPT2Tokenizer) -> None
     assert_equal_ids(GPT2Tokenizer.from_pretrained(Path("gpt2")), openai_tokenizer)
 
 
-def test_a_byte_order_mark_does_not_matter(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     for name in ("vocab.json", "merges.txt"):
@@ -264,8 +267,8 @@ def test_a_byte_order_mark_does_not_matter(small_tokenizer: GPT2Tokenizer, tmp_p
     assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), small_tokenizer)
 
 
-def test_a_token_outside_the_alphabet_is_its_text_as_in_tokenizers() -> None:
-    """U+00AD, U+007F and blanks are no characters of the alphabet, though Latin-1 has them."""
+def test_a_token_outside_the_alphabet_decodes_to_its_text_as_in_tokenizers() -> None:
+    """U+00AD, U+007F and blanks are in Latin-1 but not in the alphabet."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed (pip install '.[test]')")
     token_ids = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
     odd = ["a\xadb", "\xa0", "x y", "\x7f", "é\xad", "Ġé", "日"]

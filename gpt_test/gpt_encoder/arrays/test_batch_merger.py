@@ -1,4 +1,4 @@
-"""Many pieces merged at once against one at a time, and against a plain reading of the rule."""
+"""BatchMerger: the same ids as BytePairMerger and as a direct implementation of the rule."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def merge_many(merger: BatchMerger, pieces: list[bytes]) -> list[list[int]]:
 
 @given(merge_tables(), st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=31), min_size=1, max_size=6))
 @settings(max_examples=400)
-def test_merges_of_any_shape(table, rows: list[list[int]]) -> None:
+def test_arbitrary_merges(table, rows: list[list[int]]) -> None:
     merger = BatchMerger.of(*table, byte_ids=[0, 1, 2, 3, *range(1000, 1252)])
     if merger is not None:
         assert merge_many(merger, list(map(bytes, rows))) == [merge_plainly(row, *table) for row in rows]
 
 
-def test_an_order_that_no_one_learned_is_told() -> None:
-    """In it a pair of the new id comes before the others of the rank that made it: 0 1 0 1 gives 5, not 4 4."""
+def test_an_order_that_no_training_produces_is_not_supported() -> None:
+    """A pair with the new id ranks before the rank that made it: merging one pair at a time gives 5 for 0 1 0 1, not 4 4."""
     ranks, merged_ids = {(0, 1): 1, (4, 0): 0}, [5, 4]
     assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, *range(1000, 1254)]) is None
     assert BatchMerger.of({(0, 1): 0, (4, 0): 1}, [4, 5], byte_ids=[0, 1, *range(1000, 1254)]) is not None
 
 
-def test_such_an_order_is_told_by_the_right_id_too() -> None:
-    """Here 2 0 1 0 1 gives 5 4, not 6 1."""
+def test_such_an_order_is_recognized_by_the_right_id_too() -> None:
+    """The rule gives 5 4 for 2 0 1 0 1; merging one pair at a time gives 6 1."""
     ranks, merged_ids = {(2, 4): 0, (5, 0): 1, (0, 1): 2}, [5, 6, 4]
     assert merge_plainly([2, 0, 1, 0, 1], ranks, merged_ids) == [5, 4]
     assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, 2, *range(1000, 1253)]) is None
 
 
-@pytest.mark.parametrize("odd", [1 << 20, 1 << 33, -1, 0.5])
-def test_ids_that_no_table_could_have_are_told(odd: int) -> None:
-    for ranks, merged_ids, last in (({(0, 1): 0}, [odd], 2), ({(0, odd): 0}, [5], 2), ({(0, 1): 0}, [5], odd)):
+@pytest.mark.parametrize("wrong", [1 << 20, 1 << 33, -1, 0.5])
+def test_ids_that_do_not_fit_into_the_tables_are_not_supported(wrong: float) -> None:
+    for ranks, merged_ids, last in (({(0, 1): 0}, [wrong], 2), ({(0, wrong): 0}, [5], 2), ({(0, 1): 0}, [5], wrong)):
         assert BatchMerger.of(ranks, merged_ids, byte_ids=[0, 1, *range(1000, 1253), last]) is None
 
 
-def test_the_largest_id_and_bytes_of_one_id() -> None:
+def test_the_largest_supported_id_and_two_bytes_with_the_same_id() -> None:
     far = 1 << 20
     assert BatchMerger.of({(0, 1): 0}, [far - 1], byte_ids=[0, 1, *range(1000, 1254)]).n_ids == far
     assert BatchMerger.of({(0, 1): 0}, [5], byte_ids=[0, 1, 1, *range(1000, 1253)]) is None

@@ -1,4 +1,4 @@
-"""Cuts between characters: never where a token could be, and nearly everywhere else."""
+"""CharacterCuts: no cut where a token may span two characters, and cuts nearly everywhere else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_cut(cuts: CharacterCuts, front: str, back: str) -> bool:
 
 
 def joins(token: bytes, front: str, back: str) -> bool:
-    """Whether `token` could lie across the place between two characters: it holds some bytes of both, in a row."""
+    """Whether `token` may span the two characters: it contains adjacent bytes of both."""
     both, place = (front + back).encode(), len(front.encode())
     for start in range(place):
         for end in range(place + 1, len(both) + 1):
@@ -43,8 +43,8 @@ pairs_of_bytes = st.tuples(st.sampled_from(CHARACTERS), st.sampled_from(CHARACTE
 
 
 @given(st.lists(st.tuples(pairs_of_bytes, st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=4))
-def test_no_cut_where_a_token_could_be(some: list[tuple[bytes, int, int]]) -> None:
-    """Tokens of two characters and of parts of them."""
+def test_no_cut_where_a_token_may_span_two_characters(some: list[tuple[bytes, int, int]]) -> None:
+    """The tokens are the bytes of two characters, or a part of them."""
     tokens = [data[first : len(data) - last] for data, first, last in some if len(data) - last - first > 1]
     cuts = CharacterCuts(tokens)
     for front, back in product(CHARACTERS, repeat=2):
@@ -53,16 +53,16 @@ def test_no_cut_where_a_token_could_be(some: list[tuple[bytes, int, int]]) -> No
 
 
 @pytest.mark.parametrize(("front", "back", "cut"), [
-    ("a", "b", False), ("1", " ", False),  # ASCII is left whole
-    ("龍", "喚", False), (" ", "é", False), ("\u30bc", "\u30a6", False),  # tokens have them
+    ("a", "b", False), ("1", " ", False),  # ASCII text is not cut
+    ("龍", "喚", False), (" ", "é", False), ("\u30bc", "\u30a6", False),  # tokens span these
     ("人", "一", True), ("\u0e01", "\u0e02", True), ("a", "人", True), ("人", " ", True),
-    ("🦙", "人", False), ("人", "🦙", False),  # nothing is known beyond the basic plane
+    ("🦙", "人", False), ("人", "🦙", False),  # no cuts beside characters beyond the basic plane
 ])  # fmt: skip
 def test_openais_tokens(openai_tokenizer: GPT2Tokenizer, front: str, back: str, cut: bool) -> None:
     assert is_cut(CharacterCuts(tokens_beyond_ascii(openai_tokenizer.vocabulary.token_ids)), front, back) == cut
 
 
-def test_merges_beyond_ascii_are_all_given(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_tokens_beyond_ascii_contain_all_merges_beyond_ascii(openai_tokenizer: GPT2Tokenizer) -> None:
     given_tokens = set(tokens_beyond_ascii(openai_tokenizer.vocabulary.token_ids))
     made = [openai_tokenizer.token_bytes[token_id] for token_id in openai_tokenizer.merger.merged_ids]
     assert given_tokens >= {token for token in made if not token.isascii()}

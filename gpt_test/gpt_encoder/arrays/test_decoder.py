@@ -1,4 +1,4 @@
-"""Bytes of many ids at once against one at a time."""
+"""ArrayDecoder: the bytes of many ids at once equal those of each id alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpt_encoder.arrays.decoder import ArrayDecoder, DecoderLimits
 
-# Tokens of every length about the stride's multiples, one of no bytes, and ids without a token.
+# Tokens of lengths near the multiples of the word size, one of no bytes, and ids without a token.
 LENGTHS = [1, 2, 7, 8, 9, 15, 16, 17, 24, 100, 0]
 TOKENS = {3 * place: bytes((20 * place + i) % 251 for i in range(length)) for place, length in enumerate(LENGTHS)}
 
@@ -26,7 +26,7 @@ TOKENS = {3 * place: bytes((20 * place + i) % 251 for i in range(length)) for pl
 @example([0, 3, 6, 0], 9, 2)
 @example([0, 0, 9, 0, 0, 0, 0, 0, 27, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9], 12, 3)
 def test_any_ids(ids: list[int], block: int, n_joins: int) -> None:
-    """One at a time, in fours and in eights, whatever they are best for."""
+    """The ids are decoded one by one, in groups of four, and in groups of eight, whichever is fastest."""
     limits = DecoderLimits(
         block=block, bytes_for_eights=999 if n_joins == 3 else 0, bytes_for_fours=999 if n_joins == 2 else 0
     )
@@ -52,11 +52,11 @@ def test_short_tokens_are_joined() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 1, 2, 31, 2**31, 2**32, 2**63, 2**64 - 1, 2**64, -(2**40), 0.5, None, "0", [0]])
-def test_an_id_without_token_is_left_to_others(wrong: object) -> None:
+def test_decode_returns_none_for_an_id_without_a_token(wrong: object) -> None:
     assert ArrayDecoder(TOKENS).decode([0, 3, wrong, 0]) is None
 
 
-def test_an_id_far_behind_all_others_needs_no_large_table() -> None:
+def test_an_id_far_above_all_others_needs_no_large_table() -> None:
     far = ArrayDecoder({**TOKENS, 10**9: b"far"})
     assert far.decode([0, 3]) == TOKENS[0] + TOKENS[3]
     assert far.decode([0, 10**9]) is None

@@ -1,4 +1,4 @@
-"""ArrayEncoder against the merge of each piece that the pattern finds."""
+"""ArrayEncoder: the ids equal those of each piece of the pattern merged alone."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from gpt_test.conftest import TRAINING_TEXT
 
 SYMBOLS = [*" \n\u3000'st1.éя人のー龍🦙", "  ", "\n\n", "'ll", "'re", "Hello", " world", "internationalization", "=" * 40]
 texts = st.lists(st.sampled_from(SYMBOLS), min_size=1, max_size=40).map("".join)
-# Characters are cut apart from the first one beyond ASCII on, as in a long text.
+# The first character beyond ASCII turns the cuts between characters on. By default a text must have 1024 of them.
 LIMITS = EncoderLimits(worth_cuts=1)
 
 
 def new_encoder(tokenizer: GPT2Tokenizer, limits: EncoderLimits = LIMITS) -> ArrayEncoder | None:
-    """An encoder that has learned nothing yet, of the merges of `tokenizer`."""
+    """An encoder with an empty cache and the merges of `tokenizer`."""
     token_ids = tokenizer.vocabulary.token_ids
     return ArrayEncoder.of(tokenizer.merger, byte_token_ids(token_ids), lambda: tokens_beyond_ascii(token_ids), limits)
 
 
-# One for all texts of a test, so that it has learned from those before.
+# One encoder for all texts of a test, so that its cache contains pieces of the previous texts.
 shared_encoder = cache(new_encoder)
 
 
 class SeenCutter(TextCutter):
-    """Notes the length of each window, and how many texts it cuts together."""
+    """A TextCutter that records the length of each window, and the number of texts that it cuts together."""
 
     def __init__(self, tokenizer: GPT2Tokenizer) -> None:
         super().__init__(lambda: tokens_beyond_ascii(tokenizer.vocabulary.token_ids), LIMITS.worth_cuts)
@@ -60,7 +60,7 @@ class SeenCutter(TextCutter):
 def encoder_from(
     tokenizer: GPT2Tokenizer, limits: EncoderLimits, cutter: TextCutter | None = None, merge_one: MergeOne | None = None
 ) -> ArrayEncoder:
-    """A new encoder with a part of the test's own."""
+    """A new encoder with the test's `cutter` or `merge_one`."""
     byte_ids = byte_token_ids(tokenizer.vocabulary.token_ids)
     merge_many = BatchMerger.of(tokenizer.merger.ranks, tokenizer.merger.merged_ids, byte_ids)
     return ArrayEncoder(cutter or SeenCutter(tokenizer), merge_one or merge_piece_of(tokenizer), merge_many, limits)
@@ -81,7 +81,7 @@ def unpacked(tokenizer: GPT2Tokenizer, packed: list[bytes]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def learned() -> GPT2Tokenizer:
-    """A small vocabulary that joins characters of several scripts."""
+    """A small vocabulary whose tokens join characters of several scripts."""
     return train_bpe([f"{TRAINING_TEXT} 人のー龍🦙 人の人の éя éяé 🦙🦙 のー  \n\n" * 3], vocab_size=400)
 
 
@@ -93,14 +93,14 @@ def test_any_text_in_windows_of_any_length(openai_tokenizer: GPT2Tokenizer, lear
 
 
 @given(st.lists(texts | st.just(""), max_size=8))
-def test_many_texts_are_each_encoded_alone(openai_tokenizer: GPT2Tokenizer, learned, some_texts: list[str]) -> None:
+def test_texts_encoded_together_have_the_ids_of_each_alone(openai_tokenizer, learned, some_texts: list[str]) -> None:
     for tokenizer in (openai_tokenizer, learned):
         packed = shared_encoder(tokenizer).encode_each_packed(some_texts)
         assert unpacked(tokenizer, packed) == [plain_ids(tokenizer, text) for text in some_texts]
 
 
-def test_every_end_and_beginning(openai_tokenizer: GPT2Tokenizer) -> None:
-    """What ends one text and begins the next must know nothing of each other: spaces, contractions, words, characters."""
+def test_no_piece_spans_two_texts(openai_tokenizer: GPT2Tokenizer) -> None:
+    """The end of one text and the start of the next could form a run of spaces, a contraction, a word or a character."""
     ends = ["", " ", "  ", "\n", " \n", "a", "a ", "'", " '", "1", ".", "é", "龍", "\u3000", "🦙"]
     begins = ["", " ", "  ", "\n", "s", "'s", "ll", "'", " a", "a", "1", ".", "é", "喚", "\u3000", "🦙"]
     some_texts = [text for end in ends for begin in begins for text in (f"x{end}", f"{begin}y", end, begin)]
@@ -109,10 +109,10 @@ def test_every_end_and_beginning(openai_tokenizer: GPT2Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(("most_together", "together"), [(60_000, []), (1 << 21, [3])])
-def test_very_long_texts_are_not_worked_on_together(
+def test_very_long_texts_are_not_encoded_together(
     openai_tokenizer: GPT2Tokenizer, most_together: int, together: list[int]
 ) -> None:
-    """A text without a blank is in one part, however long, and would take gigabytes."""
+    """A text without blanks is never split, however long it is, and would need gigabytes of arrays."""
     some_texts = ["a b", "\u4eba\u4e00" * 30_000, ""]
     cutter = SeenCutter(openai_tokenizer)
     array_encoder = encoder_from(openai_tokenizer, replace(LIMITS, most_together=most_together), cutter)
@@ -121,8 +121,8 @@ def test_very_long_texts_are_not_worked_on_together(
     assert cutter.texts == together
 
 
-def test_full_tables_start_over(openai_tokenizer: GPT2Tokenizer) -> None:
-    """Many more pieces than there is room for: short, long and very long ones, again and again."""
+def test_full_tables_are_cleared(openai_tokenizer: GPT2Tokenizer) -> None:
+    """The text has many more short, long and very long pieces than the tables have room for."""
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdeé人", k=generator.choice([1, 3, 9, 20, 33, 50]))) for _ in range(300)]
     words += ["".join(generator.choices("abcde", k=40)) for _ in range(200)]
@@ -142,31 +142,31 @@ def test_few_characters_beyond_ascii_need_no_cuts(openai_tokenizer: GPT2Tokenize
         return asked[-1]
 
     array_encoder = encoder_from(openai_tokenizer, LIMITS, TextCutter(tokens, worth_cuts=20))
-    for n, has_cuts in ((3, False), (3, False), (4, True), (3, True)):  # 6, 12, 20 and 26 characters in all
+    for n, has_cuts in ((3, False), (3, False), (4, True), (3, True)):  # 6, 12, 20 and 26 characters in total
         text = "a\u4eba\u4e00" * n
         assert array_encoder.encode(text) == plain_ids(openai_tokenizer, text)
         assert len(asked) == has_cuts
 
 
-def test_packed_ids_are_the_same(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_encode_packed_gives_the_ids_of_encode(openai_tokenizer: GPT2Tokenizer) -> None:
     array_encoder = shared_encoder(openai_tokenizer)
     packed = array_encoder.encode_packed(TRAINING_TEXT)
     assert np.frombuffer(packed, np.uint32).tolist() == array_encoder.encode(TRAINING_TEXT)
     assert array_encoder.encode("") == [] and array_encoder.encode_packed("") == b""
 
 
-def test_merges_in_an_order_that_no_one_learned_are_left_to_the_plain_path(learned: GPT2Tokenizer) -> None:
+def test_merges_in_an_order_that_no_training_produces_need_no_arrays(learned: GPT2Tokenizer) -> None:
     merges = learned.vocabulary.merges
-    turned = GPT2Tokenizer(replace(learned.vocabulary, merges=merges[::-1]))
-    assert new_encoder(turned) is None
+    reversed_merges = GPT2Tokenizer(replace(learned.vocabulary, merges=merges[::-1]))
+    assert new_encoder(reversed_merges) is None
     text = TRAINING_TEXT * 300
-    assert turned.encode(text) == plain_ids(turned, text)
+    assert reversed_merges.encode(text) == plain_ids(reversed_merges, text)
 
 
 @pytest.mark.parametrize("token", ["xyz", "\u4eba"])
 @pytest.mark.parametrize("token_id", [400, 401, 5000])
-def test_merges_of_tokens_that_never_come_up(learned: GPT2Tokenizer, token: str, token_id: int) -> None:
-    """No merge makes the token, and its id may be higher than all others; or it is not of the printable alphabet."""
+def test_merges_of_tokens_that_never_occur(learned: GPT2Tokenizer, token: str, token_id: int) -> None:
+    """No merge makes the token. Its id may be higher than all others, or it may be outside the printable alphabet."""
     vocabulary = learned.vocabulary
     token_ids = {**vocabulary.token_ids, token: token_id, f"{token}t": 402}
     odd = GPT2Tokenizer(replace(vocabulary, token_ids=token_ids, merges=[*vocabulary.merges, (token, "t")]))
@@ -182,13 +182,13 @@ def test_few_merges() -> None:
 
 
 def test_an_interrupted_encoder_gives_right_ids_afterwards(openai_tokenizer: GPT2Tokenizer) -> None:
-    """Ctrl-C comes when pieces have their numbers and not yet their ids."""
+    """KeyboardInterrupt is raised when new pieces are in the table and their ids are not yet in the pool."""
     merge = merge_piece_of(openai_tokenizer)
     merged: list[bytes] = []
 
     def interrupted(piece: bytes) -> Sequence[int]:
         merged.append(piece)
-        if len(merged) == 3:  # raised here, because a signal is ignored in some shells
+        if len(merged) == 3:  # raised directly, because some shells ignore the signal
             raise KeyboardInterrupt
         return merge(piece)
 
@@ -198,9 +198,9 @@ def test_an_interrupted_encoder_gives_right_ids_afterwards(openai_tokenizer: GPT
     assert array_encoder.encode(TRAINING_TEXT) == plain_ids(openai_tokenizer, TRAINING_TEXT)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_waits_for_other_threads(openai_tokenizer: GPT2Tokenizer) -> None:
-    """Else a child would wait for ever for a thread that it does not have."""
+    """Otherwise the child would wait forever for a lock of a thread that it does not have."""
     at_work, released = threading.Event(), threading.Event()
     merge = merge_piece_of(openai_tokenizer)
 
@@ -217,7 +217,7 @@ def test_a_fork_waits_for_other_threads(openai_tokenizer: GPT2Tokenizer) -> None
     at_work.wait()
     child = os.fork()
     if not child:
-        signal.alarm(20)  # ends a child that waits for ever
+        signal.alarm(20)  # ends a child that waits forever
         os._exit(0 if released.is_set() and array_encoder.encode("Hello") == [15496] else 1)
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
@@ -227,7 +227,7 @@ def test_a_fork_waits_for_other_threads(openai_tokenizer: GPT2Tokenizer) -> None
     assert not after_fork.is_alive()
 
 
-def test_very_long_pieces_are_not_kept(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_very_long_pieces_are_not_cached(openai_tokenizer: GPT2Tokenizer) -> None:
     array_encoder = new_encoder(openai_tokenizer, replace(LIMITS, max_ids=100, first_ids=10))
     text = "abcd" * 2000
     for _ in range(2):
@@ -239,7 +239,7 @@ def test_very_long_pieces_are_not_kept(openai_tokenizer: GPT2Tokenizer) -> None:
 
 @pytest.mark.parametrize("script", ["ASCII", "another"])
 def test_windows_stay_small(script: str, openai_tokenizer: GPT2Tokenizer) -> None:
-    """Only a piece longer than a window needs a longer one; those behind it are as before."""
+    """Only a piece longer than a window needs a longer window; the windows after it have the normal length."""
     limits = replace(LIMITS, **{"window" if script == "ASCII" else "window_beyond_ascii": 100})
     cutter = SeenCutter(openai_tokenizer)
     text = " word" * 100 + "=" * 300 + " word" * 100

@@ -1,4 +1,4 @@
-"""HashTable against a dict."""
+"""HashTable: the same numbers as with a dict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt_encoder.arrays.hash_table import HashTable
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30), min_size=1, max_size=5))
 def test_numbers_are_those_of_a_dict(batches: list[list[tuple[int, int]]]) -> None:
-    """Each key has one number, the same again; numbers go up from 1 without a gap."""
+    """Each key keeps its number; the numbers are consecutive from 1."""
     table = HashTable(2, max_keys=36)
     known: dict[tuple[int, int], int] = {}
     for batch in batches:
@@ -27,8 +27,8 @@ def test_numbers_are_those_of_a_dict(batches: list[list[tuple[int, int]]]) -> No
 
 
 @pytest.mark.parametrize("spread", [1, 1 << 40, (1 << 61) - 1])
-def test_a_full_table_of_keys_in_a_row(spread: int) -> None:
-    """As many keys as there is room for, at once, then found again in another order."""
+def test_a_full_table_of_evenly_spaced_keys(spread: int) -> None:
+    """The table is filled to its capacity at once. Then the keys are looked up in another order."""
     keys = np.arange(1, 10_001, dtype=np.uint64) * np.uint64(spread)
     table = HashTable(1, max_keys=10_000)
     numbers = table.find_or_add([keys])

@@ -1,4 +1,4 @@
-"""PairRanks against a dict."""
+"""PairRanks: the same ranks as with a dict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt_encoder.arrays.pair_ranks import ID_BITS, UNRANKED, PairRanks
 TOP = 1 << ID_BITS
 IDS = st.one_of(st.integers(0, 5), st.integers(0, TOP - 1), st.just(TOP - 1))
 TABLES = st.dictionaries(st.tuples(IDS, IDS), st.one_of(st.integers(0, 9), st.just(UNRANKED - 1)), max_size=60)
-# TOP itself is the id of what is in no pair.
+# TOP itself is the id that is in no pair.
 ASKED = st.lists(st.tuples(st.one_of(IDS, st.just(TOP)), st.one_of(IDS, st.just(TOP))), max_size=60)
 
 
@@ -29,14 +29,14 @@ def test_ranks_are_those_of_a_dict(table: dict[tuple[int, int], int], asked: lis
     assert ranks_of(table).of(left, right).tolist() == [table.get(pair, UNRANKED) for pair in asked]
 
 
-def test_pairs_are_of_any_shape() -> None:
+def test_pairs_may_have_any_shape() -> None:
     ranks = ranks_of({(1, 2): 7, (2, 1): 8})
     ids = np.array([[1, 2], [2, 1], [1, 1]])
     assert ranks.of(ids[:-1], ids[1:]).tolist() == [[7, 8], [8, UNRANKED]]
 
 
-def test_a_table_in_which_pairs_find_no_slot_is_made_again() -> None:
-    """With factors of 1 all small keys want the first slot."""
+def test_new_factors_are_drawn_if_pairs_find_no_slot() -> None:
+    """With factors of 1 all small keys have the first slot."""
     drawn: list[int] = []
 
     def randbits(bits: int) -> int:

@@ -1,4 +1,4 @@
-"""Pieces found in arrays against those that the pattern itself finds."""
+"""piece_starts: the same pieces as from the split pattern itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpt_encoder.arrays.piece_starts import LOOK_AHEAD, piece_starts
 from gpt_encoder.tokenizer import SPLIT_PATTERN
 
-# A blank, a line end, a space beyond ASCII, letters of contractions, a number, others; one beyond the basic plane.
+# A blank, a line end, a space beyond ASCII, letters of contractions, a number, others, and one beyond the basic plane.
 CHARACTERS = " \n\u3000'slve1.é🦙"
 
 
@@ -38,7 +38,7 @@ def test_any_text(text: str) -> None:
 
 
 def test_every_code_point_has_the_kind_that_the_pattern_gives_it() -> None:
-    """Behind a letter, a number, a point and a space. Between U+40000 and U+E0000 there is nothing."""
+    """Each code point follows a letter, a number, a point and a space. U+40000 to U+DFFFF are not assigned."""
     for first in (*range(0, 0x40000, 0x800), 0xE0000):
         points = [point for point in range(first, first + 0x800) if not 0xD800 <= point < 0xE000]
         text = "".join(f"a{chr(point)}1{chr(point)}.{chr(point)}\t" for point in points)
@@ -47,6 +47,6 @@ def test_every_code_point_has_the_kind_that_the_pattern_gives_it() -> None:
 
 
 @given(st.text(CHARACTERS, min_size=1, max_size=30), st.text(CHARACTERS, max_size=5))
-def test_what_follows_changes_only_the_last_characters(text: str, more: str) -> None:
+def test_more_text_changes_only_the_last_characters(text: str, more: str) -> None:
     known = max(0, len(text) - LOOK_AHEAD)
     assert starts_of(text)[:known].tolist() == starts_of(text + more)[:known].tolist()

@@ -59,7 +59,7 @@ def train_bpe(texts: Iterable[str] | str, vocab_size: int, *, special_tokens: Se
     if isinstance(special_tokens, str) or not isinstance(special_tokens, Sequence):
         raise InputTypeError(f"special_tokens={special_tokens!r} must be a list of str")
     if not isinstance(texts, Iterable):
-        raise InputTypeError(f"texts to learn from must be an iterable of str, not {type(texts).__name__}")
+        raise InputTypeError(f"training texts must be an iterable of str, not {type(texts).__name__}")
     for token in special_tokens:
         if not isinstance(token, str) or not token or token != mend_surrogates(token):
             raise InputTypeError(f"special token {token!r} must be a string of at least one character, without surrogates")
@@ -100,7 +100,7 @@ def _count_pieces(texts: Iterable[str], special_tokens: Sequence[str]) -> Counte
     pieces: Counter[str] = Counter()
     for text in texts:
         if not isinstance(text, str):
-            raise InputTypeError(f"texts to learn from must be str, not {type(text).__name__}: decode bytes first")
+            raise InputTypeError(f"training texts must be str, not {type(text).__name__}: decode bytes first")
         for part in boundary.split(text) if boundary else [text]:
             for block in blocks(part, _BLOCK_LENGTH):
                 chunks.update(CHUNK_PATTERN.findall(block))

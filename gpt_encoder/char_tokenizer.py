@@ -52,7 +52,7 @@ class CharTokenizer(Tokenizer):
         characters: set[str] = set()
         for text in [texts] if isinstance(texts, str) else texts:
             if not isinstance(text, str):
-                raise InputTypeError(f"texts to learn from must be str, not {type(text).__name__}: decode bytes first")
+                raise InputTypeError(f"training texts must be str, not {type(text).__name__}: decode bytes first")
             characters.update(text)
         return cls(characters)
 

@@ -37,7 +37,7 @@ def test_any_ids(ids: list[int], block: int, n_joins: int) -> None:
 def test_short_tokens_are_joined() -> None:
     seen: list[int] = []
 
-    class SeenDecoder(ArrayDecoder):
+    class RecordingDecoder(ArrayDecoder):
         def joined(self, ids: np.ndarray, n_joins: int) -> memoryview:
             seen.append(n_joins)
             return super().joined(ids, n_joins)
@@ -47,7 +47,7 @@ def test_short_tokens_are_joined() -> None:
             return super().one_by_one(ids)
 
     for ids in ([0] * 9, [0, 3] * 9, [3] * 9, [6] * 9, [0] * 9000 + [6] * 9000, []):
-        assert SeenDecoder(TOKENS).decode(ids) == b"".join(map(TOKENS.__getitem__, ids))
+        assert RecordingDecoder(TOKENS).decode(ids) == b"".join(map(TOKENS.__getitem__, ids))
     assert seen == [3, 3, 2, 0, 0, 0]
 
 

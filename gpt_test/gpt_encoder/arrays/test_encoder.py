@@ -40,7 +40,7 @@ def new_encoder(tokenizer: GPT2Tokenizer, limits: EncoderLimits = LIMITS) -> Arr
 shared_encoder = cache(new_encoder)
 
 
-class SeenCutter(TextCutter):
+class RecordingCutter(TextCutter):
     """A TextCutter that records the length of each window, and the number of texts that it cuts together."""
 
     def __init__(self, tokenizer: GPT2Tokenizer) -> None:
@@ -63,7 +63,7 @@ def encoder_from(
     """A new encoder with the test's `cutter` or `merge_one`."""
     byte_ids = byte_token_ids(tokenizer.vocabulary.token_ids)
     merge_many = BatchMerger.of(tokenizer.merger.ranks, tokenizer.merger.merged_ids, byte_ids)
-    return ArrayEncoder(cutter or SeenCutter(tokenizer), merge_one or merge_piece_of(tokenizer), merge_many, limits)
+    return ArrayEncoder(cutter or RecordingCutter(tokenizer), merge_one or merge_piece_of(tokenizer), merge_many, limits)
 
 
 def merge_piece_of(tokenizer: GPT2Tokenizer) -> MergeOne:
@@ -114,7 +114,7 @@ def test_very_long_texts_are_not_encoded_together(
 ) -> None:
     """A text without blanks is never split, however long it is, and would need gigabytes of arrays."""
     some_texts = ["a b", "\u4eba\u4e00" * 30_000, ""]
-    cutter = SeenCutter(openai_tokenizer)
+    cutter = RecordingCutter(openai_tokenizer)
     array_encoder = encoder_from(openai_tokenizer, replace(LIMITS, most_together=most_together), cutter)
     packed = array_encoder.encode_each_packed(some_texts)
     assert unpacked(openai_tokenizer, packed) == list(map(openai_tokenizer.encode, some_texts))
@@ -241,7 +241,7 @@ def test_very_long_pieces_are_not_cached(openai_tokenizer: GPT2Tokenizer) -> Non
 def test_windows_stay_small(script: str, openai_tokenizer: GPT2Tokenizer) -> None:
     """Only a piece longer than a window needs a longer window; the windows after it have the normal length."""
     limits = replace(LIMITS, **{"window" if script == "ASCII" else "window_beyond_ascii": 100})
-    cutter = SeenCutter(openai_tokenizer)
+    cutter = RecordingCutter(openai_tokenizer)
     text = " word" * 100 + "=" * 300 + " word" * 100
     if script == "another":
         text = text.translate({ord("w"): "щ", ord("o"): "п", ord("r"): "т", ord("d"): "д", ord("="): "、"})

@@ -103,13 +103,13 @@ def _check_options(ctx: click.Context, task: str, files: tuple[str, ...]) -> Non
 
 def _evaluate_text(options: EvaluateOptions) -> None:
     model, tokenizer, name = load_model_option(options.from_pretrained, device=options.device, dtype=options.dtype)
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from gpt2.evaluation.perplexity import evaluate as evaluate_ids
 
     counts: dict[str, int] = {}
     ids = _token_file(options.files, model.config.vocab_size, counts) or _text_ids(tokenizer, options, counts)
-    bar = tqdm(unit="token", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
+    bar = tqdm(unit="token", unit_scale=True, file=sys.stderr, disable=None, leave=False)
     with wrong_options(), bar:
         result = evaluate_ids(
             model,
@@ -203,11 +203,11 @@ def _evaluate_task(file: str, options: EvaluateOptions) -> None:
 
 
 def _run(model: GPT2, tokenizer: Tokenizer, items: list[Any], batch_size: int, log: Any) -> list[dict[str, Any]]:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from gpt2.evaluation.tasks import figures, run_task
 
-    bar = tqdm(total=len(items), unit="item", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
+    bar = tqdm(total=len(items), unit="item", file=sys.stderr, disable=None, leave=False)
 
     def show(records: list[dict[str, Any]]) -> None:
         if records and not bar.disable:

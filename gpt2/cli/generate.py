@@ -254,7 +254,7 @@ def _as_json(completion: Completion, name: str, *, one_by_one: bool) -> dict[str
 
 def _print_batches(loaded: _Loaded, prompts: list[str], config: GenerationConfig, options: GenerateOptions) -> None:
     """More prompts than a batch has room for: each text when it and all before it are done, and a bar on a terminal."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from gpt2.generation.completion import complete_in_batches
 

@@ -37,13 +37,13 @@ def verify(model: str | None, as_json: bool) -> None:
     folder = None if name == _RANDOM else locate_float_model(name)  # before torch is imported
     if folder is not None and not is_model_folder(folder):
         raise CheckpointError(f"{name} is no model: name a folder that holds config.json and the weights")
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from gpt2.verification import Status
     from gpt2.verification import verify as run_checks
     from gpt2.verification.whole import random_model
 
-    bar = tqdm(file=sys.stderr, unit="check", leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(file=sys.stderr, unit="check", leave=False, disable=None)
 
     def show(done: int, total: int) -> None:
         bar.total = total

@@ -21,7 +21,7 @@ except ImportError as error:
     raise SystemExit(f"error: {_MISSING}") if __name__ == "__main__" else ImportError(_MISSING) from None
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gpt2.evaluation.scoring import Request, log_likelihoods
 from gpt2.evaluation.windows import windows
@@ -88,7 +88,7 @@ class FromScratchLM(TemplateLM):
         for place, (_, context, _continuation) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append(place)
         grouped = [Request(context, [requests[place][2] for place in places]) for context, places in by_context.items()]
-        with tqdm(total=len(requests), desc="Scoring", disable=disable_tqdm) as bar:
+        with tqdm(total=len(requests), desc="Scoring", disable=disable_tqdm or None) as bar:
             scores = log_likelihoods(self._model, grouped, batch_size=self.batch_size, progress=bar.update)
         answers: dict[int, tuple[float, bool]] = {}
         for places, group in zip(by_context.values(), scores, strict=True):
@@ -121,7 +121,7 @@ class FromScratchLM(TemplateLM):
         for place, request in enumerate(requests):
             by_options.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(place)
         texts: dict[int, str] = {}
-        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
+        with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm or None) as bar:
             for places in by_options.values():
                 # Those of like length together: a batch is padded to its longest.
                 places.sort(key=lambda place: len(requests[place].args[0]), reverse=True)

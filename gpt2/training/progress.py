@@ -1,17 +1,16 @@
-"""What a run tells: a bar on the terminal, metrics.jsonl, TensorBoard and loss.png. It knows numbers, not models."""
+"""Reports of a training run: progress bar, metrics.jsonl, TensorBoard and loss.png. Depends on numbers, not on the model."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gpt_config.atomic_write import atomic_write, atomic_write_text
 from gpt_config.errors import GPT2Warning, Remedy, WriteError
@@ -20,9 +19,11 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Progress:
-    """The reports of one run, into `folder` and to standard error. Use it in a `with` block.
+    """Reports one run to `folder` and to standard error. Use it in a `with` block.
 
-    `first_step` is where the run begins or goes on: lines of steps that will be done again are dropped.
+    The bar is shown on a terminal and in a notebook. Elsewhere, for example in a file, only lines of text are written.
+    `first_step` is the step at which the run starts or continues. Metrics of later steps are dropped, because those steps
+    are done again.
     """
 
     def __init__(
@@ -34,29 +35,30 @@ class Progress:
         atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file: TextIO = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
         self._bar = tqdm(
-            total=max_steps, initial=first_step, unit="step", disable=is_quiet, file=sys.stderr, dynamic_ncols=True,
-            bar_format="{n_fmt}/{total_fmt} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+            total=max_steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            disable=is_quiet or None,  # None: no bar if stderr is not a terminal, because a file would get carriage returns
         )  # fmt: skip
-        self._start, self._start_step = time.perf_counter(), first_step
+        self._is_quiet = is_quiet
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        with contextlib.suppress(OSError):  # a full disk; the error that ends the run says so already
+        with contextlib.suppress(OSError):  # a full disk, which the error that ends the run already reports
             self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
     def step(self, loss: float, tokens_per_second: float, peak_share: float | None) -> None:
-        """One more step is done."""
+        """Advance the bar by one step."""
         of_peak = "" if peak_share is None else f", {peak_share:.0%} of peak"
         self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s{of_peak}", False)
         self._bar.update()
 
     def record(self, values: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl; "step" is among `values`. WriteError if there is no room."""
+        """Append `values`, which contain "step", to metrics.jsonl. WriteError if the disk is full."""
         try:
             self._file.write(json.dumps(dict(values)) + "\n")
             self._file.flush()
@@ -71,13 +73,13 @@ class Progress:
                     self._tensorboard.add_scalar(name, value, values["step"])
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        if not self._bar.disable:
+        """Write a line to standard error, above the bar if there is one; nothing if the run is quiet."""
+        if not self._is_quiet:
             self._bar.write(text, file=sys.stderr)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line that was cut short by a lost process is left out."""
+    """Return the lines of a run's metrics.jsonl. An incomplete last line, left by a killed process, is ignored."""
     lines = []
     with contextlib.suppress(FileNotFoundError, ValueError):
         for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
@@ -86,11 +88,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(folder: Path) -> None:
-    """Draw `folder`/loss.png from its metrics.jsonl; without matplotlib a warning says how to get it."""
+    """Draw `folder`/loss.png from its metrics.jsonl. Without matplotlib, a warning says how to install it."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        warnings.warn("no loss.png: it needs matplotlib (pip install 'gpt2-from-scratch[train]')", GPT2Warning, 2)
+        message = "no loss.png, because matplotlib is not installed: pip install 'gpt2-from-scratch[train]'"
+        warnings.warn(message, GPT2Warning, 2)
         return
     lines = read_metrics(folder)
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
@@ -99,7 +102,7 @@ def plot_losses(folder: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     atomic_write(folder / "loss.png", lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
@@ -109,6 +112,7 @@ def _tensorboard_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        warnings.warn("no TensorBoard: it needs tensorboard (pip install 'gpt2-from-scratch[train]')", GPT2Warning, 2)
+        message = "no TensorBoard log, because tensorboard is not installed: pip install 'gpt2-from-scratch[train]'"
+        warnings.warn(message, GPT2Warning, 2)
         return None
     return SummaryWriter(str(folder / "tensorboard"))

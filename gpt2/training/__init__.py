@@ -1,4 +1,7 @@
-"""Training: texts to token files, batches, the loop, checkpoints, several processes. Generation does not need it."""
+"""Train a model on text: token files, batches, the training loop, checkpoints and runs of several processes.
+
+Generation does not import this package.
+"""
 
 from gpt2.training.loop import Stopped
 from gpt2.training.preparation import TrainingData, prepare

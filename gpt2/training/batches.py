@@ -1,8 +1,8 @@
-"""Which tokens a step learns from: a pure function of (seed, step, rank). It knows token files, not models.
+"""Training batches as a pure function of (seed, step, rank). Depends on token files, not on the model.
 
-The text is cut into rows of `context` tokens, and in each epoch every row comes once, in an order of that epoch. Where the
-cuts lie changes with the epoch too. No order is stored: row number i of an epoch is found by a keyed permutation (a
-Feistel network: Luby and Rackoff 1988), so any step of a run can be asked for at once, on any number of processes.
+The text is cut into rows of `context` tokens. Each epoch contains every row once, in its own order, and cuts the text at
+other places. No order is stored: a keyed permutation (a Feistel network: Luby and Rackoff 1988) maps the number of a row in
+the epoch to its place in the text. So the batch of any step can be computed directly, on any number of processes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from gpt2.training.token_file import TokenFile
 from gpt_config.errors import DataError
 
-_ROUNDS = 4
-_MASK_64 = (1 << 64) - 1
+_ROUNDS = 4  # of the Feistel network
+_MASK_64 = (1 << 64) - 1  # the low 64 bits
 
 
 def mix(*numbers: int) -> int:
-    """64 bits that depend on all of `numbers` as if drawn at random (the finalizer of SplitMix64, Steele et al. 2014)."""
+    """Return 64 bits that depend on all of `numbers` and look random (the finalizer of SplitMix64, Steele et al. 2014)."""
     state = 0
     for number in numbers:
         state = (state ^ (number & _MASK_64)) + 0x9E3779B97F4A7C15 & _MASK_64
@@ -31,9 +31,9 @@ def mix(*numbers: int) -> int:
 
 
 def shuffled(index: int, n: int, *key: int) -> int:
-    """Where `index` (0 to n - 1) stands in the order that belongs to `key`: a permutation of those numbers."""
+    """Return the place of `index` (0 to n - 1) in the order that `key` selects: a permutation of 0 to n - 1."""
     half = max(1, ((n - 1).bit_length() + 1) // 2)
-    while True:  # the network permutes a power of four; what falls outside goes round again
+    while True:  # the network permutes the numbers below a power of four; results of n or more go through it again
         left, right = index >> half, index & (1 << half) - 1
         for turn in range(_ROUNDS):
             left, right = right, left ^ mix(*key, turn, right) & (1 << half) - 1
@@ -44,10 +44,10 @@ def shuffled(index: int, n: int, *key: int) -> int:
 
 @dataclass(frozen=True)
 class Batches:
-    """Training batches: `batches(step)` is the inputs and targets, int64 arrays of shape (batch_size, context).
+    """Training batches: `batches(step)` returns inputs and targets, int64 arrays of shape (batch_size, context).
 
-    With `rank` and `world_size` it is that process's share of the same rows. DataError if the file is shorter than one
-    row.
+    With `rank` and `world_size` it returns that process's batch_size / world_size rows of the same batch. DataError if the
+    file has fewer than `context` + 1 tokens.
     """
 
     tokens: TokenFile
@@ -56,21 +56,21 @@ class Batches:
     seed: int
 
     def __post_init__(self) -> None:
-        # The cuts move by up to a row, and the last token of a row needs one after it.
+        # The target of the last token of a row is the token after the row.
         if len(self.tokens) < self.context + 1:
             raise DataError(
                 f"{self.tokens.path.name} has {len(self.tokens)} tokens, too few for one row of context={self.context} and "
-                "the token after it: give more text, or a shorter context"
+                "the token after it: add text, or use a shorter context"
             )
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows until every part of the text has been seen once."""
+        """Rows per epoch: one fewer than fit into the text, so that the cuts can move by up to a row; at least 1."""
         return max(1, (len(self.tokens) - self.context) // self.context)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         share, left_over = divmod(self.batch_size, world_size)
-        assert not left_over, "the trainer shares rows evenly"
+        assert not left_over, "the trainer checks that batch_size is a multiple of world_size"
         first = step * self.batch_size + rank * share
         return self._rows([self._start_of(row) for row in range(first, first + share)])
 
@@ -87,13 +87,13 @@ class Batches:
 
 @dataclass(frozen=True)
 class EvaluationBatches(Batches):
-    """The same rows each time: `batches(i)` for i below `count`, spread evenly over the text, none overlapping."""
+    """The same rows in each evaluation: `batches(i)` for i below `count`, evenly spread over the text, without overlap."""
 
     limit: int = 20
 
     @property
     def count(self) -> int:
-        """How many batches there are: `limit`, or as many as the text has rows for."""
+        """Number of batches: `limit`, or fewer if the text is short; at least 1."""
         return max(1, min(self.limit, self._n_rows // self.batch_size))
 
     @property
@@ -101,9 +101,9 @@ class EvaluationBatches(Batches):
         return (len(self.tokens) - 1) // self.context
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows = min(self.batch_size, self._n_rows)  # a short text has less than a batch
+        rows = min(self.batch_size, self._n_rows)  # a short text can have fewer rows than a batch
         all_rows = rows * self.count
-        if rows % world_size:  # they cannot be shared evenly: every process does them all, and the mean is the same
+        if rows % world_size:  # not divisible: every process computes all rows, which gives the same mean
             rank, world_size = 0, 1
         mine = range(step * rows + rank, (step + 1) * rows, world_size)
         return self._rows([row * self._n_rows // all_rows * self.context for row in mine])

@@ -1,7 +1,7 @@
-"""The state of a run in one file: weights and moments as safetensors, all else as JSON in its header. Nothing is unpickled.
+"""Save and load the state of a run: weights and optimizer state in one safetensors file, other values as JSON in its header.
 
-A checkpoint is written whole or not at all, and the one before it is kept. Random states and the place in the data need
-not be stored: both are functions of the seed and the step (see `batches` and `trainer`).
+Nothing is unpickled. A checkpoint is written completely or not at all, and the previous one is kept. Random states and the
+position in the data are not stored, because both follow from the seed and the step (see `batches` and `trainer`).
 """
 
 from __future__ import annotations
@@ -31,31 +31,34 @@ from gpt_config.atomic_write import atomic_write
 from gpt_config.errors import CheckpointError, Remedy, WriteError
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
-_KEPT = 2
+_KEPT = 2  # checkpoints of a run
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` by name ("model.…", "optimizer.…"), and `values` that JSON can hold; "step" is among them."""
+    """`tensors` by name ("model.…", "optimizer.…"), and `values` that JSON can represent, among them "step"."""
 
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
 
 
-# The state is gathered and handed out by torch.distributed.checkpoint's own functions, which know what DDP, FSDP and
-# torch.compile do to modules. What they give is the whole state under plain names, so a checkpoint does not depend on how
-# many processes wrote it.
+# torch.distributed.checkpoint gathers and distributes the state, because it handles modules that DDP, FSDP or torch.compile
+# have wrapped. It returns the whole state under plain names, so a checkpoint does not depend on the number of processes that
+# wrote it.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """All weights of `module`, whole and on the CPU; every process must call it, and the first gets them."""
+    """Return all weights of `module`, unsharded, on the CPU. Every process must call it; only rank 0 gets the weights."""
     weights: dict[str, Any] = get_model_state_dict(module, options=_WHOLE)
     return weights
 
 
 def gather_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights ("model.…") and moments ("optimizer.….exp_avg") by name; every process must call it, the first gets them."""
+    """Return weights ("model.…") and optimizer state ("optimizer.….exp_avg") by name.
+
+    Every process must call it; only rank 0 gets the tensors.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in whole_weights(module).items()}
     whole: dict[str, Any] = {**get_optimizer_state_dict(module, optimizer, options=_WHOLE)}
     for name, values in whole.get("state", {}).items():
@@ -64,7 +67,7 @@ def gather_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def restore_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `gather_state`: every process calls it with the same tensors, and takes its share."""
+    """Load the tensors of `gather_state`. Every process calls it with the same tensors and keeps its own part."""
     options = StateDictOptions(full_state_dict=True)
     weights: dict[str, Any] = _with_prefix(tensors, "model.")
     set_model_state_dict(module, weights, options=options)
@@ -73,7 +76,7 @@ def restore_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         parameter, _, moment = name.rpartition(".")
         state.setdefault(parameter, {})[moment] = tensor
     if state:
-        # Learning rate and decay are the configuration's, and in the optimizer already.
+        # The optimizer already has learning rate and weight decay, from the configuration.
         whole: dict[str, Any] = {**get_optimizer_state_dict(module, optimizer, options=options), "state": state}
         set_optimizer_state_dict(module, optimizer, whole, options=options)
 
@@ -83,14 +86,17 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/step-NNNNNNNN.safetensors, and remove all but the newest two. WriteError if there is no room."""
+    """Write `folder`/step-NNNNNNNN.safetensors, delete all but the newest two checkpoints, and return the path.
+
+    WriteError if the disk is full or the folder cannot be written.
+    """
     path = folder / f"step-{checkpoint.values['step']:08}.safetensors"
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
     values = json.dumps({**checkpoint.values, "checksum": _checksum(tensors)})
     try:
         atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"training": values}))
-    except SafetensorError as error:  # an OSError of the library's own kind
-        raise WriteError(f"cannot write {path} ({error}): make room; older checkpoints are as they were") from None
+    except SafetensorError as error:  # what the library raises instead of OSError
+        raise WriteError(f"cannot write {path} ({error}): make room; older checkpoints are unchanged") from None
     for old in list_checkpoints(folder)[_KEPT:]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -98,35 +104,40 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
+    """Return the paths of a run's checkpoints, the newest first."""
     return sorted((path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """How many steps had been done when this checkpoint was written."""
+    """Return the number of steps that were done when this checkpoint was written."""
     found = _NAME.fullmatch(path.name)
     assert found is not None
     return int(found[1])
 
 
 def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
-    """The newest checkpoint, or that of `step`. CheckpointError names a damaged one, and one to go on from instead."""
+    """Return the newest checkpoint, or the one of `step`.
+
+    CheckpointError if it is missing or damaged; the message names another checkpoint to continue from, if there is one.
+    """
     paths = list_checkpoints(folder)
     wanted = paths if step is None else [path for path in paths if step_of(path) == step]
     if not wanted:
         there = ", ".join(str(step_of(path)) for path in paths) or "none"
         of_step = "" if step is None else f" of step {step}"
-        raise CheckpointError(f"{folder} has no checkpoint{of_step} (it has: {there}): name a run's folder, or start anew")
+        raise CheckpointError(
+            f"{folder} has no checkpoint{of_step} (it has: {there}): name the folder of a run, or start a new run"
+        )
     path = wanted[0]
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             values = json.loads(file.metadata()["training"])
         if values.pop("checksum") != _checksum(tensors):
-            raise ValueError("its bytes have changed")
+            raise ValueError("its checksum is wrong")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         others = [step_of(other) for other in paths if other != path]
-        advice = f"go on from the one of step {others[0]}" if others else "there is no other"
+        advice = f"continue from the checkpoint of step {others[0]}" if others else "there is no other checkpoint"
         remedy = Remedy("step", str(others[0])) if others else None
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {advice}", remedy=remedy) from None
     return Checkpoint(tensors, values)
@@ -135,6 +146,6 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
     checksum = 0
     for name in sorted(tensors):
-        content: Any = tensors[name].cpu().reshape(-1).view(torch.uint8).numpy()  # a buffer
+        content: Any = tensors[name].cpu().reshape(-1).view(torch.uint8).numpy()  # crc32 takes any buffer
         checksum = zlib.crc32(content, zlib.crc32(name.encode(), checksum))
     return checksum

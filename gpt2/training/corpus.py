@@ -1,7 +1,7 @@
-"""From files to documents, in pieces, so that no file has to fit in memory. It knows text, not tokens.
+"""Read documents from files, in pieces, so that no file has to fit in memory. Depends on file formats, not on tokenizers.
 
-A document is what stands between two `<|endoftext|>` in a text file, the text field of one line of a JSONL file, or a whole
-file that has neither. Files may be compressed (.gz, .xz, .bz2).
+In a text file, `<|endoftext|>` separates documents; a file without it is one document. In a JSONL file, the text field of
+each line is a document. Files may be compressed (.gz, .xz, .bz2).
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from gpt_encoder.interface import EOT_TOKEN
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _SUFFIXES = (".txt", ".jsonl")
-_UNDECODED = re.compile(r"[\udc80-\udcff]")  # what the error handler "surrogateescape" makes of a byte that is not UTF-8
-# Between a non-space and a blank or line end GPT-2's split pattern always cuts: to cut there too changes no ids.
+# The characters to which the error handler "surrogateescape" decodes bytes that are not UTF-8.
+_UNDECODED = re.compile(r"[\udc80-\udcff]")
+# GPT-2's pattern always splits between a non-space and a space or line end, so a cut there changes no ids.
 _CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+# A corpus of at least this many documents is split into whole documents, a smaller one within each document.
 _DOCUMENTS_TO_CHOOSE_FROM = 100
 
 
 @dataclass(frozen=True)
 class CorpusLimits:
-    """How texts are cut. The values change no ids."""
+    """The sizes in which texts are read and cut. They do not change the ids."""
 
-    block_bytes: int = 1 << 20  # read from a file at once
-    piece_length: int = 1 << 20  # characters; a longer document comes in several pieces
+    block_bytes: int = 1 << 20  # bytes per read from a file
+    piece_length: int = 1 << 20  # characters; a longer document is cut into several pieces
 
 
 class Piece(NamedTuple):
-    """Part of a document, and whether the document ends with it."""
+    """Part of a document. `ends` is True for the last part."""
 
     text: str
     ends: bool
@@ -46,9 +48,9 @@ class Piece(NamedTuple):
 
 @dataclass
 class Corpus:
-    """The documents of some files. `replaced_bytes` counts, as they are read, the bytes that were not UTF-8.
+    """The documents of some files. `replaced_bytes` counts the bytes read so far that were not UTF-8.
 
-    DataError if a file is missing, unreadable or (JSONL) not what it should be.
+    DataError if a file is missing or unreadable, or if a line of a JSONL file is not an object with a text field.
     """
 
     paths: Sequence[str | Path]
@@ -57,7 +59,7 @@ class Corpus:
     replaced_bytes: int = field(default=0, init=False)
 
     def files(self) -> list[Path]:
-        """The files, with those of each folder in alphabetical order."""
+        """Return the files; those in a folder are sorted by path."""
         files: list[Path] = []
         for path in map(Path, self.paths):
             if path.is_dir():
@@ -74,7 +76,7 @@ class Corpus:
         return files
 
     def pieces(self) -> Iterator[Piece]:
-        """All documents in order, in pieces of bounded length."""
+        """Yield all documents in order, in pieces of bounded length."""
         self.replaced_bytes = 0
         for path in self.files():
             try:
@@ -107,13 +109,16 @@ class Corpus:
                 try:
                     text = json.loads(self._decoded(line.decode("utf-8", errors="surrogateescape")))[self.text_field]
                 except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}, line {number}: not JSON ({error}): mend or remove the line") from None
+                    raise DataError(f"{path}, line {number}: not JSON ({error}): fix or remove the line") from None
                 except (KeyError, TypeError, IndexError):
                     raise DataError(
-                        f"{path}, line {number}: no field {self.text_field!r}: name the field that holds the text"
+                        f"{path}, line {number}: no field {self.text_field!r}: set text_field to the field with the text"
                     ) from None
                 if not isinstance(text, str):
-                    raise DataError(f"{path}, line {number}: the field {self.text_field!r} is not a text")
+                    raise DataError(
+                        f"{path}, line {number}: the field {self.text_field!r} is {type(text).__name__}, not a string: "
+                        "fix or remove the line"
+                    )
                 while len(text) > 2 * piece_length and (cut := last_cut(text[:piece_length])):
                     yield Piece(text[:cut], ends=False)
                     text = text[cut:]
@@ -131,9 +136,9 @@ class Corpus:
     def _decoded(self, text: str) -> str:
         if text.isascii():
             return text
-        mended, count = _UNDECODED.subn("\ufffd", text)
+        replaced, count = _UNDECODED.subn("\ufffd", text)
         self.replaced_bytes += count
-        return mended
+        return replaced
 
 
 def _kind(path: Path) -> str:
@@ -146,14 +151,14 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def last_cut(text: str) -> int:
-    """The last place where a cut of `text` changes no ids; 0 if there is none."""
-    tail = max(0, len(text) - (1 << 16))  # nearly always it is near the end
+    """Return the last position at which a cut of `text` changes no ids; 0 if there is none."""
+    tail = max(0, len(text) - (1 << 16))  # the cut is nearly always near the end, so search there first
     found = _CUT.match(text, tail) or _CUT.match(text)
     return found.end() if found else 0
 
 
 def _piece(text: str, is_first: bool, *, ends: bool, stripped: bool) -> Iterator[Piece]:
-    """The piece, without the line ends that set it off from the separators; none if it is an empty document."""
+    """Yield the piece without the line ends next to a separator; nothing if the document is empty."""
     if stripped and is_first:
         text = text.lstrip("\r\n")
     if stripped and ends:
@@ -164,17 +169,17 @@ def _piece(text: str, is_first: bool, *, ends: bool, stripped: bool) -> Iterator
 
 @dataclass(frozen=True)
 class Split:
-    """Which text is for validation: documents chosen by what they say, or, where there are few, the end of each.
+    """Which text is for validation: whole documents, chosen by a hash, or the end of each document if there are few.
 
-    A document's side depends on its first 4,096 characters only, so a text that stands in two files is on one side.
+    The hash covers the first 4,096 characters of a document, so copies of a document are on the same side.
     """
 
-    fraction: float
-    cuts: tuple[int, ...] | None  # for few documents: how many characters of each are for training
+    fraction: float  # of the text, for validation
+    cuts: tuple[int, ...] | None  # if there are few documents: how many characters of each are for training
 
     @classmethod
     def of(cls, corpus: Corpus, fraction: float) -> Split:
-        """Look at as much of the corpus as it takes to see how many documents there are."""
+        """Return the split of `corpus`. Reads only as many documents as it takes to see whether there are few."""
         lengths = [0]
         for piece in corpus.pieces():
             lengths[-1] += len(piece.text)
@@ -185,7 +190,7 @@ class Split:
         return cls(fraction, tuple(int(length * (1 - fraction)) for length in lengths[:-1]))
 
     def sides(self, corpus: Corpus) -> Iterator[tuple[bool, Piece]]:
-        """(whether it is for validation, piece) for the pieces of `corpus`, some of them cut in two."""
+        """Yield (is_validation, piece) for each piece of `corpus`. A piece that spans the cut is yielded in two parts."""
         if self.cuts is None:
             yield from self._by_document(corpus)
         else:
@@ -201,7 +206,8 @@ class Split:
             begins = piece.ends
 
     def _by_place(self, corpus: Corpus, cuts: Sequence[int]) -> Iterator[tuple[bool, Piece]]:
-        document, left = 0, cuts[0] if cuts else 0  # `left`: characters of this document that are still for training
+        document = 0
+        left = cuts[0] if cuts else 0  # characters of this document still to come for training; -1 after the cut
         has_train = has_validation = False
         for piece in corpus.pieces():
             before, after = piece.text[: max(0, left)], piece.text[max(0, left) :]

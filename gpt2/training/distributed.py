@@ -1,7 +1,7 @@
-"""Several processes, one run: who this process is, and how the model is shared. The engine is torch.distributed.
+"""Runs of several processes: rank, communication and sharing of the model, with torch.distributed.
 
-`torchrun` starts the processes and tells each its rank in the environment; without it there is one. It knows nothing of
-data or steps.
+`torchrun` starts the processes and sets RANK, LOCAL_RANK and WORLD_SIZE in their environment; without it there is one
+process. Does not depend on data or on the training loop.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gpt2.device import resolve_device
 from gpt_config.errors import Remedy, TrainingError
 from gpt_config.training_config import TrainingConfig
 
-# After so long without an answer the other processes are given up. The longest wait in a sound run is for the first
-# process to write a checkpoint.
+# How long a process waits for the others before it ends with an error. The longest wait in a healthy run is for rank 0 to
+# write a checkpoint.
 _TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run."""
+    """The rank and device of this process, and the number of processes of the run."""
 
     rank: int
     world_size: int
@@ -38,18 +38,18 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of `value` over all processes."""
+        """Return the mean of `value` over all processes; `value` is overwritten if there are several."""
         if self.world_size > 1:
             dist.all_reduce(value)
             value /= self.world_size
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in at least one process, so that all of them do the same."""
+        """Return whether `flag` is true in at least one process; the answer is the same in all of them."""
         if self.world_size == 1:
             return flag
         flags = torch.tensor(float(flag), device=self.device)
@@ -57,14 +57,14 @@ class Processes:
         return bool(flags.item())
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.world_size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def join_processes(device: str = "auto") -> Iterator[Processes]:
-    """Meet the processes that torchrun started, or be alone. TrainingError if one of them is lost on the way."""
+    """Join the processes that torchrun started, or run as one. TrainingError if the connection to another one is lost."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "auto" and world_size > 1 and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -84,8 +84,8 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
         is_lost = True
         atexit.register(leave_at_once, 1)
         raise TrainingError(
-            f"process {rank} of {world_size} has lost another one ({str(error).splitlines()[0][:200]}): "
-            "see that one's message, then continue the run",
+            f"process {rank} of {world_size} lost the connection to another process ({str(error).splitlines()[0][:200]}): "
+            "see the message of that process, then continue the run",
             remedy=Remedy("resume"),
         ) from None
     finally:
@@ -95,11 +95,11 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End a process of a group, without Python's and torch's farewells.
+    """Exit a process of a group with `status`, without the cleanup of Python and torch.
 
-    FSDP's caches keep the group, and so its threads, beyond the end of Python; a thread that asks for Python's lock then
-    aborts the process ("terminate called without an active exception"). And after a loss, torch's farewell waits for the
-    lost process, sometimes for ever.
+    FSDP's caches keep the group alive, and with it the group's threads, after Python's shutdown. A thread that then asks for
+    Python's lock aborts the process ("terminate called without an active exception"). After a lost connection, torch's
+    cleanup waits for the lost process, sometimes forever.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -113,7 +113,10 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 def share_model(module: nn.Module, blocks: nn.ModuleList, processes: Processes, config: TrainingConfig) -> nn.Module:
-    """`module` as all processes train it together: a copy each (DDP), or a part each (FSDP2, by block)."""
+    """Return `module` wrapped for training: each process has a copy (DDP), or a part of each block (FSDP2).
+
+    TrainingError for sharding=fsdp with one process.
+    """
     if config.sharding == "fsdp":
         return _fully_sharded(module, blocks, processes)
     if processes.world_size == 1:
@@ -126,7 +129,7 @@ def _fully_sharded(module: nn.Module, blocks: nn.ModuleList, processes: Processe
     from torch.distributed.fsdp import fully_shard
 
     if processes.world_size == 1:
-        raise TrainingError("sharding=fsdp shares the model among processes, and there is one: start it with torchrun")
+        raise TrainingError("sharding=fsdp needs several processes, and there is one: start the run with torchrun")
     for block in blocks:
         fully_shard(block)
     fully_shard(module)
@@ -134,10 +137,10 @@ def _fully_sharded(module: nn.Module, blocks: nn.ModuleList, processes: Processe
 
 
 def without_exchange(module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
-    """While a step's rows are done in parts, gradients are exchanged in the last part only."""
+    """Exchange gradients only in the last part of a step, if its rows are computed in parts."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not is_last:
         return module.no_sync()
-    set_exchange: Any = getattr(module, "set_requires_gradient_sync", None)  # FSDP's
+    set_exchange: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
     if set_exchange is not None:
         set_exchange(is_last)
     return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""What the machine is good for: which precision pays, how fast it multiplies, how it keeps memory. It knows no model."""
+"""Properties of the machine: the fastest precision, the speed of matrix products, malloc. Does not depend on the model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 
 from gpt2.device import has_matrix_units
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# Options of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1  # bytes that may be free at the end of the heap before malloc returns them to the system
+_M_MMAP_MAX = -4  # number of allocations that may have a memory mapping of their own
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: `name`, or for "auto" bfloat16 where the hardware multiplies it faster than float32.
+    """Return the dtype for matrix products: the one called `name`, or for "auto" the fastest one on `device`.
 
-    That is a GPU since Ampere and a CPU with AMX. Older GPUs get float16, all others float32.
+    "auto" is bfloat16 on a GPU since Ampere and on a CPU with AMX, float16 on an older GPU, and float32 elsewhere.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
@@ -28,13 +30,14 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in a large matrix product, the best that is seen in a tenth of a second."""
+    """Return the best speed of a large matrix product, in operations per second, measured for at least 0.1 seconds."""
     size = 8192 if device.type == "cuda" else 1536
-    # Not of ones, which a GPU multiplies faster, for they take less power; and not from the numbers that a run draws.
+    # Random numbers, because a GPU multiplies ones faster: they take less power. A generator of its own, because the random
+    # state of the run must not change.
     numbers = torch.Generator(device).manual_seed(0)
     a = torch.randn(size, size, generator=numbers, device=device).to(dtype)
     seconds: list[float] = []
-    while sum(seconds) < 0.1 or len(seconds) < 2:  # the first one may be slow
+    while sum(seconds) < 0.1 or len(seconds) < 2:  # the first product may be slow
         synchronize(device)
         start = time.perf_counter()
         a @ a
@@ -44,14 +47,16 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU always has."""
+    """Wait until a CUDA device has finished its queued work. Does nothing on other devices."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc's malloc to keep what is freed. By default each large tensor is mapped anew, and every page of it zeroed
-    by the kernel at its first use: a tenth of a small model's step on a CPU. It does nothing where there is no glibc.
+    """Make glibc's malloc keep freed memory for later tensors. Does nothing without glibc.
+
+    By default, malloc maps new memory for each large tensor, and the kernel zeroes each page at its first use. That takes
+    10% of a small model's step on a CPU.
     """
     if sys.platform != "linux":
         return

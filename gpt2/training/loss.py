@@ -1,4 +1,4 @@
-"""The loss of a language model: how surprised it is by each next token. It knows the model's two halves, nothing of data."""
+"""The loss of a language model: the mean cross-entropy of the next token. Depends on the model, not on data."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from torch import Tensor, nn
 
 from gpt2.model import GPT2
 
-# In 16 bits, products of matrices whose sides are multiples of this are faster: the loss over 50,257 tokens takes 5% less
-# time on a CPU with matrix units.
+# Products of 16-bit matrices are faster if their sides are multiples of this. The loss over a vocabulary of 50,257 tokens
+# takes 5% less time on a CPU with matrix units.
 _MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class LossLimits:
-    """How the loss is computed in parts. The values change it by rounding only."""
+    """The sizes of the parts in which the loss is computed. They change its value only by rounding."""
 
-    rows: int = 1024  # of logits that are held at once
-    logits: int = 2**22  # held at once where that is more: small vocabularies
-    min_padded: int = 4096  # outputs of a head in 16 bits that repay padding it to a multiple of 64
+    rows: int = 1024  # rows of logits per part
+    logits: int = 2**22  # logits per part, where this gives more rows (small vocabularies, not in float16)
+    min_padded: int = 4096  # from this vocabulary size on, a 16-bit head is padded to a multiple of 64 outputs
 
 
 class _Plan(NamedTuple):
-    """What is computed, how: the dtype of products, which gradients, rows of logits at once, outputs with padding."""
+    """How one loss is computed."""
 
-    dtype: torch.dtype
-    of_rows: bool
-    of_head: bool
-    n_rows: int
-    n_outputs: int
+    dtype: torch.dtype  # of the matrix products
+    of_rows: bool  # whether the gradient of the hidden states is needed
+    of_head: bool  # whether the gradient of the head is needed
+    n_rows: int  # rows of logits per part
+    n_outputs: int  # outputs of the head, padding included
 
 
 class LanguageModelLoss(nn.Module):
-    """The mean cross-entropy, in nats, of `targets` (B, T) after `input_ids` (B, T), both int64.
+    """The mean cross-entropy, in nats, of `targets` (B, T) given `input_ids` (B, T), both int64.
 
-    A module of its own, so that what wraps a module's forward (DDP, FSDP, torch.compile) wraps the loss too.
+    It is a module, so that wrappers of a module's forward (DDP, FSDP, torch.compile) include the loss.
     """
 
     def __init__(self, model: GPT2, limits: LossLimits | None = None) -> None:
@@ -52,16 +52,18 @@ class LanguageModelLoss(nn.Module):
 
 
 def sum_of_losses(rows: Tensor, head: Tensor, targets: Tensor, limits: LossLimits | None = None) -> Tensor:
-    """The sum of the cross-entropies, in nats, of `targets` (N,) int64 by the logits of `rows` (N, C) and `head` (V, C).
+    """Return the sum of the cross-entropies, in nats, of `targets` (N,) int64, given the hidden states `rows` (N, C) and the
+    output matrix `head` (V, C).
 
-    Products are in autocast's dtype where that is on; probabilities, sums and gradients are in float32 or `rows`' dtype.
+    Matrix products are in autocast's dtype if autocast is on. Probabilities, sums and gradients are in float32 or in the
+    dtype of `rows`.
     """
     device, dtype = rows.device.type, rows.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     of_rows, of_head = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (rows, head)]
     plan = _plan(len(head), dtype, of_rows, of_head, limits or LossLimits())
-    apply: Any = _SumOfLosses.apply  # torch gives it no types
+    apply: Any = _SumOfLosses.apply  # it has no types in torch
     total: Tensor = apply(rows, head, targets, plan)
     return total
 
@@ -73,22 +75,23 @@ def _plan(vocab_size: int, dtype: torch.dtype, of_rows: bool, of_head: bool, lim
 
 
 class _SumOfLosses(torch.autograd.Function):
-    """Head and loss together, in parts: the logits of a whole batch may need more memory than the model.
+    """Head and cross-entropy, computed in parts, because the logits of a whole batch may need more memory than the model.
 
-    The gradients are computed with the loss, while the logits of a part are in memory. To keep the logits for later, or to
-    compute them again, would take a third of the time on a CPU with matrix units.
+    The gradients are computed in the forward pass, while the logits of a part are in memory. To keep the logits for the
+    backward pass, or to compute them again, would take a third of the time on a CPU with matrix units.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, plan: _Plan) -> Tensor:
         dtype, of_rows, of_head, n_rows, n_outputs = plan
         exact, vocab_size = torch.promote_types(dtype, torch.float32), len(head)
-        # Of so many rows a sum may be too large for float16, whatever a GradScaler does to what comes from above.
+        # A sum over this many rows may overflow float16. A GradScaler cannot prevent that: its factor enters in `backward`,
+        # after the sum.
         ctx.shrunk = 1 / 32 if dtype == torch.float16 else 1.0
         weight = _padded(head, dtype, n_outputs)
         total = torch.zeros((), dtype=exact, device=rows.device)
         d_rows, d_head = torch.empty_like(rows) if of_rows else None, None
-        # Used again for each part: fresh memory of this size is slower than what is computed in it.
+        # These buffers are used for all parts: to allocate memory of this size takes longer than the computation in it.
         shape = min(n_rows, len(rows)), len(weight)
         all_logits = torch.empty(shape, dtype=dtype, device=rows.device)
         all_log_probs = all_logits if exact == dtype else torch.empty(shape, dtype=exact, device=rows.device)
@@ -103,8 +106,8 @@ class _SumOfLosses(torch.autograd.Function):
             total -= log_probs_right.sum()
             if not (of_rows or of_head):
                 continue
-            # Of the loss by the logits: the probabilities, less 1 for the right one. Not yet times what comes from above, in
-            # which float16 would underflow.
+            # The gradient of the loss with respect to the logits: the probabilities, minus 1 at the target. `backward`
+            # multiplies it by the incoming gradient, because float16 would underflow here.
             d_logits = logits.copy_(log_probs.exp_().scatter_(1, right, log_probs_right.exp_() - 1))
             if d_rows is not None:
                 d_rows[start : start + n_rows] = d_logits @ weight
@@ -122,7 +125,7 @@ class _SumOfLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, because they are needed once: autograd refuses a second use, since they have changed.
+        # In place, because they are needed once. A second backward pass is an error: autograd sees that they have changed.
         d_rows, d_head = ctx.saved_tensors
         d_rows = None if d_rows is None else d_rows.mul_(d_total)
         d_head = None if d_head is None else d_head.mul_(d_total / ctx.shrunk)
@@ -130,7 +133,7 @@ class _SumOfLosses(torch.autograd.Function):
 
 
 def _padded(head: Tensor, dtype: torch.dtype, n_outputs: int) -> Tensor:
-    """`head` (V, C) in `dtype`, with rows of zeros up to `n_outputs`."""
+    """Return `head` (V, C) in `dtype`, padded with rows of zeros to (n_outputs, C)."""
     if n_outputs == len(head):
         return head.to(dtype)
     weight = head.new_zeros(n_outputs, head.shape[1], dtype=dtype)

@@ -1,7 +1,7 @@
-"""Training with the NumPy engine: the same loop, batches, schedule and files as with PyTorch, every gradient by hand.
+"""Training with the NumPy engine: loop, batches, schedule and files of the PyTorch trainer, gradients written by hand.
 
-It is there to be read and to be compared: with the same initial weights and without dropout, the losses of both engines lie
-on each other. One process, one device, float32 or float64.
+It is for reading and for comparison: with the same initial weights and without dropout, both engines have the same losses up
+to rounding. It uses one process on the CPU, in float32 or float64.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from gpt_config.errors import CheckpointError, ConfigError
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.training_config import TrainingConfig
 
-# What PyTorch's trainer calls the state of AdamW, and what it is called here: a checkpoint of one engine suits the other.
+# The names of AdamW's state in PyTorch, and in this engine. Checkpoints have PyTorch's names, so each engine can load the
+# other's checkpoints.
 _MOMENTS = {"exp_avg": "mean", "exp_avg_sq": "square"}
-_WEIGHT, _STATE = "model.model.", "optimizer.model."
+_WEIGHT = "model.model."  # prefix of weights in a checkpoint
+_STATE = "optimizer.model."  # prefix of optimizer state in a checkpoint
 
 
 class NumpyTrainer(TrainingLoop):
-    """Trains `model` on `data` with NumPy: see `TrainingLoop`. ConfigError for settings that only PyTorch has."""
+    """Trains `model` on `data` with NumPy: see `TrainingLoop`. ConfigError for settings that only PyTorch supports."""
 
     def __init__(
         self,
@@ -106,15 +108,17 @@ class NumpyTrainer(TrainingLoop):
                     state = {ours: arrays[f"{_STATE}{name}.{theirs}"].copy() for theirs, ours in _MOMENTS.items()}
                     self._optimizer.states[name] = {"steps": int(arrays[f"{_STATE}{name}.step"]), **state}
         except (KeyError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint in {self.folder} is not of this model ({error})") from None
-        self._go_on_from(checkpoint)
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} does not fit this model ({error}): use the model of that run"
+            ) from None
+        self._restore_progress(checkpoint)
 
     def _save_model(self) -> None:
         self.model.save_pretrained(self.folder, tokenizer=self._tokenizer)
 
 
 def check_settings(config: TrainingConfig) -> None:
-    """ConfigError for what this engine does not do, instead of doing something else."""
+    """Raise ConfigError for settings that this engine does not support."""
     allowed: dict[str, tuple[object, ...]] = {
         "precision": ("auto", "float32"),
         "compile": (False,),
@@ -125,4 +129,6 @@ def check_settings(config: TrainingConfig) -> None:
     for name, values in allowed.items():
         value = getattr(config, name)
         if value not in values:
-            raise ConfigError(f"{name}={value} is not for engine=numpy: leave it out, or use engine=torch", field=name)
+            raise ConfigError(
+                f"{name}={value} is not supported by engine=numpy: leave it out, or use engine=torch", field=name
+            )

@@ -1,4 +1,4 @@
-"""What a run learns: its batches, its loss, and how well it does. It knows neither model files nor generation."""
+"""What a run learns: its batches, loss and metrics. Depends on the model and on token files, not on generation."""
 
 from __future__ import annotations
 
@@ -21,44 +21,46 @@ Batch = tuple[NDArray[Any], ...]
 
 
 class TrainingBatches(Protocol):
-    """The batch of each step, or a process's share of its rows: a pure function of its arguments."""
+    """Returns the batch of a step, or one process's share of its rows. It is a pure function of its arguments."""
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch: ...
 
 
 class CountedBatches(TrainingBatches, Protocol):
-    """The same batches each time, numbered from 0 to `count` - 1."""
+    """The same batches in each evaluation, numbered from 0 to `count` - 1."""
 
     @property
     def count(self) -> int: ...
 
 
 class Objective(abc.ABC):
-    """Data, loss and evaluation of a run. What becomes of the model is not part of it: see `Outputs`.
+    """Data, loss and evaluation of a run. What is saved is not part of it: see `Outputs`.
 
-    A batch is a tuple of arrays with one row for each example; the first array is the input ids (rows, tokens). The trainer
-    may compute it in parts of equal size: the mean of their losses must be the loss of the whole batch.
+    A batch is a tuple of arrays with one row per example; the first array is the input ids (rows, tokens). The trainer may
+    divide a batch into parts of equal size, so the mean of the losses of the parts must be the loss of the whole batch.
     """
 
     batches: TrainingBatches
     evaluation: CountedBatches
     tokens_per_step: float  # on average, padding included
 
-    def check(self, model: GPT2Config, config: TrainingConfig) -> None:  # noqa: B027 (most have nothing to add)
-        """ConfigError if it does not fit the model."""
+    def check(self, model: GPT2Config, config: TrainingConfig) -> None:  # noqa: B027 (optional)
+        """Raise ConfigError if the data does not fit the model. By default, do nothing."""
 
     @abc.abstractmethod
     def loss(self, model: GPT2) -> nn.Module:
-        """A module that contains `model` and everything else that learns; called with a batch, it gives the mean loss in
-        nats."""
+        """Return a module that contains `model` and everything else that is trained.
+
+        Called with a batch, the module returns the mean loss in nats.
+        """
 
     @abc.abstractmethod
     def figures(self, loss: float) -> dict[str, float]:
-        """Further figures for a validation loss (in nats), by name."""
+        """Return other metrics by name, for a validation `loss` in nats."""
 
 
 class LanguageModelling(Objective):
-    """The next token of a text, everywhere in it."""
+    """Predict the next token at every position of a text."""
 
     def __init__(self, data: TrainingData, config: TrainingConfig) -> None:
         self.data = data
@@ -69,7 +71,10 @@ class LanguageModelling(Objective):
 
     def check(self, model: GPT2Config, config: TrainingConfig) -> None:
         if config.context > model.n_positions:
-            raise ConfigError(f"context={config.context} is longer than the {model.n_positions} positions of the model")
+            raise ConfigError(
+                f"context={config.context} is longer than the {model.n_positions} positions of the model: use at most "
+                f"{model.n_positions}"
+            )
         if self.data.train.vocab_size > model.vocab_size:
             raise ConfigError(
                 f"the data has {self.data.train.vocab_size} token ids and the model {model.vocab_size}: "
@@ -85,10 +90,10 @@ class LanguageModelling(Objective):
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), or the largest that a float holds."""
+    """Return exp(loss). A loss above 700 counts as 700, because the result would overflow."""
     return math.exp(min(loss, 700))
 
 
 def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
-    """`loss` (nats per token) as bits per byte of text, which do not depend on the tokenizer."""
+    """Return `loss` (nats per token) in bits per byte of text, a unit that does not depend on the tokenizer."""
     return loss / math.log(2) * n_tokens / max(n_bytes, 1)

@@ -1,4 +1,4 @@
-"""AdamW as GPT-2 is trained with, and its learning rate. It knows parameters, not data."""
+"""AdamW and its learning-rate schedule. Depends on parameters and the configuration, not on data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from gpt_config.training_config import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW in which only matrices decay: a bias or the gain of a layer norm has no reason to be small."""
+    """Return AdamW for the trainable parameters of `model`, with weight decay for matrices only.
+
+    Biases and the gains of layer norms do not decay, because they have no reason to be small.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -22,14 +25,14 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
         groups,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
-        fused=kinds <= {"cpu", "cuda"},  # one kernel for all parameters, where there is one
+        fused=kinds <= {"cpu", "cuda"},  # one kernel for all parameters, where PyTorch has one
     )
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The rate of step number `step` (from 0): a linear climb, then half a cosine down to the minimum.
+    """Return the learning rate of `step` (from 0): linear warm-up, then half a cosine down to the minimum.
 
-    SGDR (Loshchilov and Hutter 2016), without restarts; GPT (Radford et al. 2018, section 4.1) trains so.
+    This is SGDR (Loshchilov and Hutter 2016) without restarts, the schedule of GPT (Radford et al. 2018, section 4.1).
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)

@@ -1,6 +1,6 @@
-"""What a run makes of its model: the files in its folder, and a text to show at each evaluation.
+"""What a run does with its model: write it into the folder of the run, and generate a sample text at each evaluation.
 
-The trainer calls it. It knows model files and generation, and not how a model is trained.
+The trainer calls these functions. They depend on model files and generation, not on the trainer.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from gpt_encoder.interface import Tokenizer
 
 
 def write_nothing(model: GPT2, folder: Path) -> None:
-    """Write no model: the run leaves only its checkpoints and metrics."""
+    """Write no model. The run writes only checkpoints and metrics."""
 
 
 def no_sample(model: GPT2) -> str:
-    """An empty text, which is not shown."""
+    """Return an empty text, which is not shown."""
     return ""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """`write(model, folder)` saves the best model so far. `sample(model)` gives a text to show, or "" for none; the model is
-    in eval mode then. Neither may change the weights.
+    """`write(model, folder)` saves the best model so far. `sample(model)` returns a text to show, or "" for none.
+
+    The model is in eval mode when `sample` is called. Neither function may change the weights.
     """
 
     write: Callable[[GPT2, Path], None] = write_nothing
@@ -38,20 +39,20 @@ class Outputs:
 
 
 class ModelWriter(Protocol):
-    """Writes the model, or the adapter in it, and the tokenizer's files into `folder`."""
+    """Writes the model, or only its adapter, and the tokenizer's files into `folder`."""
 
     def __call__(self, model: GPT2, folder: Path, *, tokenizer: Tokenizer) -> None: ...
 
 
 def text_outputs(tokenizer: Tokenizer, config: TrainingConfig, write_model: ModelWriter = save_model) -> Outputs:
-    """Those of a language model: a model folder, and `config.sample_tokens` tokens after `config.sample_prompt`."""
+    """Return the outputs of a language model: a model folder, and `sample_tokens` tokens after `sample_prompt`."""
 
     def write(model: GPT2, folder: Path) -> None:
         write_model(model, folder, tokenizer=tokenizer)
 
     def sample(model: GPT2) -> str:
         if not config.sample_prompt and tokenizer.eot_token_id is None:
-            return ""  # there is nothing to start from
+            return ""  # there is no token to start from
         options = GenerationConfig(max_new_tokens=config.sample_tokens, do_sample=True, temperature=0.8, seed=config.seed)
         return config.sample_prompt + complete(model, tokenizer, config.sample_prompt, options)[0].text
 

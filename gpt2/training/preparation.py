@@ -1,6 +1,6 @@
-"""From texts to token files: learn a tokenizer if need be, encode in parallel, write train.bin and val.bin.
+"""Encode texts into token files: learn a tokenizer if needed, encode in parallel, write train.bin and val.bin.
 
-It knows files, texts and tokenizers, not models. Memory is bounded: texts of any size pass through in pieces.
+Depends on files and tokenizers, not on the model. Memory is bounded, because texts are processed in pieces.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from gpt_config.validation import check_real
 from gpt_encoder import CharTokenizer, load_tokenizer, train_bpe
 from gpt_encoder.interface import Tokenizer
 
-_BPE_VOCAB_SIZE = 4096
+_BPE_VOCAB_SIZE = 4096  # tokens of a learned vocabulary, by default
 
 
 @dataclass(frozen=True)
 class PreparationLimits:
-    """How texts are cut and shared among workers. The values change no ids."""
+    """The sizes in which texts are cut and distributed to workers. They do not change the ids."""
 
-    job_length: int = 1 << 20  # characters that a worker gets at once
+    job_length: int = 1 << 20  # characters per job of a worker
     pieces: CorpusLimits = field(default_factory=CorpusLimits)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from and is measured on, and the tokenizer that both were encoded with."""
+    """The token files for training and validation, and the tokenizer that encoded both."""
 
     train: TokenFile
     validation: TokenFile
@@ -51,10 +51,10 @@ class TrainingData:
 
     @classmethod
     def open(cls, folder: str | Path) -> TrainingData:
-        """What `prepare` has written to `folder`, without a look at the texts. DataError if it is not all there."""
+        """Open what `prepare` wrote into `folder`, without reading the texts. DataError if a file is missing or damaged."""
         train, validation = (TokenFile.open(Path(folder) / name) for name in ("train.bin", "val.bin"))
         if train.fingerprint != validation.fingerprint:
-            raise DataError(f"train.bin and val.bin in {folder} were not made together: make them anew from the text")
+            raise DataError(f"train.bin and val.bin in {folder} were not encoded together: encode the text again")
         return cls(train, validation, load_tokenizer(folder))
 
 
@@ -70,17 +70,17 @@ def prepare(
     workers: int | None = None,
     limits: PreparationLimits | None = None,
 ) -> TrainingData:
-    """Encode `data` into `folder`/train.bin and val.bin; the tokenizer's files go there too.
+    """Encode `data` into `folder`/train.bin and val.bin, write the tokenizer's files there too, and return what was written.
 
-    `tokenizer` is "char", "bpe" (a vocabulary of `vocab_size` is learned from the data), or a folder or name that has
-    one. Without `validation_data` a fraction of `data` is kept apart: see `Split`. Files that were made from the same
-    texts (names, sizes, times of change) in the same way are used again. DataError if there is no text.
+    `tokenizer` is "char", "bpe" (learns a vocabulary of `vocab_size` tokens from the data), or the name or folder of a
+    tokenizer. Without `validation_data`, `validation_fraction` of `data` is held out for validation: see `Split`. Existing
+    files are used again if texts (paths, sizes, modification times) and options are the same. DataError if there is no text.
     """
     folder, limits = Path(folder), limits or PreparationLimits()
     if not validation_data:
         check_real("validation_fraction", validation_fraction, lambda f: 0 < f < 1, "between 0 and 1")
     if vocab_size is not None and tokenizer != "bpe":
-        raise ConfigError(f"vocab_size={vocab_size} is for a vocabulary that is learned: add tokenizer=bpe, or leave it out")
+        raise ConfigError(f"vocab_size={vocab_size} needs a learned vocabulary: set tokenizer=bpe, or leave vocab_size out")
     corpus, validation = (Corpus(paths, text_field, limits.pieces) for paths in (data, validation_data))
     recipe = [tokenizer, vocab_size, validation_fraction, text_field, _state_of(corpus), _state_of(validation)]
     fingerprint = hashlib.sha256(json.dumps(recipe).encode()).digest()[:FINGERPRINT_BYTES]
@@ -105,12 +105,12 @@ def prepare(
 
 
 def _state_of(corpus: Corpus) -> list[tuple[str, int, int]]:
-    """What tells whether the files have changed; DataError if one is empty, for that is never meant."""
+    """Return path, size and modification time of each file. DataError if a file is empty, because that is never intended."""
     state = []
     for path in corpus.files():
         status = path.stat()
         if status.st_size == 0:
-            raise DataError(f"{path} is empty: there is nothing to learn from")
+            raise DataError(f"{path} is empty: name a file with text")
         state.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
     return state
 
@@ -133,7 +133,7 @@ def _make_tokenizer(name: str, vocab_size: int | None, corpus: Corpus, validatio
     for text in texts:
         characters.update(text)
     if not characters:
-        raise DataError(f"{corpus.files()[0]} has no text: there is nothing to learn from")
+        raise DataError(f"{corpus.files()[0]} has no text: name a file with text")
     return CharTokenizer(characters)
 
 
@@ -143,7 +143,7 @@ class _Job(NamedTuple):
 
 
 def _jobs(sides: Iterable[tuple[bool, Piece]], length: int) -> Iterator[_Job]:
-    """Pieces of one side, together of at least `length` characters."""
+    """Yield jobs of pieces of one side: at least `length` characters per job, fewer only in the last job of each side."""
     waiting = {False: _Job(False, []), True: _Job(True, [])}
     lengths = {False: 0, True: 0}
     for side, piece in sides:
@@ -156,13 +156,13 @@ def _jobs(sides: Iterable[tuple[bool, Piece]], length: int) -> Iterator[_Job]:
 
 
 def _encoded(jobs: Iterator[_Job], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[bool, bytes, int]]:
-    """(side, ids, bytes of text) of each job, in order; no more jobs are under way than keep the workers busy."""
+    """Yield (side, ids, bytes of text) of each job, in order. At most `workers` + 2 jobs are in memory."""
     first = [job for job, _ in zip(jobs, range(2), strict=False)]
-    if len(first) < 2 or workers == 1:  # too little to start processes for
+    if len(first) < 2 or workers == 1:  # too little text to start processes
         for job in chain(first, jobs):
             yield job.is_validation, *_encode_pieces(tokenizer, job.pieces)
         return
-    # A forked process has torch and the tokenizer already; elsewhere it starts anew and imports them.
+    # A forked process inherits torch and the tokenizer. On other systems, each worker has to import them.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     under_way: deque[tuple[bool, Future[tuple[bytes, int]]]] = deque()
     with ProcessPoolExecutor(workers, context, _remember_tokenizer, (tokenizer,)) as pool:
@@ -175,7 +175,9 @@ def _encoded(jobs: Iterator[_Job], tokenizer: Tokenizer, workers: int) -> Iterat
             for side, future in under_way:
                 yield side, *future.result()
         except BrokenProcessPool:
-            raise TrainingError("a process that encodes text was killed, perhaps for want of memory: start again") from None
+            raise TrainingError(
+                "a process that encodes text was killed, perhaps because memory ran out: start again with fewer workers"
+            ) from None
 
 
 _tokenizer_of_worker: Tokenizer
@@ -195,7 +197,7 @@ def _encode_in_worker(pieces: list[Piece]) -> tuple[bytes, int]:
 
 
 def _encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> tuple[bytes, int]:
-    """The ids of `pieces` as bytes, with an end of text behind each document, and how many bytes of text they are."""
+    """Return the ids of `pieces` as bytes, with an end-of-text id after each document, and the size of the text in bytes."""
     dtype, separator, n_bytes = dtype_for(tokenizer.vocab_size), tokenizer.eot_token_id, 0
     parts = []
     packed = tokenizer.encode_each_packed([text for text, _ in pieces])

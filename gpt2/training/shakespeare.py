@@ -1,4 +1,4 @@
-"""tinyshakespeare by name: fetched once, checked, and kept in the cache. It knows one file and its hash."""
+"""The text tinyshakespeare by name: downloaded once, checked, and cached. Depends on the standard library only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ _TIMEOUT_SECONDS = 20.0
 
 
 def resolve(path: str, *, sha256: str = SHA256) -> str:
-    """`path`, or the cached file of tinyshakespeare if `path` is "shakespeare": see `fetch_shakespeare`.
+    """Return `path`, or the path of the cached tinyshakespeare if `path` is "shakespeare": see `fetch_shakespeare`.
 
-    The name means that text even if a folder has that name, because runs on it often have; "./shakespeare" is the folder.
+    The name means the text even if there is a folder of that name, because folders of runs often have it. "./shakespeare" is
+    the folder.
     """
     return str(fetch_shakespeare(sha256=sha256)) if path == NAME else path
 
 
 def fetch_shakespeare(*, sha256: str = SHA256) -> Path:
-    """The cached file, downloaded if it is missing or damaged. DataError if that fails, or the hash is not `sha256`."""
+    """Return the path of the cached file. It is downloaded if it is missing or damaged.
+
+    DataError if the download fails, or if the hash of the downloaded file is not `sha256`.
+    """
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2-from-scratch" / "tinyshakespeare.txt"
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
         return path
@@ -36,10 +40,10 @@ def fetch_shakespeare(*, sha256: str = SHA256) -> Path:
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise DataError(
-            f"tinyshakespeare cannot be fetched from {_URL} ({reason}): connect to the network, "
+            f"tinyshakespeare cannot be downloaded from {_URL} ({reason}): connect to the network, "
             "or give the path of a text file"
         ) from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(f"{_URL} no longer gives the text it should (its SHA-256 is not {sha256[:8]}…): give a file's path")
+        raise DataError(f"{_URL} has changed (its SHA-256 is not {sha256[:8]}…): give the path of a text file")
     atomic_write(path, lambda temporary: temporary.write_bytes(content))
     return path

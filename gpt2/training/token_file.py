@@ -1,14 +1,14 @@
-"""Token ids in a file that is mapped, not read: a header of 64 bytes, then uint16 or uint32 in the machine's byte order.
+"""Token ids in a memory-mapped file: a header of 64 bytes, then uint16 or uint32 ids in the byte order of the machine.
 
     bytes  0 to 7    magic "GPT2TOKS"
-    bytes  8 to 11   version, 1 (a file of the other byte order shows another number, and is refused)
-    bytes 12 to 15   bytes of each id, 2 or 4
-    bytes 16 to 23   ids in the vocabulary
-    bytes 24 to 31   ids in the file
-    bytes 32 to 39   bytes of UTF-8 text they stand for, without separators
-    bytes 40 to 63   fingerprint of what the file was made from
+    bytes  8 to 11   version, 1 (a file of the other byte order has another number here, and is refused)
+    bytes 12 to 15   bytes per id, 2 or 4
+    bytes 16 to 23   number of ids in the vocabulary
+    bytes 24 to 31   number of ids in the file
+    bytes 32 to 39   bytes of the UTF-8 text that the ids encode, without separators
+    bytes 40 to 63   fingerprint of the texts and options from which the file was made
 
-It knows nothing of text or batches.
+Depends on NumPy, not on texts or batches.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ FINGERPRINT_BYTES = 24
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """The smallest dtype that holds every id of the vocabulary."""
+    """Return the smallest dtype that can hold every id of the vocabulary: uint16 or uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A token file that is open: `tokens` is a view of the file, `n_bytes` how much text it stands for."""
+    """An open token file.
+
+    `tokens` (n,) is a view of the file, uint16 or uint32. `n_bytes` is the size of the text that it encodes.
+    """
 
     path: Path
     tokens: NDArray[Any]
@@ -48,23 +51,24 @@ class TokenFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> TokenFile:
-        """Map the file; DataError if it is missing, cut short or not a token file."""
+        """Map the file into memory. DataError if it is missing, incomplete or not a token file."""
         path = Path(path)
         try:
             with open(path, "rb") as file:
                 header = file.read(_HEADER.size)
             size = path.stat().st_size
         except OSError as error:
-            raise DataError(f"cannot read {path} ({error.strerror}): make it anew from the text") from None
+            raise DataError(f"cannot read {path} ({error.strerror}): encode the text again") from None
         if len(header) < _HEADER.size:
-            raise DataError(f"{path} is not a token file (it has {len(header)} bytes): make it anew from the text")
+            raise DataError(f"{path} is not a token file (it has {len(header)} bytes): encode the text again")
         magic, version, item_size, vocab_size, n_tokens, n_bytes, fingerprint = _HEADER.unpack(header)
         if magic != _MAGIC or version != _VERSION or item_size not in (2, 4):
-            raise DataError(f"{path} is not a token file of version {_VERSION}: make it anew from the text")
-        if size != _HEADER.size + n_tokens * item_size:
-            raise DataError(f"{path} has {size} bytes for {n_tokens} tokens, it was cut short: make it anew from the text")
+            raise DataError(f"{path} is not a token file of version {_VERSION}: encode the text again")
+        expected_size = _HEADER.size + n_tokens * item_size
+        if size != expected_size:
+            raise DataError(f"{path} has {size} bytes instead of {expected_size}, it is damaged: encode the text again")
         dtype = np.uint16 if item_size == 2 else np.uint32
-        # An empty file cannot be mapped.
+        # Zero bytes cannot be mapped.
         tokens = np.memmap(path, dtype, "r", _HEADER.size, (n_tokens,)) if n_tokens else np.empty(0, dtype)
         return cls(path, tokens, vocab_size, n_bytes, fingerprint)
 
@@ -73,9 +77,9 @@ class TokenFile:
 
 
 class TokenWriter:
-    """Writes a token file piece by piece; it takes its name when it is complete, and leaves nothing if it is not.
+    """Writes a token file piece by piece, in a `with` block. An incomplete file is deleted.
 
-    Use it in a `with` block. WriteError if the disk is full or the place cannot be written.
+    The file gets its name when it is complete. WriteError if the disk is full or the folder cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], vocab_size: int, fingerprint: bytes) -> None:
@@ -95,7 +99,7 @@ class TokenWriter:
         return self
 
     def append(self, ids: bytes, n_bytes: int) -> None:
-        """Add ids, as the bytes of an array of `dtype_for(vocab_size)`, that stand for `n_bytes` of text."""
+        """Append ids, given as the bytes of an array of `dtype_for(vocab_size)`. They encode `n_bytes` of text."""
         try:
             self._file.write(ids)
         except OSError as error:
@@ -116,9 +120,9 @@ class TokenWriter:
         except OSError as problem:
             raise self._write_error(problem) from None
         finally:
-            with contextlib.suppress(OSError):  # to close is to flush, which a full disk refuses once more
+            with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _write_error(self, error: OSError) -> WriteError:
-        return WriteError(f"cannot write {self._path} ({error.strerror}): make room, or choose another place")
+        return WriteError(f"cannot write {self._path} ({error.strerror}): make room, or choose another folder")

@@ -1,4 +1,4 @@
-"""Training with PyTorch: the steps of the loop, on one device or many processes. It knows neither text files nor options."""
+"""Training with PyTorch: the steps of the loop, on one device or in several processes. Depends on model and objective."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from gpt_config.training_config import TrainingConfig
 
 
 class Trainer(TrainingLoop):
-    """Trains `model` with PyTorch; state, metrics and results of the run are in `folder`: see `TrainingLoop`.
+    """Trains `model` with PyTorch. State, metrics and results of the run are written into `folder`: see `TrainingLoop`.
 
-    `data` is a text, for language modelling, or any other `Objective`. `outputs` writes the best model and samples a text;
-    without it, a text leaves an ordinary model folder, and another objective only checkpoints and metrics. Parameters that
-    require no gradient stay as they are.
+    `data` is an encoded text, for language modelling, or another `Objective`. `outputs` writes the best model and samples a
+    text. By default, a run on text writes an ordinary model folder; other runs write only checkpoints and metrics.
+    Parameters that require no gradient do not change.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Trainer(TrainingLoop):
         self._loss = torch.compile(self._module) if config.compile else self._module
         self._optimizer = make_optimizer(self._module, config)
         self._precision = choose_precision(config.precision, self.processes.device)
-        # Gradients of float16 underflow: the loss is scaled up, and the gradients down again.
+        # Gradients underflow in float16, so the loss is scaled up, and the gradients are scaled down again.
         self._scaler = torch.amp.GradScaler(self.processes.device.type, enabled=self._precision == torch.float16)
 
     @property
@@ -103,7 +103,7 @@ class Trainer(TrainingLoop):
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._module.parameters(), config.clip_norm or math.inf)
         mean_loss, norm_value = processes.mean(torch.stack(losses).sum()).item(), float(norm)
-        # With a scaler, gradients that overflow are its business: it leaves the step out and scales less.
+        # If gradients overflow, the scaler skips the step and reduces its scale.
         if not math.isfinite(mean_loss) or not (math.isfinite(norm_value) or self._scaler.is_enabled()):
             self._optimizer.zero_grad()
             self._fail_on_nan(mean_loss, norm_value)
@@ -125,7 +125,7 @@ class Trainer(TrainingLoop):
     def _operations_per_token(self) -> float | None:
         model = self.model
         if not all(parameter.requires_grad for parameter in model.parameters()):
-            return None  # it depends on how far down gradients must go
+            return None  # it depends on the first layer that is trained
         n_used = model.wte.weight.numel() + sum(parameter.numel() for parameter in model.h.parameters())
         return training_operations(n_used, model.config, self.config)
 
@@ -146,7 +146,7 @@ class Trainer(TrainingLoop):
         return float(processes.mean(total).item())
 
     def _sample(self) -> str:
-        if not self.config.sample_tokens or self.config.sharding == "fsdp":  # then no process has a whole model
+        if not self.config.sample_tokens or self.config.sharding == "fsdp":  # with FSDP, no process has the whole model
             return ""
         self.model.eval()
         try:
@@ -154,10 +154,10 @@ class Trainer(TrainingLoop):
         finally:
             self.model.train()
 
-    # -- saving and going on -------------------------------------------------------------------------------------------
+    # -- saving and loading --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        # All processes take part in gathering it; the first one writes.
+        # All processes gather the state; rank 0 writes it.
         tensors = gather_state(self._module, self._optimizer)
         if self.processes.is_first:
             values = {**self._progress_values(), "scaler": self._scaler.state_dict()}
@@ -170,8 +170,10 @@ class Trainer(TrainingLoop):
             restore_state(self._module, self._optimizer, checkpoint.tensors)
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"the checkpoint in {self.folder} is not of this model ({reason})") from None
-        self._go_on_from(checkpoint)
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} does not fit this model ({reason}): use the model of that run"
+            ) from None
+        self._restore_progress(checkpoint)
         if checkpoint.values.get("scaler"):
             self._scaler.load_state_dict(checkpoint.values["scaler"])
 
@@ -187,11 +189,11 @@ class Trainer(TrainingLoop):
 
 
 def parts_of_step(rows: int, tokens: int, accumulation: int, device: torch.device) -> int:
-    """In how many parts to compute `rows` of `tokens` each: at least `accumulation`, a divisor of `rows`.
+    """Return the number of parts in which to compute `rows` of `tokens` each: a divisor of `rows`, at least `accumulation`.
 
-    On a CPU there may be more. Activations of more than 4,096 tokens do not stay in its caches from one operation to the
-    next: 64 rows of 256 tokens took 20% longer at once than in parts of 8 rows. Products over fewer than 1,024 tokens are
-    slow themselves.
+    On a CPU it may be more, for speed. Activations of more than 4,096 tokens do not stay in its caches from one operation
+    to the next: 64 rows of 256 tokens took 20% longer in one part than in parts of 8 rows. Matrix products over fewer than
+    1,024 tokens are slow too.
     """
     if device.type != "cpu":
         return accumulation

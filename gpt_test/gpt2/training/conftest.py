@@ -1,4 +1,4 @@
-"""A text of a few thousand words, made on the spot, and what is trained on it."""
+"""Fixtures: a generated text of a few thousand words, its token files, and a function that makes trainers for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
 
 
 def made_up_text(n_words: int = 4000, seed: int = 0) -> str:
-    """Sentences of a small grammar: enough order for a loss to fall."""
+    """Return sentences of a small grammar, regular enough for the loss to fall."""
     draw = random.Random(seed)
     words = []
     while len(words) < n_words:

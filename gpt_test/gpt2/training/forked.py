@@ -1,7 +1,7 @@
-"""Runs in processes of their own, without the seconds that it takes to import torch: a server has imported it, and forks.
+"""Start test runs as processes of their own, forked from a server that has already imported torch, which takes seconds.
 
-A forked run has its own environment, signals and exit status, and its interpreter ends as one that a shell has started. Only
-Linux forks a process with torch safely; elsewhere each run is a new interpreter.
+A forked run has its own environment, signals and exit status, and its interpreter exits like one that a shell has started.
+Forking a process with torch is safe on Linux only, so elsewhere each run is a new interpreter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-# What a run imports, now or when it needs it: torch's optimizers import the first two.
+# The modules that runs import, at the start or later. The first two are imported by torch's optimizers.
 MODULES = (
     "torch._dynamo", "torch.onnx", "torch.distributed.fsdp", "gpt2.cli.train", "gpt2.cli.finetune", "gpt2.finetuning.run",
 )  # fmt: skip
@@ -35,15 +35,15 @@ MODULES = (
 def start_run(
     arguments: Sequence[object], module: str = "gpt2", *, is_measured: bool = True, **environment: str
 ) -> Run | subprocess.Popen[str]:
-    """`python -m MODULE ARGUMENTS`, under way. Its stderr is a pipe.
+    """Start `python -m MODULE ARGUMENTS` and return the process. Its stderr is a pipe.
 
-    A run that will be killed or meet a full disk is not measured by coverage, whose data file would be cut off or meet it.
+    Set `is_measured` to False for a run that is killed or fills its disk, because it would damage the data file of coverage.
     """
     words = list(map(str, arguments))
     full = {**_environment(is_measured), "PYTHONPATH": str(ROOT), **environment}
     if sys.platform != "linux":
         return subprocess.Popen([sys.executable, "-m", module, *words], stderr=subprocess.PIPE, text=True, env=full)
-    is_measured |= "COVERAGE_PROCESS_START" not in os.environ  # then there is no need for a second server
+    is_measured |= "COVERAGE_PROCESS_START" not in os.environ  # without coverage, one server is enough
     return _server(is_measured).start({"argv": [module, *words], "environment": full, "folder": os.getcwd()})
 
 
@@ -60,7 +60,7 @@ def _server(is_measured: bool) -> ForkServer:
 
 
 class Run:
-    """A forked run, with those members of `subprocess.Popen` that the tests use."""
+    """A forked run. It has the members of `subprocess.Popen` that the tests use."""
 
     def __init__(self, stderr: int, status: int) -> None:
         self._status = os.fdopen(status, "rb", buffering=0)
@@ -99,14 +99,14 @@ class Run:
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """End it, if it has not ended."""
+        """Kill the run if it has not ended, and close its pipes."""
         self.kill()
         self.stderr.close()
         self._status.close()
 
 
 class ForkServer:
-    """The tests' end of the server."""
+    """The server as the tests see it: they send it requests, and get runs."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -134,11 +134,12 @@ class ForkServer:
 
 
 def serve(connection: socket.socket) -> tuple[dict[str, Any], int] | None:
-    """In each forked process: its request, and the descriptor of its stderr. In the server: None, when the tests have ended.
+    """Fork a process for each request. Returns (request, descriptor of its stderr) in each forked process, and None in the
+    server when the tests have ended.
 
-    Between the two stands a guard, which waits for the process and tells how it has ended.
+    The parent of a forked process is a guard, a process that waits for it and reports its exit status.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the guards
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the server does not wait for the guards
     while True:
         message, descriptors, *_ = socket.recv_fds(connection, 1 << 20, 2)
         if not message:
@@ -160,20 +161,20 @@ def serve(connection: socket.socket) -> tuple[dict[str, Any], int] | None:
             os.close(descriptor)
 
 
-def import_what_runs_need() -> None:
-    """Without starting a thread: a forked process would not have it."""
+def import_modules() -> None:
+    """Import `MODULES`. This starts no thread, because a forked process would not have it."""
     for name in MODULES:
         importlib.import_module(name)
     from gpt2.training.progress import plot_losses
 
-    with tempfile.TemporaryDirectory() as folder:  # the first plot reads all fonts
+    with tempfile.TemporaryDirectory() as folder:  # matplotlib reads all fonts at the first plot
         (Path(folder) / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
         plot_losses(Path(folder))
 
 
 if __name__ == "__main__":
-    import_what_runs_need()
-    gc.freeze()  # what is imported stays: no run need look through it
+    import_modules()
+    gc.freeze()  # imported objects stay, so the garbage collector of a run can skip them
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
         options, stderr = request

@@ -1,6 +1,6 @@
-"""A run that finds its disk full, and goes on when there is room: `python -m gpt_test.gpt2.training.small_disk FOLDER DATA`.
+"""A run that fills its disk, and continues when there is room: `python -m gpt_test.gpt2.training.small_disk FOLDER DATA`.
 
-The disk is a tmpfs, mounted on FOLDER where no other process sees it. What is found is written to stderr.
+The disk is a tmpfs, mounted on FOLDER for this process and its children only. The results are written to stderr.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import os
 import sys
 from pathlib import Path
 
-REFUSED = 77  # the exit status where the system lets no user mount a disk
-_NEWUSER, _NEWNS, _REMOUNT = 0x10000000, 0x00020000, 32  # of Linux
+REFUSED = 77  # exit status if the system does not let users mount a disk
+_NEWUSER = 0x10000000  # flag of Linux's unshare: a new user namespace
+_NEWNS = 0x00020000  # flag of Linux's unshare: a new mount namespace
+_REMOUNT = 32  # flag of Linux's mount: change a mounted file system
 _SETTINGS = (
     "--tokenizer char --n_layer 1 --n_head 1 --n_embd 64 --context 16 --batch_size 2 --sample_tokens 0 --quiet "
     "--checkpoint_interval 1 --max_steps 12"
@@ -24,7 +26,7 @@ def mount(folder: Path, size: str, flags: int = 0) -> bool:
 
 
 def own_disk(folder: Path) -> bool:
-    """Mount 2 MB on `folder`, in namespaces of this process, in which it is root."""
+    """Mount a disk of 2 MB on `folder`, in new namespaces in which this process is root. Return whether this worked."""
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None).unshare(_NEWUSER | _NEWNS) != 0:
         return False
@@ -47,7 +49,7 @@ def gpt2(*arguments: object) -> int | None:
     return run.exitcode
 
 
-def tell(status: int | None, files: str) -> None:
+def report(status: int | None, files: str) -> None:
     print(f"status {status}: {files}", file=sys.stderr, flush=True)
 
 
@@ -56,11 +58,11 @@ def check(folder: Path, data: str) -> None:
     status = gpt2("train", "--data", data, "--out", folder / "run", *_SETTINGS.split())
     names = [path.name for path in checkpoints.iterdir()]
     n_unfinished = sum("tmp" in name for name in names)
-    tell(status, f"{len(names) - n_unfinished} checkpoints, {n_unfinished} unfinished")
+    report(status, f"{len(names) - n_unfinished} checkpoints, {n_unfinished} unfinished")
     if not mount(folder, "20m", _REMOUNT):
         sys.exit("the disk cannot be made larger")
     status = gpt2("train", "--resume", folder / "run", "--quiet")
-    tell(status, max(path.name for path in checkpoints.iterdir()))
+    report(status, max(path.name for path in checkpoints.iterdir()))
 
 
 if __name__ == "__main__":

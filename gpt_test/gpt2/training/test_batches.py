@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step, rank), and an epoch has every row once."""
+"""Batches are a function of (seed, step, rank), and each epoch contains every row once."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_orders_of_epochs_and_seeds_look_unrelated() -> None:
             assert sum(a == b for a, b in zip(one, other, strict=True)) < 10
 
 
-def test_mix_tells_its_arguments_apart() -> None:
+def test_mix_distinguishes_its_arguments() -> None:
     values = {mix(*key) for key in [(0,), (0, 0), (1,), (0, 1), (1, 0), (-1,), (2**64,), (0, 2**32)]}
-    assert len(values) >= 7  # 2**64 is 0 again in 64 bits
+    assert len(values) >= 7  # in 64 bits, 2**64 is 0
     assert all(0 <= value < 2**64 for value in values)
 
 
@@ -58,18 +58,18 @@ def test_processes_share_the_rows_of_one_process(world_size: int, step: int) -> 
         assert sorted(together[:, 0]) == sorted(batches(step % 5)[0][:, 0])
 
 
-def test_cuts_move_from_epoch_to_epoch() -> None:
+def test_cuts_differ_between_epochs() -> None:
     batches = Batches(counting_file(1000), 10, 1, 0)
     assert len({batches(epoch * batches.rows_per_epoch)[0][0, 0] % 10 for epoch in range(20)}) > 5
 
 
-def test_evaluation_rows_are_the_same_each_time_spread_and_without_overlap() -> None:
+def test_evaluation_rows_are_fixed_and_spread_without_overlap() -> None:
     batches = EvaluationBatches(counting_file(1001), 10, 4, 0, limit=5)
     starts = [int(start) for i in range(batches.count) for start in batches(i)[0][:, 0]]
     assert batches.count == 5 and starts == sorted(set(starts)) and starts == [50 * i for i in range(20)]
     short = EvaluationBatches(counting_file(25), 10, 4, 0)
     assert short.count == 1 and short(0)[0][:, 0].tolist() == [0, 10]
-    assert short(0, 1, 3)[0].shape == (2, 10), "rows that cannot be shared are done by all"
+    assert short(0, 1, 3)[0].shape == (2, 10), "rows that cannot be divided evenly are computed by each process"
 
 
 def test_too_little_text_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint comes back bit for bit; a damaged one is named, and the one before it offered."""
+"""Checkpoints load as they were saved; the error for a damaged one names it and the previous one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write(folder: Path, step: int) -> Path:
     return save_checkpoint(folder, Checkpoint(tensors, {"step": step, "best_loss": None}))
 
 
-def test_the_newest_two_are_kept_and_come_back(tmp_path: Path) -> None:
+def test_the_newest_two_are_kept_and_load(tmp_path: Path) -> None:
     for step in (5, 10, 20):
         write(tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000020.safetensors", "step-00000010.safetensors"]
@@ -27,7 +27,7 @@ def test_the_newest_two_are_kept_and_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "header"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path, damage: str) -> None:
+def test_the_error_for_a_damaged_checkpoint_names_the_previous_one(tmp_path: Path, damage: str) -> None:
     write(tmp_path, 10)
     path = write(tmp_path, 20)
     content = bytearray(path.read_bytes())
@@ -40,12 +40,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
     else:
         content[0] ^= 0x40
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step-00000020.* is damaged .*: go on from the one of step 10$"):
+    with pytest.raises(CheckpointError, match=r"step-00000020.* is damaged .*: continue from the checkpoint of step 10$"):
         load_checkpoint(tmp_path)
     assert load_checkpoint(tmp_path, 10).values["step"] == 10
 
 
-def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load_checkpoint(tmp_path)
     write(tmp_path, 10)
@@ -53,7 +53,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, 11)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError):
         write(tmp_path / "file", 1)

@@ -1,4 +1,4 @@
-"""Documents come out of files as they went in, in pieces, and each on one side of the split."""
+"""Documents are read unchanged, in pieces, and each document is on one side of the split."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def documents(pieces: Iterable[Piece]) -> list[str]:
     return found
 
 
-def test_a_separator_line_parts_documents_and_is_not_text(tmp_path: Path) -> None:
+def test_a_separator_line_separates_documents_and_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\nmore\n<|endoftext|>\n two\n<|endoftext|>\n\n<|endoftext|>three\n")
     assert documents(Corpus([tmp_path / "a.txt"]).pieces()) == ["one\n\nmore", " two", "three"]
 
 
-def test_a_file_without_separators_is_one_document_byte_for_byte(tmp_path: Path) -> None:
+def test_a_file_without_separators_is_one_unchanged_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\n line\r\nend é\n".encode())
     assert documents(Corpus([tmp_path / "a.txt"]).pieces()) == ["\n line\r\nend é\n"]
 
@@ -99,7 +99,7 @@ def test_a_cut_between_pieces_changes_no_ids(openai_tokenizer: GPT2Tokenizer, te
     assert list(chain.from_iterable(map(openai_tokenizer.encode, parts))) == openai_tokenizer.encode(text)
 
 
-def test_many_documents_are_split_by_what_they_say(tmp_path: Path) -> None:
+def test_many_documents_are_split_by_their_content(tmp_path: Path) -> None:
     draw = random.Random(0)
     texts = [" ".join(draw.choices(["owl", "cat", "dog", "sea", "bread"], k=20)) for _ in range(2000)]
     for name, these in (("a.txt", texts), ("b.txt", texts[::-1])):
@@ -113,13 +113,13 @@ def test_many_documents_are_split_by_what_they_say(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=6), st.floats(0.01, 0.99))
-def test_of_few_documents_the_end_is_for_validation(
+def test_the_end_of_each_of_few_documents_is_for_validation(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], fraction: float
 ) -> None:
     folder = tmp_path_factory.mktemp("few")
     texts = [("ab " * length)[:length].replace("  ", " ") for length in lengths]
     (folder / "a.txt").write_text("<|endoftext|>".join(texts))
-    # Short pieces, so that the cut falls within, before and after pieces.
+    # Pieces are short, so that the cut is within, before and after pieces.
     corpus = Corpus([folder / "a.txt"], limits=CorpusLimits(piece_length=40))
     found = list(Split.of(corpus, fraction).sides(corpus))
     train, validation = ([piece for side, piece in found if side is wanted] for wanted in (False, True))

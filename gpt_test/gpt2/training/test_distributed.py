@@ -1,4 +1,4 @@
-"""Two processes on the CPU compute what one does with all the rows; one that dies ends the run with a line."""
+"""Two processes on the CPU compute what one process does; if one is killed, the run ends with a one-line error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = (
 
 
 def environment(rank: int = 0, world_size: int = 1, port: int = 0) -> dict[str, str]:
-    """What torchrun tells a process that it starts."""
+    """Return the environment variables that torchrun sets for a process."""
     if world_size == 1:
         return {}
     return {
@@ -66,7 +66,7 @@ def alone(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a run by two processes with some options. Each is run once; tests that change a folder copy it."""
+    """Runs two processes with some options, once for each set of options. Tests that change the folder copy it first."""
 
     @functools.cache
     def run(*options: str) -> Path:
@@ -89,13 +89,13 @@ def test_two_processes_equal_one(alone: Path, shared: Callable[..., Path], optio
 
 
 @pytest.mark.parametrize("sharding", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_continues_with_another_number_of_processes(
     alone: Path, shared: Callable[..., Path], tmp_path: Path, sharding: str
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(shared("--sharding", sharding), folder)
     (folder / "checkpoints" / "step-00000006.safetensors").unlink()
-    if sharding == "fsdp":  # one process has no other to share with
+    if sharding == "fsdp":  # FSDP needs several processes
         stored = json.loads((folder / "training.json").read_text())
         (folder / "training.json").write_text(json.dumps({**stored, "sharding": "ddp"}))
     finish(start(["--resume", folder, "--quiet", "--device", "cpu"], 1))
@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         assert found[2] == pytest.approx(expected[2], abs=1e-5)
 
 
-def test_a_process_that_dies_ends_the_run_with_a_line(text_file: Path, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_run_with_a_one_line_error(text_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["--data", text_file, "--out", folder, *SETTINGS.split(), "--max_steps", "1000000"]
     first, second = start(arguments, 2)
@@ -115,23 +115,23 @@ def test_a_process_that_dies_ends_the_run_with_a_line(text_file: Path, tmp_path:
     second.communicate()
     _, err = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "process 0 of 2 has lost another one" in err and "--resume" in err and "Traceback" not in err
+    assert "process 0 of 2 lost the connection to another process" in err and "--resume" in err and "Traceback" not in err
 
 
-def test_fsdp_alone_and_uneven_shares_are_refused(text_file: Path, tmp_path: Path) -> None:
+def test_fsdp_with_one_process_and_uneven_batches_are_refused(text_file: Path, tmp_path: Path) -> None:
     arguments = ["--data", text_file, *SETTINGS.split(), "--out"]
     alone = start([*arguments, tmp_path / "alone", "--sharding", "fsdp"], 1)
     uneven = start([*arguments, tmp_path / "uneven", "--batch_size", "5"], 2)
     for processes, words in (
-        (alone, "there is one: start it with torchrun"),
-        (uneven, "batch_size=5 cannot be shared by 2 processes in"),
+        (alone, "there is one: start the run with torchrun"),
+        (uneven, "batch_size=5 cannot be divided among 2 processes with accumulation=1"),
     ):
         for process in processes:
             _, err = process.communicate(timeout=60)
             assert process.returncode == 1 and words in err and "Traceback" not in err, err
 
 
-def test_a_signal_to_one_process_ends_all_with_a_saved_state(text_file: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_all_and_saves_the_state(text_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first, second = start(["--data", text_file, "--out", folder, *SETTINGS.split(), "--max_steps", "1000000"], 2)
     deadline = time.monotonic() + 90

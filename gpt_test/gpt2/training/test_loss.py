@@ -1,4 +1,4 @@
-"""The loss and its gradients, which are written by hand, against those of cross-entropy written out."""
+"""The loss and its hand-written gradients equal those of torch's cross-entropy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plain(rows: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 def test_it_is_cross_entropy(
     n_rows: int, width: int, vocab_size: int, at_once: int, of_rows: bool, of_head: bool, factor: float
 ) -> None:
-    """In any number of parts, whichever of the two learns."""
+    """For any number of parts, whether rows, head, both or neither need a gradient."""
     rows, head, targets = inputs(n_rows, width, vocab_size, of_rows=of_rows, of_head=of_head)
     learning = [tensor for tensor in (rows, head) if tensor.requires_grad]
     found = sum_of_losses(rows, head, targets, LossLimits(rows=at_once, logits=0))
@@ -51,19 +51,19 @@ def test_it_is_cross_entropy(
             torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-11)
 
 
-def test_gradients_are_made_where_they_are_wanted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_computed_only_if_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, head, targets = inputs(6, 3, 5)
     expected = plain(rows, head, targets).item()
     with torch.no_grad():
         assert not sum_of_losses(rows, head, targets).requires_grad
-        monkeypatch.setattr(Tensor, "scatter_", None)  # what begins them
+        monkeypatch.setattr(Tensor, "scatter_", None)  # the first operation of the gradients
         assert sum_of_losses(rows, head, targets).item() == pytest.approx(expected)
     with pytest.raises(TypeError):
         sum_of_losses(rows, head, targets)
 
 
-def test_a_second_way_back_is_refused() -> None:
-    """The gradients are used up by the first."""
+def test_a_second_backward_pass_is_refused() -> None:
+    """The first one overwrites the gradients."""
     value = sum_of_losses(*inputs(6, 3, 5))
     value.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -71,7 +71,7 @@ def test_a_second_way_back_is_refused() -> None:
 
 
 def test_small_probabilities_survive_float16() -> None:
-    """Of a mean over many rows each gradient is small; half precision, which ends at 6e-8, sees it before it is divided."""
+    """The gradients of a mean are small, and float16 ends at 6e-8. So they are computed in float16 before the division."""
     rows, head, targets = inputs(64, 4, 3)
     with torch.autocast("cpu", torch.float16):
         value = sum_of_losses(rows.float(), head.float(), targets) * 1e-9
@@ -81,7 +81,7 @@ def test_small_probabilities_survive_float16() -> None:
 
 @pytest.mark.parametrize(("n_rows", "vocab_size", "size"), [(1024, 500, 100.0), (20000, 65, 400.0)])
 def test_sums_over_many_rows_fit_into_float16(n_rows: int, vocab_size: int, size: float) -> None:
-    """They are summed before a GradScaler's factor comes in, so no smaller one would help."""
+    """The sum is computed before a GradScaler's factor is applied, so a smaller factor would not help."""
     rows, head = torch.full((n_rows, 3), size), torch.zeros(vocab_size, 3, requires_grad=True)
     targets = torch.zeros(n_rows, dtype=torch.int64)
     with torch.autocast("cpu", torch.float16):
@@ -99,7 +99,7 @@ def test_a_target_outside_the_vocabulary_is_refused(vocab_size: int, wrong: int)
 
 
 @pytest.mark.parametrize("vocab_size", [5, 900])
-def test_a_models_loss_at_any_size_of_vocabulary(vocab_size: int) -> None:
+def test_the_loss_of_a_model_with_any_vocabulary_size(vocab_size: int) -> None:
     torch.manual_seed(0)
     model = GPT2(GPT2Config(vocab_size=vocab_size, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double().eval()
     x, y = torch.randint(0, vocab_size, (2, 3, 8))
@@ -116,11 +116,11 @@ def test_a_models_loss_at_any_size_of_vocabulary(vocab_size: int) -> None:
 
 @pytest.mark.parametrize("rows_of_part", [1024, 7])
 @pytest.mark.parametrize("n_outputs", [900, 960])
-def test_under_autocast_it_is_multiplied_in_bfloat16(
+def test_under_autocast_the_head_is_multiplied_in_bfloat16(
     rows_of_part: int, n_outputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within that one's rounding of cross-entropy, and no head is multiplied in float32, which takes three times as long;
-    with outputs that are there for the sake of their number, or without."""
+    """The loss equals cross-entropy up to the rounding of bfloat16, with and without padding of the head. The head is never
+    multiplied in float32, which takes three times as long."""
     limits = LossLimits(rows=rows_of_part, logits=0, min_padded=900 if n_outputs == 960 else 901)
     torch.manual_seed(0)
     model = GPT2(GPT2Config(vocab_size=900, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()

@@ -1,4 +1,4 @@
-"""The NumPy engine's training beside PyTorch's: the same batches, weights and schedule, so the same losses."""
+"""The NumPy engine trains like PyTorch's: the same batches, weights and schedule give the same losses."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def curve(trainer: Trainer | NumpyTrainer, n_steps: int) -> Iterator[tuple[float
         yield trainer.train_step()
 
 
-def test_the_curves_of_both_engines_lie_on_each_other(char_data: TrainingData, tmp_path: Path) -> None:
+def test_both_engines_have_the_same_losses(char_data: TrainingData, tmp_path: Path) -> None:
     torch_model, numpy_model = models(char_data, "float64")
     config = tiny_config(max_steps=50, learning_rate=3e-3)
     torch_trainer = Trainer(torch_model, char_data, config, tmp_path / "torch")
     numpy_trainer = NumpyTrainer(numpy_model, char_data, config, tmp_path / "numpy")
     expected, found = list(curve(torch_trainer, 50)), list(curve(numpy_trainer, 50))
-    assert expected[0][0] - expected[-1][0] > 0.5, "nothing was learned, so nothing is compared"
+    assert expected[0][0] - expected[-1][0] > 0.5, "the loss did not fall, so the comparison means nothing"
     for (loss, norm), (torch_loss, torch_norm) in zip(found, expected, strict=True):
         assert loss == pytest.approx(torch_loss, abs=1e-9, rel=0)
         assert norm == pytest.approx(torch_norm, abs=1e-8, rel=0)
-    assert numpy_trainer.validation_loss() == pytest.approx(torch_trainer.validation_loss(), abs=1e-6)  # kept as float32
+    assert numpy_trainer.validation_loss() == pytest.approx(torch_trainer.validation_loss(), abs=1e-6)  # float32
 
 
-def test_a_run_and_its_folder(char_data: TrainingData, tmp_path: Path) -> None:
+def test_a_run_writes_its_folder(char_data: TrainingData, tmp_path: Path) -> None:
     _, model = models(char_data, "float32", dropout=0.1)
     stopped = NumpyTrainer(
         model, char_data, tiny_config(sample_tokens=5, sample_prompt="the"), tmp_path, is_quiet=True
@@ -59,7 +59,7 @@ def test_a_run_and_its_folder(char_data: TrainingData, tmp_path: Path) -> None:
     assert trainer.validation_loss() == pytest.approx(stopped.best_loss, abs=1e-5)
 
 
-def test_going_on_is_as_if_nothing_had_happened(char_data: TrainingData, tmp_path: Path) -> None:
+def test_a_continued_run_equals_an_uninterrupted_one(char_data: TrainingData, tmp_path: Path) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     _, model = models(char_data, "float32", dropout=0.1)
     NumpyTrainer(model, char_data, tiny_config(), whole, is_quiet=True).train()
@@ -78,7 +78,7 @@ def test_going_on_is_as_if_nothing_had_happened(char_data: TrainingData, tmp_pat
     assert kept[0] == kept[1]
 
 
-def test_one_engine_goes_on_with_the_checkpoint_of_the_other(char_data: TrainingData, tmp_path: Path) -> None:
+def test_one_engine_continues_from_the_checkpoint_of_the_other(char_data: TrainingData, tmp_path: Path) -> None:
     torch_model, numpy_model = models(char_data, "float32")
     Trainer(torch_model, char_data, tiny_config(), tmp_path, is_quiet=True).train()
     expected = [line for line in read_metrics(tmp_path) if "loss" in line and line["step"] > 8]
@@ -100,7 +100,7 @@ def test_one_engine_goes_on_with_the_checkpoint_of_the_other(char_data: Training
         ("sharding", "fsdp"),
     ],
 )
-def test_what_only_pytorch_does_is_refused(char_data: TrainingData, tmp_path: Path, name: str, value: object) -> None:
+def test_settings_for_pytorch_only_are_refused(char_data: TrainingData, tmp_path: Path, name: str, value: object) -> None:
     _, model = models(char_data, "float32")
-    with pytest.raises(ConfigError, match=f"{name}={value} is not for engine=numpy"):
+    with pytest.raises(ConfigError, match=f"{name}={value} is not supported by engine=numpy"):
         NumpyTrainer(model, char_data, tiny_config(**{name: value}), tmp_path)

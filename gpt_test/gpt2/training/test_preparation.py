@@ -1,4 +1,4 @@
-"""Token files: what is written comes back, damage is refused, and any number of workers writes the same bytes."""
+"""Token files: ids are read as written, damaged files are refused, and the number of workers changes no byte."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_damaged_token_files_are_refused(tmp_path: Path) -> None:
             TokenFile.open(tmp_path / "b.bin")
 
 
-def test_an_interrupted_token_file_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_token_file_is_deleted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), TokenWriter(tmp_path / "a.bin", 10, b"f" * 24) as writer:
         writer.append(bytes(20), 5)
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tokens_of_both_files_are_the_text(text_file: Path, tmp_path: Path) -> None:
+def test_the_tokens_of_both_files_encode_the_text(text_file: Path, tmp_path: Path) -> None:
     data = prepare([text_file], tmp_path, tokenizer="bpe", vocab_size=270)
     text = text_file.read_text()
     cut = int(len(text) * 0.9)
@@ -75,7 +75,7 @@ def test_files_are_used_again_only_if_nothing_changed(text_file: Path, tmp_path:
                 os.utime(file, (0, 0))
         prepare([source], tmp_path / "data", tokenizer="char", **changes)
         written = {file.stat().st_mtime_ns > 0 for file in files}
-        assert len(written) == 1, "both or neither"
+        assert len(written) == 1, "both files are written, or neither"
         return written.pop()
 
     assert [are_written(), are_written(), are_written(validation_fraction=0.2)] == [True, False, True]
@@ -84,7 +84,7 @@ def test_files_are_used_again_only_if_nothing_changed(text_file: Path, tmp_path:
     assert "M" in TrainingData.open(tmp_path / "data").tokenizer.characters
 
 
-def test_a_validation_file_of_its_own(tmp_path: Path) -> None:
+def test_a_separate_validation_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc" * 50)
     (tmp_path / "b.txt").write_text("cab")
     data = prepare([tmp_path / "a.txt"], tmp_path / "d", tokenizer="char", validation_data=[tmp_path / "b.txt"])
@@ -92,7 +92,7 @@ def test_a_validation_file_of_its_own(tmp_path: Path) -> None:
     assert data.tokenizer.decode(data.validation.tokens) == "cab<|endoftext|>"
 
 
-def test_bad_data_is_one_clear_error(tmp_path: Path) -> None:
+def test_unusable_data_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "breaks.txt").write_bytes(b"<|endoftext|>\n<|endoftext|>")
     with pytest.raises(DataError, match=r"empty\.txt is empty"):
@@ -105,7 +105,7 @@ def test_bad_data_is_one_clear_error(tmp_path: Path) -> None:
         prepare([tmp_path / "breaks.txt"], tmp_path / "d", tokenizer="char", vocab_size=300)
 
 
-def test_replaced_bytes_are_told(tmp_path: Path) -> None:
+def test_a_warning_counts_replaced_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait " * 20)
     with pytest.warns(GPT2Warning, match="20 bytes"):
         prepare([tmp_path / "a.txt"], tmp_path / "d", tokenizer="char")
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_no_token_file(text_file: Path, tmp_path: Path) -> No
     assert issubclass(WriteError, OSError)
 
 
-def test_tokenizers_survive_the_way_to_a_process_that_starts_anew(small_tokenizer: GPT2Tokenizer) -> None:
+def test_tokenizers_can_be_pickled_for_a_spawned_process(small_tokenizer: GPT2Tokenizer) -> None:
     import pickle
 
     for tokenizer in (small_tokenizer, CharTokenizer("abc")):

@@ -1,4 +1,4 @@
-"""The loop: it computes what a plain loop computes, learns, goes on bit for bit, and stops without losing anything."""
+"""The training loop computes what a plain loop does, learns, continues bit for bit, and loses nothing when it stops."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from gpt_test.gpt2.training.forked import Run, start_run
 MakeTrainer = Callable[..., Trainer]
 
 
-@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"batch_size": 512}])  # the latter in two parts too
-def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer, changes: dict) -> None:
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"batch_size": 512}])  # both are computed in two parts
+def test_steps_equal_those_of_a_plain_loop(make_trainer: MakeTrainer, changes: dict) -> None:
     trainer = make_trainer(**changes, clip_norm=0.5, weight_decay=0.3)
     config, model = trainer.config, GPT2(trainer.model.config)
     model.load_state_dict(trainer.model.state_dict())
@@ -63,7 +63,7 @@ def test_steps_equal_those_of_a_loop_written_out(make_trainer: MakeTrainer, chan
         torch.testing.assert_close(other, one, rtol=0, atol=2e-5, msg=name)
 
 
-def test_the_learning_rate_climbs_and_falls() -> None:
+def test_the_learning_rate_rises_and_falls() -> None:
     config = tiny_config(max_steps=100, warmup_steps=9, learning_rate=1.0, min_learning_rate=0.1)
     rates = [learning_rate(config, step) for step in range(101)]
     assert rates[:9] == pytest.approx([0.1 * (i + 1) for i in range(9)])
@@ -79,7 +79,7 @@ def test_only_matrices_decay(small_model: GPT2) -> None:
     assert len(decayed["params"]) + len(others["params"]) == len(list(small_model.parameters()))
 
 
-def test_training_learns_and_leaves_an_ordinary_model_folder(text_file: Path, tmp_path: Path) -> None:
+def test_training_learns_and_writes_an_ordinary_model_folder(text_file: Path, tmp_path: Path) -> None:
     data = prepare([text_file], tmp_path / "data", tokenizer="bpe", vocab_size=270)
     torch.manual_seed(0)
     config = tiny_config(
@@ -116,10 +116,10 @@ def test_parts_on_a_cpu(rows: int, tokens: int, accumulation: int, parts: int) -
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
-def test_a_run_that_goes_on_equals_one_that_was_not_broken(make_trainer: MakeTrainer, tmp_path: Path, changes: dict) -> None:
-    unbroken = make_trainer(tmp_path / "unbroken", dropout=0.2, **changes)
-    unbroken.train()
-    first = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
+def test_a_continued_run_equals_an_uninterrupted_one(make_trainer: MakeTrainer, tmp_path: Path, changes: dict) -> None:
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", dropout=0.2, **changes)
+    uninterrupted.train()
+    first = make_trainer(tmp_path / "interrupted", dropout=0.2, **changes)
     batches = first.objective.batches
 
     def interrupted(step: int, *rest: int):
@@ -129,24 +129,24 @@ def test_a_run_that_goes_on_equals_one_that_was_not_broken(make_trainer: MakeTra
 
     first.objective.batches = interrupted  # type: ignore[assignment]
     assert first.train().step == 7
-    (tmp_path / "broken" / "checkpoints" / "step-00000007.safetensors").unlink()  # as if it had been killed
-    second = make_trainer(tmp_path / "broken", dropout=0.2, **changes)
+    (tmp_path / "interrupted" / "checkpoints" / "step-00000007.safetensors").unlink()  # as if it had been killed
+    second = make_trainer(tmp_path / "interrupted", dropout=0.2, **changes)
     second.load()
     assert second.step == 4
-    torch.manual_seed(12345)  # what the process did before must not matter
+    torch.manual_seed(12345)  # the random state of the process must not matter
     second.train()
-    for name, tensor in unbroken.model.state_dict().items():
+    for name, tensor in uninterrupted.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
     kept = ("step", "loss", "validation_loss", "gradient_norm", "learning_rate")
     lines = [
         [{key: line[key] for key in kept if key in line} for line in read_metrics(tmp_path / name)]
-        for name in ("unbroken", "broken")
+        for name in ("uninterrupted", "interrupted")
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 12 + 4
-    assert first.best_loss >= second.best_loss == unbroken.best_loss
+    assert first.best_loss >= second.best_loss == uninterrupted.best_loss
 
 
-def test_dropout_is_drawn_anew_in_each_step(make_trainer: MakeTrainer) -> None:
+def test_each_step_draws_its_own_dropout(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(dropout=0.5, learning_rate=0.0, min_learning_rate=0.0)
     same_rows = trainer.objective.batches(0)
     trainer.objective.batches = lambda *_: same_rows  # type: ignore[assignment]
@@ -182,7 +182,7 @@ def test_float16_scales_its_gradients(make_trainer: MakeTrainer) -> None:
     assert not torch.equal(before, trainer.model.wte.weight)
 
 
-def test_a_loss_of_nan_ends_the_run_and_the_state_before_it_is_kept(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_a_loss_of_nan_ends_the_run_and_the_state_before_it_is_saved(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run")
     batches, poisoned = trainer.objective.batches, []
 
@@ -204,11 +204,11 @@ def test_a_loss_of_nan_ends_the_run_and_the_state_before_it_is_kept(make_trainer
             assert torch.equal(again.model.state_dict()[name], tensor)
 
 
-def test_what_does_not_fit_is_said_at_the_start(make_trainer: MakeTrainer, char_data: TrainingData) -> None:
+def test_settings_that_do_not_fit_are_refused_at_the_start(make_trainer: MakeTrainer, char_data: TrainingData) -> None:
     two = Processes(0, 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match="context=17 is longer than the 16"):
         make_trainer(context=17)
-    with pytest.raises(ConfigError, match="batch_size=6 cannot be shared by 2 processes in accumulation=2 parts"):
+    with pytest.raises(ConfigError, match="batch_size=6 cannot be divided among 2 processes with accumulation=2: choose"):
         Trainer(
             GPT2(GPT2Config(vocab_size=99, **SIZES)),
             char_data,
@@ -225,14 +225,14 @@ def test_what_does_not_fit_is_said_at_the_start(make_trainer: MakeTrainer, char_
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_its_step_with_a_saved_state(
+def test_a_signal_stops_the_run_after_the_step_and_saves_the_state(
     make_trainer: MakeTrainer, tmp_path: Path, number: int
 ) -> None:
     trainer = make_trainer(tmp_path / "run", max_steps=100_000, checkpoint_interval=100_000, eval_interval=100_000)
     handler = signal.getsignal(number)
 
     def kill_after_some_steps() -> None:
-        """Earlier the signal would end the tests: on a busy machine a second is not enough for the first step."""
+        """An earlier signal would end the tests. On a busy machine, a second is not enough for the first step."""
         while trainer.step < 3:
             time.sleep(0.01)
         os.kill(os.getpid(), number)
@@ -246,7 +246,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_saved_state(
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), trainer.model.parameters(), strict=True))
 
 
-def run_of_its_own(folder: Path, data: Path) -> Run:
+def start_long_run(folder: Path, data: Path) -> Run:
     settings = "--tokenizer char --n_layer 1 --n_head 1 --n_embd 64 --context 16 --batch_size 2 --sample_tokens 0 --quiet "
     settings += "--checkpoint_interval 1 --eval_interval 1000000 --max_steps 1000000"
     return start_run(["train", "--data", data, "--out", folder, *settings.split()], is_measured=False)
@@ -256,17 +256,17 @@ def wait_for(condition: Callable[[], bool], process: Run, seconds: float = 60) -
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, "nothing happened"
+        assert time.monotonic() < deadline, f"the condition did not become true in {seconds} seconds"
         time.sleep(0.005)
 
 
 def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(text_file: Path, tmp_path: Path) -> None:
     """A checkpoint is written at every step, so most kills come in the middle of a save."""
     folder = tmp_path / "run"
-    process = run_of_its_own(folder, text_file)
+    process = start_long_run(folder, text_file)
     checkpoints = folder / "checkpoints"
     wait_for(lambda: len(list(checkpoints.glob("step-*"))) >= 2, process)
-    for moment in range(12):  # copies of the folder as it is at some moment: what a kill at that moment would leave
+    for moment in range(12):  # copies of the folder at some moments: what a kill would leave
         copy = tmp_path / f"copy{moment}"
         os.kill(process.pid, signal.SIGSTOP)
         shutil.copytree(checkpoints, copy)
@@ -291,12 +291,12 @@ def load_newest(checkpoints: Path) -> int:
     return max((int(path.name[5:13]) for path in checkpoints.glob("step-*")), default=0)
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text_file: Path, tmp_path: Path) -> None:
-    """A limit on the size of files, set when a checkpoint is there, makes the kernel refuse the next one."""
+def test_a_full_disk_is_a_one_line_error_and_the_last_checkpoint_remains(text_file: Path, tmp_path: Path) -> None:
+    """A limit on the size of files, set after the second checkpoint, makes the kernel refuse the next one."""
     import resource
 
     folder = tmp_path / "run"
-    process = run_of_its_own(folder, text_file)
+    process = start_long_run(folder, text_file)
     wait_for(lambda: len(list((folder / "checkpoints").glob("step-*"))) >= 2, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
     _, err = process.communicate(timeout=60)
@@ -306,25 +306,25 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(text
     assert not list((folder / "checkpoints").glob(".*"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a user mount a disk of his own")
-def test_a_disk_that_is_really_full_loses_nothing_and_with_room_the_run_goes_on(text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets users mount disks")
+def test_a_really_full_disk_loses_nothing_and_with_room_the_run_continues(text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     done = start_run([tmp_path / "disk", text_file], small_disk.__name__)
     _, err = done.communicate(timeout=120)
     if done.returncode == small_disk.REFUSED:
-        pytest.skip("this system lets no user mount a disk of his own")
+        pytest.skip("this system does not let users mount disks")
     full, whole = [line for line in err.splitlines() if line.startswith("status ")]
     assert full == "status 1: 2 checkpoints, 0 unfinished" and whole == "status 0: step-00000012.safetensors"
     assert "No space left" in err and "Traceback" not in err
     assert "error: cannot write" in err and "make room" in err
 
 
-def test_metrics_without_the_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_metrics_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
-def test_a_run_without_progress_ends_early_and_knows_it_when_it_goes_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_patience_ends_a_run_early_and_is_saved_with_it(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     changes = {"patience": 2, "eval_interval": 1, "learning_rate": 0.0, "min_learning_rate": 0.0}
     trainer = make_trainer(tmp_path / "run", **changes)
     stopped = trainer.train()

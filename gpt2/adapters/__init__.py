@@ -1,1 +1,1 @@
-"""LoRA adapters: on the layers of a model, and as files in peft's format."""
+"""LoRA adapters: layers that add them to a model, and files in peft's format."""

@@ -1,7 +1,7 @@
-"""Adapters on disk, in peft's format: adapter_config.json and adapter_model.safetensors. It knows files, not learning.
+"""Adapters in peft's format: adapter_config.json and adapter_model.safetensors. Depends on files, not on training.
 
-peft names a tensor for its place in transformers' model: what is "h.0.attn.c_attn.lora_A" here is
-"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight" there, and a classifier's head is "base_model.model.score".
+peft names a tensor by its place in transformers' model. "h.0.attn.c_attn.lora_A" of this package is
+"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight" in the file. A classifier's head is "base_model.model.score".
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 _IN_MODEL = "base_model.model.transformer."
 _HEAD = "base_model.model.score."
-# With GPT2Model in place of GPT2LMHeadModel the name has no "transformer".
+# The names of an adapter on transformers' GPT2Model, instead of GPT2LMHeadModel, have no "transformer.".
 _ADAPTER_KEY = re.compile(r"base_model\.model\.(?:transformer\.)?(h\..*\.lora_[AB])\.weight")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The content of an adapter's folder: `tensors` by the names of `named_lora_parameters`, `head` as a state dict."""
+    """The content of an adapter folder: `tensors` by the names of `named_lora_parameters`, `head` as a state dict."""
 
     folder: Path
     config: AdapterConfig
@@ -53,17 +53,20 @@ def save_adapter(
     tokenizer: Tokenizer | None = None,
     head: nn.Module | None = None,
 ) -> None:
-    """Write the adapters of `model` as a folder that peft and this package load; each file whole or not at all.
+    """Write the adapters of `model` as a folder that peft and this package can load.
 
-    `base_model` is the name or folder of the model they were learned on. A `tokenizer` is written where it is not the
-    base's. With the `head` of a classifier (a linear layer without bias) the adapter is one of a classifier.
+    Each file is written completely or not at all. `base_model` is the name or folder of the model on which the adapters were
+    trained. Pass a `tokenizer` to write its files too, if it is not the base model's. With `head`, a linear layer without
+    bias, the adapter is that of a classifier.
+
+    InputError if the model has no adapters. WriteError if the folder contains a model or cannot be written.
     """
     folder = Path(folder)
     configs = {module.config for _, module in lora_modules(model)}
     if len(configs) != 1:
-        raise InputError(f"the model has adapters of {len(configs)} kinds: add_lora puts those of one kind on a model")
+        raise InputError(f"the model has adapters of {len(configs)} kinds, not of 1: add them with one call of add_lora")
     if is_model_folder(folder):
-        raise WriteError(f"{folder} holds a model: write the adapter into a folder of its own")
+        raise WriteError(f"{folder} contains a model: write the adapter into another folder")
     tensors = {f"{_IN_MODEL}{name}.weight": parameter for name, parameter in named_lora_parameters(model)}
     if head is not None:
         tensors |= {f"{_HEAD}{name}": parameter for name, parameter in head.named_parameters()}
@@ -76,12 +79,12 @@ def save_adapter(
 
 
 def _stored_name(base_model: str | os.PathLike[str]) -> str:
-    # A name stays a name; a path should still be right for a reader who works in another folder.
+    # A name is stored unchanged. A path is made absolute, so that it is valid in every working folder.
     return str(Path(base_model).resolve()) if is_model_folder(Path(base_model)) else str(base_model)
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """Read an adapter's folder. CheckpointError names what is missing, damaged, or not computed by this package."""
+    """Return the content of an adapter folder. CheckpointError names what is missing, damaged or not supported."""
     folder = Path(folder)
     config = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE)
     path = adapter_file(folder)
@@ -95,15 +98,16 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
             unknown.append(key)
     if unknown:
         raise CheckpointError(
-            f"{path} holds {min(unknown)!r}, which is no LoRA matrix of GPT-2's layers, or not the only one for its layer"
+            f"{path} contains {min(unknown)!r}, which is not a LoRA matrix of GPT-2, or a second one for its layer"
         )
     return Adapter(folder, config, tensors, head)
 
 
 def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head: nn.Module | None = None) -> None:
-    """Put the adapters of a folder on `model`, in place; nothing but the adapters will learn.
+    """Add the adapters of a folder to `model`, in place. After that, only the adapters require gradients.
 
-    That of a classifier also fills `head`. CheckpointError, and a model that is as it was, if they do not fit.
+    The adapter of a classifier also needs its `head`, whose weights are loaded. CheckpointError if the adapters do not fit;
+    the model is then unchanged.
     """
     adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
     _check_task(adapter, head)
@@ -111,7 +115,7 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
     try:
         names = target_names(model, lora)
     except ConfigError as error:
-        raise CheckpointError(f"the adapter in {adapter.folder} does not go onto this model: {error}") from None
+        raise CheckpointError(f"the adapter in {adapter.folder} does not fit this model: {error}") from None
     _check_fit(adapter, adapter.tensors, _shapes(model, names, lora.rank))
     if head is not None:
         _check_fit(adapter, adapter.head, {name: parameter.shape for name, parameter in head.named_parameters()})
@@ -125,7 +129,7 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
 
 
 def _shapes(model: GPT2, names: list[str], rank: int) -> dict[str, torch.Size]:
-    """The shapes of the adapters' parameters, were there adapters on the layers of these names."""
+    """Return the shapes that the parameters of adapters on the layers of these names would have."""
     shapes = {}
     for name in names:
         n_in, n_out = model.get_parameter(f"{name}.weight").shape
@@ -135,7 +139,7 @@ def _shapes(model: GPT2, names: list[str], rank: int) -> dict[str, torch.Size]:
 
 
 def _without_idle_targets(lora: LoRAConfig, model: GPT2) -> LoRAConfig:
-    """peft's users list the layers of several architectures at once; those that GPT-2 does not have change nothing."""
+    """Remove targets that match no layer, because users of peft list the layers of several architectures at once."""
     layers = [f"transformer.{name}" for name, _ in model.named_modules()]
     used = tuple(target for target in lora.targets if any(lora.hits(target, layer) for layer in layers))
     return lora if isinstance(lora.target_modules, str) or not used else replace(lora, target_modules=used)
@@ -148,12 +152,14 @@ def _check_task(adapter: Adapter, head: nn.Module | None) -> None:
             f"the adapter in {adapter.folder} belongs to a classifier, not to a language model: use gpt2 classify"
         )
     if head is not None and not is_classifier:
-        raise CheckpointError(f"the adapter in {adapter.folder} is a language model's, and this is a classifier")
+        raise CheckpointError(
+            f"the adapter in {adapter.folder} belongs to a language model, not to a classifier: use gpt2 generate"
+        )
 
 
 def _check_fit(adapter: Adapter, tensors: dict[str, Tensor], shapes: dict[str, torch.Size]) -> None:
     if wrong := misfits(tensors, shapes, limit=4):
         raise CheckpointError(
-            f"the adapter in {adapter.folder} does not fit this model: {wrong}: name the model it was learned on "
+            f"the adapter in {adapter.folder} does not fit this model: {wrong}: name the model on which it was trained "
             f"({adapter.config.base_model})"
         )

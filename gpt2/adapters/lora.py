@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021): low-rank adapters beside frozen layers. It knows modules, and nothing of files.
+"""LoRA (Hu et al. 2021): low-rank adapters on frozen layers. Depends on modules, not on files.
 
-A layer with an adapter keeps its own parameters under their own names, so that the state dict of a model with adapters is
-that of the model and two more tensors a layer, "....lora_A" and "....lora_B".
+A layer with an adapter keeps its own parameters under their own names. So the state dict of a model with adapters is that of
+the model, plus two tensors for each layer with an adapter, "....lora_A" and "....lora_B".
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from gpt_config.lora_config import LoRAConfig
 
 
 class LoRAConv1D(Conv1D):
-    """y = x W + b + scale * (x A^T) B^T: a frozen Conv1D, and an adapter of rank r that learns.
+    """y = x W + b + scale * (x A^T) B^T: a frozen Conv1D with a trainable adapter of rank r.
 
-    W is (n_in, n_out) and b (n_out,), the very parameters of `base`; A is (r, n_in) and B (n_out, r), as peft stores them.
-    B begins as zero (section 4.1), so a new adapter changes nothing.
+    W (n_in, n_out) and b (n_out,) are the parameters of `base`, not copies. A is (r, n_in) and B is (n_out, r), as in peft's
+    files. B is zero at first (section 4.1), so a new adapter does not change the output.
     """
 
     def __init__(self, base: Conv1D, config: LoRAConfig) -> None:
@@ -44,16 +44,16 @@ class LoRAConv1D(Conv1D):
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """W + scale * (B A)^T (n_in, n_out), in W's dtype; computed in float32 at least, and rounded once."""
+        """Return W + scale * (B A)^T, (n_in, n_out) in W's dtype. It is computed in float32 or higher, and rounded once."""
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         update = self.lora_A.to(exact).t() @ self.lora_B.to(exact).t()
         return self.weight.to(exact).add(update, alpha=self.config.scale).to(self.weight.dtype)
 
 
 def add_lora(model: GPT2, config: LoRAConfig) -> None:
-    """Put a new adapter on each layer that `config` names, in place. Nothing but the adapters will learn.
+    """Add a new adapter to each layer that `config` names, in place. After that, only the adapters require gradients.
 
-    ConfigError if a target matches no layer, or if the model has adapters already.
+    ConfigError if a target matches no layer, or if the model already has adapters.
 
     >>> import gpt2
     >>> model = gpt2.GPT2.from_pretrained("gpt2-tiny")
@@ -69,9 +69,9 @@ def add_lora(model: GPT2, config: LoRAConfig) -> None:
 
 
 def merge_lora(model: GPT2) -> None:
-    """Add each adapter to its layer's weight, in place: an ordinary model that computes the same, and can learn as a whole.
+    """Add each adapter to the weight of its layer, in place. The result is an ordinary model that computes the same.
 
-    A model without adapters stays as it is.
+    All its parameters require gradients. A model without adapters does not change.
     """
     adapters = list(lora_modules(model))
     for name, adapter in adapters:
@@ -86,9 +86,9 @@ def merge_lora(model: GPT2) -> None:
 
 
 def target_names(model: GPT2, config: LoRAConfig) -> list[str]:
-    """The names of the layers that get an adapter, such as "h.0.attn.c_attn"; errors as for `add_lora`."""
+    """Return the names of the layers that get an adapter, such as "h.0.attn.c_attn". Errors are those of `add_lora`."""
     if any(True for _ in lora_modules(model)):
-        raise ConfigError("the model has adapters already: merge them first, or load it anew")
+        raise ConfigError("the model already has adapters: merge them first, or load the model again")
     layers = [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
     chosen = set()
     for target in config.targets:
@@ -100,27 +100,27 @@ def target_names(model: GPT2, config: LoRAConfig) -> list[str]:
 
 
 def lora_modules(model: nn.Module) -> Iterator[tuple[str, LoRAConv1D]]:
-    """The layers that have an adapter, by name."""
+    """Yield (name, layer) for each layer with an adapter."""
     for name, module in model.named_modules():
         if isinstance(module, LoRAConv1D):
             yield name, module
 
 
 def named_lora_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The adapters' parameters, "....lora_A" and "....lora_B", by name."""
+    """Yield (name, parameter) for the parameters of all adapters, "....lora_A" and "....lora_B"."""
     for name, module in lora_modules(model):
         yield f"{name}.lora_A", module.lora_A
         yield f"{name}.lora_B", module.lora_B
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The adapters' parameters."""
+    """Yield the parameters of all adapters."""
     for _, parameter in named_lora_parameters(model):
         yield parameter
 
 
 def merged_parameters(model: GPT2) -> dict[str, Tensor]:
-    """What `model.state_dict()` would be after `merge_lora`; the model stays as it is."""
+    """Return what `model.state_dict()` would return after `merge_lora`, without changing the model."""
     merged = {f"{name}.weight": module for name, module in lora_modules(model)}
     adapters = {name for name, _ in named_lora_parameters(model)}
     return {

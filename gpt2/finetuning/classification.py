@@ -1,4 +1,4 @@
-"""Classification: the data, the loss and the measures of a classifier. It reads and writes no files."""
+"""Classification: data, loss and metrics of a classifier. Reads and writes no files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpt_encoder.interface import Tokenizer
 
 @dataclass(frozen=True)
 class LabelledText:
-    """The token ids of a text, and the number of its label."""
+    """The token ids of a text, and the index of its label."""
 
     ids: list[int]
     label: int
@@ -34,17 +34,17 @@ class LabelledText:
 def encode_texts(
     texts: Sequence[tuple[str, str]], labels: Sequence[str], tokenizer: Tokenizer, context: int
 ) -> tuple[list[LabelledText], int]:
-    """(examples, how many were cut) of (text, label) pairs: of a text longer than `context` tokens the first are kept."""
+    """Encode (text, label) pairs, at most the first `context` tokens of each. Returns (examples, number of texts cut)."""
     number = {label: place for place, label in enumerate(labels)}
     encoded = [(tokenizer.encode(text), number[label]) for text, label in texts]
     return [LabelledText(ids[:context], label) for ids, label in encoded], sum(len(ids) > context for ids, _ in encoded)
 
 
 def split_by_label(labels: Sequence[str], fractions: Sequence[float], seed: int) -> list[list[int]]:
-    """The numbers 0 to len(labels) - 1 in parts of these fractions, every label in each part as often as in the whole.
+    """Divide the indices 0 to len(labels) - 1 into sorted parts that have the same proportions of labels.
 
-    The parts are in the order of `fractions`; what is left after them comes first. DataError if a part would lack a label
-    altogether.
+    Returns the remaining indices first, then a part for each of `fractions`. DataError if a label has too few rows to be in
+    every part.
     """
     parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
     for number, label in enumerate(sorted(set(labels))):
@@ -56,21 +56,21 @@ def split_by_label(labels: Sequence[str], fractions: Sequence[float], seed: int)
             part += rows[first : first + n_rows]
             first += n_rows
         if first >= len(rows):
-            raise DataError(f"the label {label!r} has {len(rows)} rows, too few to learn from and to measure on: give more")
+            raise DataError(f"the label {label!r} has {len(rows)} rows, too few for all parts: add rows")
         parts[0] += rows[first:]
     return [sorted(part) for part in parts]
 
 
 class ClassificationLoss(nn.Module):
-    """The mean cross-entropy, in nats, of the right labels, each times its row's weight."""
+    """The mean over rows, in nats, of the cross-entropy of the right label times the weight of the row."""
 
     def __init__(self, classifier: GPT2Classifier) -> None:
         super().__init__()
         self.classifier = classifier
-        self.n_right = self.n_seen = 0  # of what was measured since the last report
+        self.n_right = self.n_seen = 0  # validation rows since the last call of `figures`
 
     def forward(self, input_ids: Tensor, last: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        # Padding stands on the right, where no token looks: no mask is needed.
+        # Padding is on the right, where causal attention does not look, so no mask is needed.
         logits = self.classifier.logits(self.classifier.transformer.hidden_states(input_ids), last)
         if not self.training:
             self.n_right += int((logits.argmax(-1) == labels).sum())
@@ -79,7 +79,7 @@ class ClassificationLoss(nn.Module):
 
 
 class Classification(Objective):
-    """The label of a text. With `balance` every label has the same weight, however rare it is."""
+    """Predict the label of a text. With `balance`, each label has the same total weight, however many rows it has."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _ValidationRows:
         self.count, self._n_examples = len(self._batches), len(examples)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Every process does all rows; the mean over the batches is the mean over all rows."""
+        """Return all rows in each process. With these weights, the mean over batches is the mean over rows."""
         examples = self._batches[step]
         n_labels = 1 + max(example.label for example in examples)
         return _batch(examples, np.full(n_labels, self.count * len(examples) / self._n_examples, np.float32))
@@ -142,7 +142,7 @@ def _batch(examples: Sequence[LabelledText], weights: NDArray[np.float32]) -> Ba
 def classify(
     classifier: GPT2Classifier, rows: Sequence[list[int]], batch_size: int = 32
 ) -> Iterator[tuple[int, list[float]]]:
-    """(number of the row, probability of each label) for token ids of any length up to the context, in no special order."""
+    """Yield (row number, probability of each label) for rows of 1 to `context` token ids, in no particular order."""
     classifier.eval()
     device = classifier.score.weight.device
     for batch in in_order_of_length([len(ids) for ids in rows], batch_size):
@@ -154,26 +154,26 @@ def classify(
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """How often which label was taken for which: `confusion[right][taken]`."""
+    """`confusion[i][j]` is the number of texts with label i for which label j was predicted."""
 
     labels: tuple[str, ...]
     confusion: list[list[int]]
 
     @property
     def accuracy(self) -> float:
-        """Share of texts whose label was found."""
+        """The share of texts whose label was predicted, from 0 to 1."""
         n_right = sum(row[place] for place, row in enumerate(self.confusion))
         return n_right / sum(map(sum, self.confusion))
 
     def f1(self, label: str) -> float:
-        """The harmonic mean of precision and recall of `label`; 0 where it was neither there nor found."""
+        """Return the harmonic mean of precision and recall of `label`; 0 if no text has it and it was never predicted."""
         place = self.labels.index(label)
         right = self.confusion[place][place]
-        there, taken = sum(self.confusion[place]), sum(row[place] for row in self.confusion)
-        return 2 * right / (there + taken) if there + taken else 0.0
+        actual, predicted = sum(self.confusion[place]), sum(row[place] for row in self.confusion)
+        return 2 * right / (actual + predicted) if actual + predicted else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return metrics and counts as a dict that JSON can represent."""
         return {
             "accuracy": self.accuracy,
             "f1": {label: self.f1(label) for label in self.labels},
@@ -184,7 +184,7 @@ class ClassificationResult:
 
 
 def measure(classifier: GPT2Classifier, examples: Sequence[LabelledText], batch_size: int = 32) -> ClassificationResult:
-    """How well `classifier` does on `examples`."""
+    """Classify `examples` and count the predictions."""
     confusion = [[0] * len(classifier.labels) for _ in classifier.labels]
     for row, probabilities in classify(classifier, [example.ids for example in examples], batch_size):
         confusion[examples[row].label][int(np.argmax(probabilities))] += 1

@@ -1,4 +1,4 @@
-"""A classifier's folder: an ordinary model folder with a head and labels, which transformers loads too."""
+"""Save and load a classifier: a model folder with a head and labels, which transformers can load too."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ _FILE = "classifier.json"
 def save_classifier(
     classifier: GPT2Classifier, folder: str | os.PathLike[str], tokenizer: Tokenizer, *, base_model: str | None = None
 ) -> None:
-    """Write config.json with the labels, model.safetensors and the tokenizer's files; each is whole or not there at all.
+    """Write config.json with the labels, model.safetensors, classifier.json and the tokenizer's files.
 
-    With the name of a `base_model`, what is written is the adapter that was learned on it and the head, in peft's format.
-    classifier.json has what the formats have no place for.
+    Each file is written completely or not at all. With `base_model`, the name of the model on which an adapter was trained,
+    the adapter and the head are written in peft's format instead of the weights. classifier.json contains labels and
+    context, for which these formats have no field.
     """
     folder = Path(folder)
     atomic_write_json(folder / _FILE, {"labels": list(classifier.labels), "context": classifier.context})
@@ -58,9 +59,9 @@ def save_classifier(
 def load_classifier(
     name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32"
 ) -> GPT2Classifier:
-    """A classifier in eval mode; an adapter's is merged into the model it was learned on.
+    """Return a classifier in eval mode. An adapter is merged into its base model.
 
-    CheckpointError if the folder holds a model that is no classifier.
+    CheckpointError if the folder contains a model that is not a classifier.
     """
     folder = locate_model(name_or_folder)
     classifier = _from_adapter(folder) if is_adapter_folder(folder) else _from_model(folder)
@@ -72,7 +73,7 @@ def _from_model(folder: Path) -> GPT2Classifier:
     head, (labels, context) = tensors.pop("score.weight", None), _labels_and_context(folder)
     if head is None or head.shape[0] != len(labels):
         raise CheckpointError(
-            f"{folder} holds no classifier (a head for each label): train one on labelled texts",
+            f"{folder} does not contain a classifier (a head with an output per label): train one on labelled texts",
             remedy=Remedy("task", "classification"),
         )
     transformer = assemble(GPT2, read_config(folder), tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
@@ -94,7 +95,7 @@ def _from_adapter(folder: Path) -> GPT2Classifier:
 
 
 def _labels_and_context(folder: Path) -> tuple[list[str], int | None]:
-    """From classifier.json, or the labels from what transformers writes into config.json; none if there are none."""
+    """Return labels and context from classifier.json, or the labels that transformers wrote into config.json, if any."""
     try:
         if (folder / _FILE).exists():
             fields = json.loads((folder / _FILE).read_text(encoding="utf-8"))

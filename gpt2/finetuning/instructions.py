@@ -1,6 +1,7 @@
-"""Learning to follow instructions: records to examples, and the loss on what the model is to say. It reads no files.
+"""Instruction tuning: convert records to examples, and compute the loss on the responses. Reads no files.
 
-Examples are padded on the right to the longest of their batch, where causal attention never looks; a document sees no other.
+Examples are padded on the right to the longest one of their batch; causal attention does not look there. Each example is a
+row of its own, so it does not see the others.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from gpt_config.errors import ConfigError, DataError
 from gpt_config.training_config import TrainingConfig
 from gpt_encoder.interface import Tokenizer
 
-_IGNORED = -100  # a target that is not learned
+_IGNORED = -100  # the target of a token that is not learned
 
 
 class Turn(NamedTuple):
-    """One exchange: what the model is given, and what it is to say."""
+    """One exchange: the parts of the prompt, and the response that the model learns."""
 
     instruction: str
     response: str
@@ -36,8 +37,11 @@ class Turn(NamedTuple):
 
 
 def conversation(fields: Fields) -> list[Turn]:
-    """The turns of a record: Alpaca's (instruction, input, output), (prompt, completion), (prompt, thought, answer), or
-    messages of system, user and assistant. BadRecord if it is none of them."""
+    """Return the turns of a record. BadRecord if the record has none of the known forms.
+
+    They are Alpaca's (instruction, input, output), (prompt, completion), (prompt, thought, answer), and messages of system,
+    user and assistant.
+    """
     if "messages" in fields:
         return _messages(fields["messages"])
     if "instruction" in fields:
@@ -50,7 +54,7 @@ def conversation(fields: Fields) -> list[Turn]:
         return [Turn(text_of(fields, "prompt"), text_of(fields, "completion"))]
     raise BadRecord(
         "it has neither instruction and output, nor prompt and completion or answer, nor messages "
-        f"(but {', '.join(map(repr, fields)) or 'nothing'})"
+        f"(it has {', '.join(map(repr, fields)) or 'nothing'})"
     )
 
 
@@ -70,26 +74,26 @@ def _messages(messages: object) -> list[Turn]:
         elif role in ("system", "user") and not waiting[role]:
             waiting[role] = content
         else:
-            raise BadRecord(f"message {number}: the role {role!r} is not expected here (system, then user and assistant)")
+            raise BadRecord(f"message {number}: the role {role!r} is not expected here (order: system, user, assistant)")
     if not turns or waiting["user"] or waiting["system"]:
-        raise BadRecord("the last message is not the assistant's: there is nothing to learn from")
+        raise BadRecord("the last message is not the assistant's: there is no response to learn")
     return turns
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and which of them the model learns to say."""
+    """Token ids, and for each whether the model learns to predict it."""
 
     ids: list[int]
     is_learned: list[bool]
 
 
 def with_thoughts(template: InstructionTemplate, conversations: Sequence[Sequence[Turn]]) -> InstructionTemplate:
-    """`template`, thinking if the data does. DataError if only a part of the data does."""
+    """Return `template`, with thoughts if the turns have thoughts. DataError if only some of the turns have one."""
     turns = [turn for turns in conversations for turn in turns]
     n_thoughts = sum(bool(turn.thought) for turn in turns)
     if 0 < n_thoughts < len(turns):
-        raise DataError(f"{n_thoughts} of {len(turns)} rows have a thought: give one to all of them, or to none")
+        raise DataError(f"{n_thoughts} of {len(turns)} rows have a thought: add one to all rows, or to none")
     return replace(template, thinks=n_thoughts > 0)
 
 
@@ -100,23 +104,24 @@ def make_examples(
     context: int,
     too_long: str = "truncate",
 ) -> tuple[list[Example], int, int]:
-    """(examples, how many were cut to `context` tokens, how many were dropped).
+    """Return (examples, number of examples cut to `context` tokens, number of examples dropped).
 
-    Responses are learned, and the end of text behind each. An example that is longer does not learn to end where it is cut;
-    it is dropped if nothing to learn is left of it, or with `too_long` "drop". ConfigError if there is no end of text.
+    The model learns the responses and the end-of-text token after each. An example that is cut has no end-of-text token at
+    the cut. An example that is too long is dropped if no token to learn remains, or if `too_long` is "drop". ConfigError if
+    the tokenizer has no end-of-text token.
     """
     if tokenizer.eot_token_id is None:
-        raise ConfigError("instructions need a vocabulary with <|endoftext|>, for a response has to end: use another model")
+        raise ConfigError("the vocabulary has no <|endoftext|>, which has to end each response: use another model")
     examples, n_cut, n_dropped = [], 0, 0
     for turns in conversations:
         ids: list[int] = []
         is_learned: list[bool] = []
         for turn in turns:
-            # Apart from each other, for so they will be when the model is asked.
-            asked = tokenizer.encode(template.prompt(turn.instruction, input=turn.input, system=turn.system))
-            said = [*tokenizer.encode(template.answer(turn.response, thought=turn.thought)), tokenizer.eot_token_id]
-            ids += asked + said
-            is_learned += [False] * len(asked) + [True] * len(said)
+            # Encoded separately, because a prompt is encoded without its response when the model is used.
+            prompt = tokenizer.encode(template.prompt(turn.instruction, input=turn.input, system=turn.system))
+            response = [*tokenizer.encode(template.answer(turn.response, thought=turn.thought)), tokenizer.eot_token_id]
+            ids += prompt + response
+            is_learned += [False] * len(prompt) + [True] * len(response)
         if len(ids) > context and (too_long == "drop" or not any(is_learned[:context])):
             n_dropped += 1
             continue
@@ -126,10 +131,10 @@ def make_examples(
 
 
 class ResponseLoss(nn.Module):
-    """The mean cross-entropy, in nats, of the targets that are learned: those of `targets` (B, T) that are not negative.
+    """The mean cross-entropy, in nats, of the learned targets: those of `targets` (B, T) that are not negative.
 
-    `share` (B,) is, in every row, one over the mean number of learned targets of a row of the whole batch; so the mean over
-    parts of a batch is the mean over its tokens, however they are spread.
+    `share` (B,) is the same in each row: 1 / (mean number of learned targets per row of the whole batch). So the mean over
+    the parts of a batch is the mean over its learned tokens, however they are distributed.
     """
 
     def __init__(self, model: GPT2) -> None:
@@ -144,7 +149,7 @@ class ResponseLoss(nn.Module):
 
 
 class InstructionTuning(Objective):
-    """The responses to instructions."""
+    """Predict the responses to instructions."""
 
     def __init__(
         self,
@@ -154,7 +159,7 @@ class InstructionTuning(Objective):
     ) -> None:
         if not train or not validation:
             raise DataError(
-                f"{len(train)} examples to learn from and {len(validation)} to measure on: both need one at least"
+                f"{len(train)} training examples and {len(validation)} validation examples: each needs at least 1"
             )
         rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
         self.tokens_per_step = rows.mean_width * config.batch_size
@@ -184,13 +189,13 @@ class _ValidationRows:
         self._n_learned = sum(_n_learned(example) for example in examples)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Every process does all rows; the mean over the batches is the mean over all learned tokens."""
+        """Return all rows in each process. With this share, the mean over batches is the mean over all learned tokens."""
         inputs, targets, share = _batch(self._batches[step], 0, 1)
         return inputs, targets, np.full_like(share, self.count * len(share) / self._n_learned)
 
 
 def _n_learned(example: Example) -> int:
-    return sum(example.is_learned[1:])  # the first token has nothing before it
+    return sum(example.is_learned[1:])  # the first token is no target, because nothing precedes it
 
 
 def _batch(examples: Sequence[Example], rank: int, world_size: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Records: the rows of CSV, TSV, JSON and JSONL files, each with the place where it stands. It knows no task."""
+"""Read records from CSV, TSV, JSON and JSONL files, each with its line or item number. Does not depend on the task."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Fields = Mapping[str, Any]
 
 
 class BadRecord(Exception):
-    """Why a record cannot be used; whoever reads the file adds where it stands."""
+    """Why a record cannot be used. `read_records` adds the file and the line."""
 
 
 @dataclass(frozen=True)
 class Records(Generic[T]):
-    """What was made of some files' records, and which could not be used ("file, line 7: why")."""
+    """What was made of the records, and why others could not be used ("file, line 7: reason")."""
 
     made: list[T]
     bad: list[str]
@@ -38,11 +38,14 @@ def read_records(
     columns: Callable[[list[str]], tuple[str, ...] | None] = lambda first_row: None,
     skip_bad: bool = False,
 ) -> Records[T]:
-    """`make(fields)` of every record of the files. `columns` is asked about each table (CSV, TSV): it gets the first row,
-    and gives names for the columns if that row does not.
+    """Return `make(fields)` of each record of the files.
 
-    A record that is not what its format asks for, or from which `make` raises BadRecord, is a DataError that names its
-    line, or with `skip_bad` is left out, listed and warned of. DataError too if nothing is left.
+    `columns` gets the first row of each table (CSV, TSV). It returns the names of the columns, or None if that row contains
+    them.
+
+    A record is bad if its format is not valid, or if `make` raises BadRecord. A bad record is a DataError that names its
+    line. With `skip_bad`, it is skipped and listed in `bad`, and a warning counts the skipped records. DataError if none
+    remains.
     """
     made: list[T] = []
     bad: list[str] = []
@@ -55,13 +58,13 @@ def read_records(
             except BadRecord as error:
                 reason = f"{path}, {place}: {error}"
                 if not skip_bad:
-                    raise DataError(f"{reason}: mend or remove it, or leave out such rows with skip_bad") from None
+                    raise DataError(f"{reason}: fix or remove it, or skip such rows with skip_bad") from None
                 bad.append(reason)
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        warnings.warn(f"{len(bad)} rows were left out: {bad[0]}{more}", GPT2Warning, 2)
+        warnings.warn(f"rows skipped: {len(bad)} ({bad[0]}{more})", GPT2Warning, 2)
     if not made:
-        raise DataError(f"{', '.join(map(str, paths)) or 'no file'}: there is no row to learn from")
+        raise DataError(f"{', '.join(map(str, paths)) or 'no file'}: there is no usable row: add data")
     return Records(made, bad)
 
 
@@ -71,7 +74,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}): check the path") from None
     if b"\0" in content:
-        raise DataError(f"{path} is not text: unpack it, or convert it to UTF-8")
+        raise DataError(f"{path} is not text: decompress it, or convert it to UTF-8")
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
 
 
@@ -102,9 +105,9 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, Fields | BadRecord]]:
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}): mend it, or name it .jsonl if it has one object a line") from None
+        raise DataError(f"{path} is not JSON ({error}): fix it, or name it .jsonl if it has one object per line") from None
     if not isinstance(items, list):
-        raise DataError(f"{path} is not a JSON list of records")
+        raise DataError(f"{path} is not a JSON list of records: put the records into a list")
     for number, item in enumerate(items, 1):
         yield f"item {number}", _checked(item)
 
@@ -139,7 +142,7 @@ def _table(
 def _cells(text: str, is_tsv: bool) -> Iterator[tuple[str, list[str] | BadRecord]]:
     csv.field_size_limit(1 << 30)
     lines = io.StringIO(text, newline="")
-    # TSV has no quotes: in texts of people, a " is most often just that.
+    # TSV has no quoting, because a " in a text is nearly always an ordinary character.
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines, strict=True)
     begins = 1
     while True:
@@ -156,16 +159,16 @@ def _cells(text: str, is_tsv: bool) -> Iterator[tuple[str, list[str] | BadRecord
 
 def _checked(item: Any) -> Fields | BadRecord:
     if not isinstance(item, dict):
-        return BadRecord(f"it is {type(item).__name__}, not an object of named fields")
+        return BadRecord(f"it is {type(item).__name__}, not an object with named fields")
     try:
         json.dumps(item, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # lone surrogates, which stand for bytes that are not UTF-8
+    except UnicodeEncodeError:  # lone surrogates: bytes that were not UTF-8
         return BadRecord("it is not UTF-8")
     return item
 
 
 def text_of(fields: Fields, name: str, *, default: str | None = None) -> str:
-    """The text in the field `name`; BadRecord if there is none, or it is empty and has no `default`."""
+    """Return the text of the field `name`. BadRecord if it is no string, or if it is missing or empty without `default`."""
     value = fields.get(name)
     if value is None:
         value = default

@@ -1,7 +1,7 @@
-"""Batches of examples of many lengths: those of a batch are about as long. It knows lengths and numbers, not texts.
+"""Batches of examples of similar length. Depends on the lengths of the examples, not on their content.
 
-Which examples a step has is a pure function of (seed, step, rank), so a run can go on anywhere. In each epoch every example
-comes once.
+The examples of a step are a pure function of (seed, step), so a run can continue from any step. Each epoch contains every
+example once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from gpt2.training.batches import shuffled
 
-_BATCHES_IN_BLOCK = 16  # examples of so many batches, or of an epoch if it has fewer, are sorted by length and shared out
+_BATCHES_IN_BLOCK = 16  # consecutive batches, at most an epoch, whose examples are sorted by length together
 
 
 class LengthSortedRows:
-    """`rows(step)`: the numbers of that step's examples, `batch_size` of them, sorted by length.
+    """`rows(step)` returns the indices of that step's examples, int64 (batch_size,), sorted by length.
 
-    The batches of `block_size` consecutive steps are drawn together.
+    The examples of `block_size` consecutive steps are drawn together, sorted by length and divided into batches.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -38,22 +38,22 @@ class LengthSortedRows:
         places = range(block * size, (block + 1) * size)
         epochs = np.array([place // n for place in places])
         rows = np.array([shuffled(place % n, n, self._seed, 5, place // n) for place in places])
-        # Epoch by epoch, so that an example is not in a batch twice, but perhaps where epochs meet.
+        # Sorted within each epoch, so that only a batch with rows of two epochs can contain an example twice.
         return rows[np.lexsort((self._lengths[rows], epochs))].reshape(self.block_size, self._batch_size)
 
     @property
     def mean_width(self) -> float:
-        """Tokens of a row, padding included, on average over the first block."""
+        """The mean number of tokens per row, padding included, over the first block."""
         return float(np.mean(self._lengths[self._block(0)].max(axis=1)))
 
 
 def in_order_of_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """All examples once, in batches of about the same length: to measure on."""
+    """Return the indices of all examples, sorted by length, in batches of at most `batch_size`, for evaluation."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
 def pad(rows: Sequence[Sequence[int]], filler: int) -> NDArray[np.int64]:
-    """`rows` as an int64 array (rows, tokens), filled up on the right."""
+    """Return `rows` as an int64 array (rows, length of the longest), padded on the right with `filler`."""
     width = max(map(len, rows))
     return np.array([[*row, *[filler] * (width - len(row))] for row in rows], np.int64)

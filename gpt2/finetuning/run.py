@@ -1,4 +1,4 @@
-"""A fine-tuning, put together: base model, data, what learns, and the trainer. It trains nothing itself."""
+"""Set up a fine-tuning run: base model, data, trainable parameters and trainer. Trains nothing itself."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ Paths = Sequence[str | Path]
 
 @dataclass
 class Finetuning:
-    """A fine-tuning that is ready: call `trainer.train()`, then `finish()`, which gives the figures of the result.
+    """A run that is ready to start: call `trainer.train()`, then `finish()`, which returns the metrics of the result.
 
-    `told` are lines to show the user before it starts. `fingerprint` tells whether the data is the same as before.
+    `told` are lines to show to the user before the run. `fingerprint` changes if the data changes.
     """
 
     trainer: Trainer
@@ -59,8 +59,8 @@ class _Base:
     model: GPT2
     tokenizer: Tokenizer
     name: str
-    context: int  # tokens of a row at most
-    write: ModelWriter  # of the whole model, or of the adapter where one is learned
+    context: int  # the largest number of tokens per row
+    write: ModelWriter  # writes the whole model, or the adapter of a run with LoRA
 
 
 class _Files(NamedTuple):
@@ -91,21 +91,24 @@ def prepare_finetuning(
     is_quiet: bool = False,
     tensorboard: bool = False,
 ) -> Finetuning:
-    """The model `base` put to `config.task` with the files `data`; `folder` becomes what the task makes of it.
+    """Return a run that trains the model `base` for `config.task` on the files `data`, and writes its results into `folder`.
 
-    A run that `is_resumed` takes the token files that are in `folder`; call `trainer.load()` to go on.
+    With `is_resumed`, the token files in `folder` are used again; call `trainer.load()` to load a checkpoint.
 
-    ConfigError or DataError for what does not fit, with the line of the data where it stands.
+    ConfigError if the settings do not fit the model. DataError, with file and line, if data cannot be used.
     """
     processes, folder = processes or Processes(0, 1, torch.device("cpu")), Path(folder)
     if not data:
-        raise DataError("there is no data: name the files to learn from")
+        raise DataError("there is no data: name the training files")
     if config.lora_rank:
-        locate_whole_model(base)  # an adapter to an adapter would have no base to be loaded with
+        locate_whole_model(base)  # an adapter cannot be the base of another adapter
     torch.manual_seed(config.seed)
     model = load_model(base)
     if config.context > model.config.n_positions:
-        raise ConfigError(f"context={config.context} is longer than the {model.config.n_positions} positions of {base}")
+        raise ConfigError(
+            f"context={config.context} is longer than the {model.config.n_positions} positions of {base}: use at most "
+            f"{model.config.n_positions}"
+        )
     model.set_dropout(config.dropout)
     if config.lora_rank:
         add_lora(model, LoRAConfig(rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout))
@@ -137,17 +140,17 @@ def _text(
         )  # fmt: skip
 
     if is_resumed:
-        made = TrainingData.open(folder / "data")  # the texts are not looked at again
+        made = TrainingData.open(folder / "data")  # without reading the texts again
     else:
         first = prepared() if processes.is_first else None
-        processes.wait()  # the others find the first one's files
+        processes.wait()  # the others open the files of the first one
         made = first or prepared()
     context = base.context
-    if not config.context:  # a short text is no mistake
+    if not config.context:  # by default, a short text shortens the context
         context = max(1, min(context, len(made.train) - 1, len(made.validation) - 1))
     n_rows = max(1, (len(made.train) - 1) // context)
     training = config.training_config(n_rows=n_rows, context=context)
-    told = [f"{len(made.train)} tokens to learn from, {len(made.validation)} to measure on"]
+    told = [f"{len(made.train)} training tokens, {len(made.validation)} validation tokens"]
     outputs = text_outputs(made.tokenizer, training, base.write)
     return _Task(LanguageModelling(made, training), outputs, training, made.train.fingerprint.hex(), told)
 
@@ -164,17 +167,15 @@ def _instruction(base: _Base, files: _Files, config: FinetuningConfig) -> _Task:
         validation = [conversations.made[row] for row in sorted(rows[:n_kept])]
     template = with_thoughts(InstructionTemplate.load(config.template), [*train, *validation])
     encoded, told = [], []
-    for name, conversations_of_it in (("to learn from", train), ("to measure on", validation)):
-        examples, n_cut, n_dropped = make_examples(
-            conversations_of_it, base.tokenizer, template, base.context, config.too_long
-        )
+    for name, part in (("training", train), ("validation", validation)):
+        examples, n_cut, n_dropped = make_examples(part, base.tokenizer, template, base.context, config.too_long)
         encoded.append(examples)
         lost = f" ({n_cut} cut to {base.context} tokens, {n_dropped} dropped)" if n_cut or n_dropped else ""
-        told.append(f"{len(examples)} examples {name}{lost}")
+        told.append(f"{len(examples)} {name} examples{lost}")
     if not all(encoded):
         raise DataError(
-            f"{len(encoded[0])} examples to learn from and {len(encoded[1])} to measure on: both need one at least; "
-            f"give more data, or a longer context than {base.context}"
+            f"{len(encoded[0])} training examples and {len(encoded[1])} validation examples: each needs at least 1; "
+            f"add data, or use a longer context than {base.context}"
         )
     training = config.training_config(n_rows=len(encoded[0]), context=base.context)
     objective = InstructionTuning(encoded[0], encoded[1], training)
@@ -183,7 +184,7 @@ def _instruction(base: _Base, files: _Files, config: FinetuningConfig) -> _Task:
 
 
 def _instruction_outputs(base: _Base, template: InstructionTemplate, shown: Turn, config: FinetuningConfig) -> Outputs:
-    """The model with its template, and the greedy response to `shown`."""
+    """Return outputs that write the model with its template, and sample the greedy response to `shown`."""
 
     def write(model: GPT2, folder: Path) -> None:
         base.write(model, folder, tokenizer=base.tokenizer)
@@ -197,35 +198,36 @@ def _instruction_outputs(base: _Base, template: InstructionTemplate, shown: Turn
     return Outputs(write, sample)
 
 
-_LEARN, _MEASURE, _TEST = "to learn from", "to measure on", "to test on"
+_TRAINING, _VALIDATION, _TEST = "training", "validation", "test"
 LabelledTexts = list[tuple[str, str]]  # (text, label)
 
 
 def _classification(base: _Base, files: _Files, config: FinetuningConfig, folder: Path) -> _Task:
     told: list[str] = []
     parts = {
-        name: _labelled_texts(paths, config, told) for name, paths in zip((_LEARN, _MEASURE, _TEST), files, strict=True)
+        name: _labelled_texts(paths, config, told)
+        for name, paths in zip((_TRAINING, _VALIDATION, _TEST), files, strict=True)
     }
     labels = _split_off(parts, config)
     examples: dict[str, list[LabelledText]] = {}
     for name, texts in parts.items():
         examples[name], n_cut = encode_texts(texts, labels, base.tokenizer, base.context)
         notes = [f"{n_cut} cut to {base.context} tokens"] if n_cut else []
-        if name != _LEARN and (n_known := _n_also_in(texts, parts[_LEARN])):
-            notes.append(f"{n_known} of them also among those {_LEARN}")
-        told.append(f"{len(texts)} texts {name}" + (f" ({', '.join(notes)})" if notes else ""))
+        if name != _TRAINING and (n_known := _n_also_in(texts, parts[_TRAINING])):
+            notes.append(f"{n_known} of them also training texts")
+        told.append(f"{len(texts)} {name} texts" + (f" ({', '.join(notes)})" if notes else ""))
     told.append(f"labels: {', '.join(labels)}")
-    training = config.training_config(n_rows=len(examples[_LEARN]), context=base.context)
+    training = config.training_config(n_rows=len(examples[_TRAINING]), context=base.context)
     classifier = GPT2Classifier(base.model, labels, base.context)
-    objective = Classification(classifier, examples[_LEARN], examples[_MEASURE], training, balance=config.balance)
+    objective = Classification(classifier, examples[_TRAINING], examples[_VALIDATION], training, balance=config.balance)
 
     def write(model: GPT2, folder: Path) -> None:
         save_classifier(classifier, folder, base.tokenizer, base_model=base.name if config.lora_rank else None)
 
     def finish() -> dict[str, Any]:
-        part = _TEST if examples[_TEST] else _MEASURE  # the latter has chosen the model, and flatters it
-        name = "test" if part == _TEST else "validation"
-        return {"part": name, "texts": len(examples[part]), **measure(load_classifier(folder), examples[part]).to_dict()}
+        # Test texts if there are any: the validation texts chose the best model, so its metrics on them are too good.
+        part = _TEST if examples[_TEST] else _VALIDATION
+        return {"part": part, "texts": len(examples[part]), **measure(load_classifier(folder), examples[part]).to_dict()}
 
     fingerprint = _fingerprint([path for paths in files for path in paths])
     return _Task(objective, Outputs(write), training, fingerprint, told, finish)
@@ -245,29 +247,29 @@ def _labelled_texts(paths: Paths, config: FinetuningConfig, told: list[str]) -> 
 
 
 def _split_off(parts: dict[str, LabelledTexts], config: FinetuningConfig) -> list[str]:
-    """Fill the parts that have no files of their own from those to learn from; the labels in order."""
-    everything, fractions = parts[_LEARN], {_MEASURE: config.validation_fraction, _TEST: config.test_fraction}
+    """Move training rows into the other parts, where these have no files of their own. Returns the sorted labels."""
+    everything, fractions = parts[_TRAINING], {_VALIDATION: config.validation_fraction, _TEST: config.test_fraction}
     wanted = {name: fraction for name, fraction in fractions.items() if not parts[name] and fraction}
     labels = sorted({label for _, label in everything})
     if len(labels) < 2:
-        raise DataError(f"every row has the label {labels[0]!r}: there is nothing to tell apart")
+        raise DataError(f"every row has the label {labels[0]!r}: add rows with other labels")
     for name in fractions:
         if unknown := {label for _, label in parts[name]} - set(labels):
-            raise DataError(f"the rows {name} have the label {min(unknown)!r}, which those to learn from lack")
+            raise DataError(f"the {name} rows have the label {min(unknown)!r}, which no training row has: add some")
     split = split_by_label([label for _, label in everything], list(wanted.values()), config.seed)
-    for name, rows in zip((_LEARN, *wanted), split, strict=True):
+    for name, rows in zip((_TRAINING, *wanted), split, strict=True):
         parts[name] = [everything[row] for row in rows]
     return labels
 
 
 def _label_of(fields: Fields, name: str) -> str:
     value = fields.get(name)
-    text = str(value) if isinstance(value, int) else text_of(fields, name)  # JSON may number its labels
+    text = str(value) if isinstance(value, int) else text_of(fields, name)  # a label in JSON may be an integer
     return " ".join(text.split())
 
 
 def _columns(first_row: list[str], config: FinetuningConfig, told: list[str]) -> tuple[str, ...] | None:
-    """The names of a table's columns where its first line is a row like the others; they may be its numbers."""
+    """Return the names of a table's columns, or None if its first line contains them. A name may be a number."""
     wanted, there = (config.label_column, config.text_column), [name.strip() for name in first_row]
     if set(wanted) <= set(there):
         return None
@@ -275,12 +277,12 @@ def _columns(first_row: list[str], config: FinetuningConfig, told: list[str]) ->
         return tuple(str(number) for number in range(1, len(first_row) + 1))
     has_names = {name.lower() for name in wanted} & {name.lower() for name in there}
     if wanted == ("label", "text") and len(first_row) == 2 and not has_names:
-        line = "where the first line names no columns, the first is the label and the second the text"
+        line = "where the first line has no column names, the first column is the label and the second the text"
         told += [] if line in told else [line]
         return wanted
     raise BadRecord(
         f"has no columns {wanted[0]!r} and {wanted[1]!r} (it has {', '.join(map(repr, there))}): "
-        "name them, or give their numbers, with label_column and text_column"
+        "set label_column and text_column to names or numbers of columns"
     )
 
 

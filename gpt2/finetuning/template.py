@@ -1,7 +1,7 @@
-"""InstructionTemplate: how an instruction is put to a model, as text. It knows no tokens, and needs no torch.
+"""InstructionTemplate: the text of a prompt around an instruction. Depends on neither tokens nor torch.
 
-The template stands beside the weights in `instruction_template.json`, so that whoever asks the model later asks as it was
-taught.
+The template is saved with the weights, in `instruction_template.json`, so that later prompts have the form of the training
+data.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ TEMPLATE_FILE = "instruction_template.json"
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionTemplate:
-    """The text around each part of an instruction, with the name of the part in braces where it goes."""
+    """The text around each part of an instruction. The name of the part, in braces, is replaced by the part."""
 
     system: str = "{system}\n\n"
     instruction: str = "### Instruction:\n{instruction}\n\n"
     input: str = "### Input:\n{input}\n\n"
     thought: str = "### Thought:\n{thought}\n\n"
-    response: str = "### Response:\n"  # stands before the response; what comes after it is the model's
-    thinks: bool = False  # the model says a thought before each response
+    response: str = "### Response:\n"  # the end of the prompt; the model continues after it
+    thinks: bool = False  # the model writes a thought before each response
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -36,32 +36,33 @@ class InstructionTemplate:
             if field.name == "thinks":
                 check_bool(field.name, value)
             elif not isinstance(value, str):
-                raise ConfigError(f"{field.name}={value!r} must be a text")
+                raise ConfigError(f"{field.name}={value!r} must be a string")
             elif field.name != "response" and value.count("{" + field.name + "}") != 1:
-                raise ConfigError(f"{field.name}={value!r} must hold {{{field.name}}} once: there the text goes")
+                raise ConfigError(f"{field.name}={value!r} must contain {{{field.name}}} once, to be replaced by the text")
 
     def _fill(self, name: str, text: str) -> str:
-        return str(getattr(self, name)).replace("{" + name + "}", text)  # not str.format: texts have braces of their own
+        return str(getattr(self, name)).replace("{" + name + "}", text)  # not str.format, because texts may contain braces
 
     def prompt(self, instruction: str, *, input: str = "", system: str = "") -> str:
-        """Everything before the model's turn."""
+        """Return the text before the model's turn."""
         parts = (("system", system), ("instruction", instruction), ("input", input))
         question = "".join(self._fill(name, text) for name, text in parts if text)
         return question + (self.thought.partition("{thought}")[0] if self.thinks else self.response)
 
     def answer(self, response: str, *, thought: str = "") -> str:
-        """What the model is to say after the prompt."""
+        """Return the text that the model learns to write after the prompt."""
         return thought + self.thought.partition("{thought}")[2] + self.response + response if self.thinks else response
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write it into a model's folder."""
+        """Write the template into a model folder."""
         atomic_write_json(Path(folder) / TEMPLATE_FILE, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, name: str | os.PathLike[str]) -> InstructionTemplate:
-        """That of a model's folder, of a JSON file, or of a name: "default", or "plain", which adds nothing but line ends.
+        """Return the template of a model folder or a JSON file, or a built-in one: "default", or "plain", which adds only
+        line ends.
 
-        DataError if there is none; ConfigError if it is not a template.
+        DataError if it does not exist; ConfigError if it is not a template.
         """
         if name in TEMPLATES:
             return TEMPLATES[str(name)]
@@ -72,7 +73,7 @@ class InstructionTemplate:
         except OSError:
             if path.name == TEMPLATE_FILE:
                 raise DataError(
-                    f"{path.parent} has no {TEMPLATE_FILE}: it was not taught to respond: see gpt2 finetune"
+                    f"{path.parent} has no {TEMPLATE_FILE}: fine-tune the model on instructions first, see gpt2 finetune"
                 ) from None
             raise DataError(
                 f"there is no template {path}: name {' or '.join(TEMPLATES)}, a JSON file, or a folder"

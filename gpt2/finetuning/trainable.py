@@ -1,4 +1,4 @@
-"""Which part of a pretrained model learns. It knows parameters, not tasks."""
+"""Choose the part of a pretrained model that is trained. Depends on parameters, not on the task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from gpt_config.validation import check_choice
 
 
 def set_trainable(model: GPT2, part: str) -> None:
-    """Let `part` of `model` require gradients and no other: "all", or "last_block", with the final norm behind it."""
+    """Require gradients for `part` of `model` only: "all", or "last_block", which includes the final layer norm.
+
+    ConfigError if `part` is another value.
+    """
     check_choice("trainable", part, TRAINABLE)
     model.requires_grad_(part == "all")
     model.h[-1].requires_grad_(True)

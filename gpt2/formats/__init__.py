@@ -1,1 +1,1 @@
-"""Other programs' files, in and out."""
+"""Files in the formats of other programs."""

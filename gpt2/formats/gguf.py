@@ -1,7 +1,7 @@
-"""Write a GPT-2 as a GGUF file for llama.cpp, with the `gguf` package. It knows names and shapes, not arithmetic.
+"""Write a GPT-2 as a GGUF file for llama.cpp. Depends on the `gguf` package, and on the names and shapes of the weights.
 
-GGUF's own documentation describes the metadata. Names and layout of the tensors are those that llama.cpp reads for "gpt2":
-matrices are (outputs, inputs), the transpose of the published ones.
+GGUF's documentation describes the metadata. Names and layout of the tensors are those that llama.cpp reads for "gpt2". Its
+matrices have shape (outputs, inputs), the transpose of the published ones.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from gpt_config.model_config import GPT2Config
     from gpt_encoder.tokenizer import GPT2Tokenizer
 
-# dtype -> gguf's name of it
+# The names of dtypes in gguf.
 _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
-
+# llama.cpp's names of the parameters outside the blocks.
 _OUTSIDE = {
     "wte.weight": "token_embd.weight",
     "wpe.weight": "position_embd.weight",
     "ln_f.weight": "output_norm.weight",
     "ln_f.bias": "output_norm.bias",
 }
+# llama.cpp's names of the modules of a block.
 _IN_BLOCK = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -42,16 +43,16 @@ _IN_BLOCK = {
 def write_gguf(model: GPT2, tokenizer: GPT2Tokenizer, path: str | os.PathLike[str], dtype: str = "float32") -> None:
     """Write the weights of a float32 `model` and the vocabulary of `tokenizer`.
 
-    `dtype` is that of matrices: float32, float16, bfloat16, or int8, which is llama.cpp's Q8_0. Vectors and positions stay
-    float32. InputError if `dtype` is another one, if the package gguf is not installed, or if the model has fewer rows than
-    the tokenizer has tokens.
+    `dtype` is the dtype of the matrices: float32, float16, bfloat16, or int8, which is llama.cpp's Q8_0. Vectors and
+    position embeddings are float32. InputError if `dtype` is another one, if the package gguf is not installed, or if the
+    tokenizer has more tokens than the model has rows.
     """
     if dtype not in _KINDS:
         raise InputError(f"dtype={dtype!r} cannot be written as GGUF: use one of {', '.join(_KINDS)}")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size} rows: "
-            "it belongs to another model"
+            "use the tokenizer of this model"
         )
     try:
         import gguf
@@ -65,7 +66,7 @@ def write_gguf(model: GPT2, tokenizer: GPT2Tokenizer, path: str | os.PathLike[st
         is_matrix = tensor.dim() == 2 and name != "wpe.weight"
         values = tensor.t() if is_matrix and name != "wte.weight" else tensor  # (inputs, outputs) -> (outputs, inputs)
         _add(writer, gguf_name(name), values, kind if is_matrix else None)
-        if name == "wte.weight":  # the head: the same numbers again
+        if name == "wte.weight":  # the head is the same matrix, which llama.cpp reads under a second name
             _add(writer, "output.weight", tensor, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -74,7 +75,7 @@ def write_gguf(model: GPT2, tokenizer: GPT2Tokenizer, path: str | os.PathLike[st
 
 
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of a parameter.
+    """Return llama.cpp's name of a parameter.
 
     >>> gguf_name("h.0.attn.c_attn.weight")
     'blk.0.attn_qkv.weight'
@@ -100,9 +101,9 @@ def _add_vocabulary(writer: Any, config: GPT2Config, tokenizer: GPT2Tokenizer) -
     tokens = {token_id: token for token, token_id in {**vocabulary.special_tokens, **vocabulary.token_ids}.items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    # Rows without a token get distinct names: llama.cpp needs a name for each id.
+    # llama.cpp needs a distinct name for each id, so rows without a token get one too.
     writer.add_token_list([tokens.get(i) or f"[unused {next(unused)}]" for i in range(config.vocab_size)])
-    writer.add_token_types([1] * config.vocab_size)  # ordinary ones: ids go in and ids come out
+    writer.add_token_types([1] * config.vocab_size)  # 1 is an ordinary token; callers pass ids, so no token is special
     writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges])
     writer.add_bos_token_id(config.bos_token_id or 0)
     writer.add_eos_token_id(config.eos_token_id or 0)

@@ -1,4 +1,4 @@
-"""Adapters on disk: peft loads ours and we load peft's, with the same logits; what is broken or not LoRA is one line."""
+"""Adapter files: peft loads ours and we load peft's, with the same logits. Other or damaged files are one-line errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fill(parameters: list[torch.nn.Parameter]) -> None:
 
 @pytest.fixture
 def adapted(small_folder: Path) -> GPT2:
-    """The model of `small_folder` with adapters on every layer that do much."""
+    """The model of `small_folder`, with adapters on every layer that change its output a lot."""
     model = GPT2.from_pretrained(small_folder)
     add_lora(model, LoRAConfig(rank=3))
     fill(list(lora_parameters(model)))
@@ -81,7 +81,7 @@ def test_peft_loads_ours(lora: LoRAConfig, peft, small_model: GPT2, small_folder
         assert not torch.allclose(theirs(IDS).logits, small_model(IDS), atol=0.1)
     config = theirs.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (lora.rank, lora.alpha, lora.dropout)
-    # What peft writes in turn has the tensors of ours, under the same names.
+    # The files that peft writes have the same tensors as ours, under the same names.
     theirs.save_pretrained(tmp_path / "again")
     ours, again = (load_file(place / "adapter_model.safetensors") for place in (tmp_path, tmp_path / "again"))
     assert ours.keys() == again.keys() and all(torch.equal(ours[name], again[name]) for name in ours)
@@ -111,7 +111,7 @@ def test_we_load_pefts(lora, safe: bool, peft, small_model: GPT2, small_folder: 
     assert read_adapter(tmp_path / "again").config == read_adapter(tmp_path).config
 
 
-def test_adapters_of_classifiers_go_both_ways(peft, small_model: GPT2, small_folder: Path, tmp_path: Path) -> None:
+def test_peft_and_we_load_adapters_of_classifiers(peft, small_model: GPT2, small_folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     values = {
         key: value for key, value in small_model.config.to_dict().items() if key not in ("architectures", "model_type")
@@ -152,10 +152,10 @@ def test_adapters_of_classifiers_go_both_ways(peft, small_model: GPT2, small_fol
         ({"layers_to_transform": [0]}, "layers_to_transform="),
         ({"modules_to_save": ["ln_f"]}, "modules_to_save="),
         ({"lora_bias": True}, "lora_bias=True"),
-        ({"target_modules": ["c_attn", "wte"]}, "wte.lora_embedding_A', which is no LoRA matrix"),
+        ({"target_modules": ["c_attn", "wte"]}, "wte.lora_embedding_A', which is not a LoRA matrix"),
     ],
 )
-def test_what_peft_can_and_we_cannot_is_refused(
+def test_options_of_peft_that_we_do_not_support_are_refused(
     options: dict, message: str, peft, small_model: GPT2, tmp_path: Path
 ) -> None:
     their_config = peft.LoraConfig(**{"target_modules": ["c_attn"], "fan_in_fan_out": True, **options})
@@ -168,7 +168,7 @@ def test_what_peft_can_and_we_cannot_is_refused(
 # -- round trips ------------------------------------------------------------------------------------------------------------
 
 
-def test_our_own_round_trip_is_bit_equal(adapted: GPT2, folder: Path, small_folder: Path) -> None:
+def test_a_saved_adapter_loads_bit_for_bit(adapted: GPT2, folder: Path, small_folder: Path) -> None:
     names = {
         f"base_model.model.transformer.h.{i}.{layer}.lora_{m}.weight"
         for i in range(2) for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for m in "AB"
@@ -184,11 +184,11 @@ def test_our_own_round_trip_is_bit_equal(adapted: GPT2, folder: Path, small_fold
 
 
 def test_a_language_models_adapter_has_no_head(folder: Path, small_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a language model's, and this is a classifier"):
+    with pytest.raises(CheckpointError, match="belongs to a language model, not to a classifier"):
         load_adapter(GPT2.from_pretrained(small_folder), folder, head=torch.nn.Linear(24, 2, bias=False))
 
 
-def test_layers_that_gpt2_does_not_have_may_be_listed(folder: Path, small_folder: Path, adapted: GPT2) -> None:
+def test_target_modules_may_include_layers_of_other_models(folder: Path, small_folder: Path, adapted: GPT2) -> None:
     edit_config(folder, target_modules=["q_proj", "c_attn", "c_proj", "c_fc", "o_proj"])
     model = GPT2.from_pretrained(small_folder)
     load_adapter(model, folder)
@@ -208,7 +208,7 @@ def test_an_adapters_folder_loads_as_a_model_merged(dtype: str, folder: Path, ad
     model = GPT2.from_pretrained(folder, dtype=dtype)
     assert not model.training and not list(lora_modules(model)) and all(p.requires_grad for p in model.parameters())
     assert str(model.wte.weight.dtype) == f"torch.{dtype}"
-    # As if the merged model had been written, and that loaded.
+    # The same weights as if the merged model had been saved and loaded.
     GPT2.from_pretrained(folder, dtype="float64" if dtype == "float64" else "float32").save_pretrained(tmp_path / "whole")
     whole = GPT2.from_pretrained(tmp_path / "whole", dtype=dtype)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
@@ -216,7 +216,7 @@ def test_an_adapters_folder_loads_as_a_model_merged(dtype: str, folder: Path, ad
         torch.testing.assert_close(model(IDS).float(), adapted(IDS), atol=1e-5, rtol=0)
 
 
-def test_the_base_stays_as_it_is_on_disk(folder: Path, small_folder: Path) -> None:
+def test_the_files_of_the_base_do_not_change(folder: Path, small_folder: Path) -> None:
     before = (small_folder / "model.safetensors").read_bytes()
     GPT2.from_pretrained(folder)
     assert (small_folder / "model.safetensors").read_bytes() == before
@@ -225,7 +225,7 @@ def test_the_base_stays_as_it_is_on_disk(folder: Path, small_folder: Path) -> No
 # -- the base model and the tokenizer ---------------------------------------------------------------------------------------
 
 
-def test_a_base_is_found_beside_the_adapter(
+def test_a_relative_base_is_found_from_the_adapter_folder(
     folder: Path, small_folder: Path, adapted: GPT2, tmp_path: Path, monkeypatch
 ) -> None:
     shutil.copytree(small_folder, tmp_path / "base")
@@ -242,10 +242,10 @@ def test_a_base_is_found_by_a_shipped_name(folder: Path, small_folder: Path, ada
     save_adapter(adapted, folder, base_model="tiny-one")
     assert read_adapter(folder).config.base_model == "tiny-one"
     torch.testing.assert_close(GPT2.from_pretrained(folder)(IDS), adapted(IDS), atol=1e-5, rtol=0)
-    shutil.rmtree(tmp_path / "ships")  # it stays registered, and other tests must not see the model
+    shutil.rmtree(tmp_path / "ships")  # the folder stays registered, and other tests must not find the model
 
 
-def test_adapter_and_base_may_both_be_the_hubs(folder: Path, small_folder: Path, adapted: GPT2) -> None:
+def test_adapter_and_base_may_both_be_on_the_hub(folder: Path, small_folder: Path, adapted: GPT2) -> None:
     import huggingface_hub.constants
 
     cache = huggingface_hub.constants.HF_HUB_CACHE
@@ -254,11 +254,11 @@ def test_adapter_and_base_may_both_be_the_hubs(folder: Path, small_folder: Path,
     cache_repository(cache, "someone/adapter", folder)
     cache_repository(cache, "someone/half", folder, skip=("adapter_model.safetensors",))
     torch.testing.assert_close(GPT2.from_pretrained("someone/adapter")(IDS), adapted(IDS), atol=1e-5, rtol=0)
-    with pytest.raises(ModelNotFoundError, match="the hub cannot be reached"):  # it is there to be downloaded
+    with pytest.raises(ModelNotFoundError, match="the hub cannot be reached"):  # its weights are on the hub only
         GPT2.from_pretrained("someone/half")
 
 
-def test_a_relative_base_is_stored_for_readers_elsewhere(adapted, small_folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_relative_base_is_stored_as_an_absolute_path(adapted, small_folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(small_folder.parent)
     save_adapter(adapted, tmp_path, base_model=small_folder.name)
     assert read_adapter(tmp_path).config.base_model == str(small_folder)
@@ -274,7 +274,7 @@ def test_the_tokenizer_is_the_adapters_or_else_the_bases(folder, adapted, small_
 
 
 @pytest.mark.parametrize("base", ["no/such/place", "no-such-name", ""])
-def test_a_missing_base_is_one_line(base: str, folder: Path) -> None:
+def test_a_missing_base_is_a_one_line_error(base: str, folder: Path) -> None:
     edit_config(folder, base_model_name_or_path=base)
     with pytest.raises(CheckpointError) as caught:
         GPT2.from_pretrained(folder)
@@ -292,23 +292,23 @@ def test_a_base_that_is_an_adapter_is_refused(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("sizes", [{"n_embd": 12, "n_layer": 2}, {"n_embd": 24, "n_layer": 1}, {"n_embd": 24, "n_layer": 3}])
-def test_a_base_of_other_shapes_is_one_line(sizes: dict, folder: Path, tmp_path: Path) -> None:
+def test_a_base_of_other_shapes_is_a_one_line_error(sizes: dict, folder: Path, tmp_path: Path) -> None:
     random_model(GPT2Config(vocab_size=300, n_head=3, **sizes)).save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="does not fit this model") as caught:
         load_merged(folder, tmp_path / "other")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
-def test_a_folder_of_both_is_refused(folder: Path, small_folder: Path, adapted: GPT2, tmp_path: Path) -> None:
+def test_a_folder_with_model_and_adapter_is_refused(folder: Path, small_folder: Path, adapted: GPT2, tmp_path: Path) -> None:
     both = Path(shutil.copytree(small_folder, tmp_path / "both"))
-    with pytest.raises(WriteError, match="holds a model: write the adapter into a folder of its own"):
+    with pytest.raises(WriteError, match="contains a model: write the adapter into another folder"):
         save_adapter(adapted, both, base_model=small_folder)
     shutil.copytree(folder, both, dirs_exist_ok=True)
     with pytest.raises(CheckpointError, match="holds a model and an adapter"):
         GPT2.from_pretrained(both)
 
 
-def test_a_model_without_adapters_is_not_saved_as_one(small_model: GPT2, tmp_path: Path) -> None:
+def test_a_model_without_adapters_is_not_saved_as_an_adapter(small_model: GPT2, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="adapters of 0 kinds"):
         save_adapter(small_model, tmp_path, base_model="gpt2")
     assert not list(tmp_path.iterdir())
@@ -340,18 +340,18 @@ FIRST = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
         (lambda f: rewrite(f, lambda t: t.pop(FIRST)), "missing h.0.attn.c_attn.lora_A"),
         (lambda f: rewrite(f, lambda t: t.update({FIRST: t[FIRST].t().contiguous()})), r"is \(24, 3\) instead of \(3, 24\)"),
         (lambda f: rewrite(f, lambda t: t.update({FIRST: t[FIRST].long()})), "is torch.int64"),
-        (lambda f: rewrite(f, lambda t: t.update({"x": torch.ones(1)})), "holds 'x', which is no LoRA matrix"),
+        (lambda f: rewrite(f, lambda t: t.update({"x": torch.ones(1)})), "contains 'x', which is not a LoRA matrix"),
         (
             lambda f: rewrite(f, lambda t: t.update({FIRST.replace("transformer.", ""): t[FIRST].clone()})),
-            "not the only one for its layer",
+            "a second one for its layer",
         ),
         (
             lambda f: rewrite(f, lambda t: t.update({"base_model.model.score.weight": torch.ones(2, 24)})),
-            "score.weight', which is no LoRA matrix",
+            "score.weight', which is not a LoRA matrix",
         ),
     ],
 )
-def test_damage_is_named_and_the_model_left_alone(
+def test_damage_is_named_and_the_model_is_unchanged(
     damage, message: str, folder: Path, small_model, small_folder: Path
 ) -> None:
     damage(folder)
@@ -366,7 +366,7 @@ def test_damage_is_named_and_the_model_left_alone(
 
 
 def test_rslora_is_not_lora(folder: Path) -> None:
-    """So that the equality with peft above is known to see it."""
+    """So the tests above, which compare with peft, can tell the two apart."""
     plain = GPT2.from_pretrained(folder)
     edit_config(folder, use_rslora=True)
     other = GPT2.from_pretrained(folder)

@@ -59,7 +59,7 @@ def test_a_new_adapter_changes_nothing(small_config: GPT2Config) -> None:
         assert torch.all(parameter == 0) if name.endswith("B") else 0.8 * bound < parameter.abs().max() <= bound
 
 
-def test_the_adapter_is_what_the_paper_says() -> None:
+def test_the_adapter_is_that_of_the_paper() -> None:
     """h = W0 x + (alpha / r) B A x, section 4.1."""
     torch.manual_seed(0)
     base = Conv1D(5, 7).double()
@@ -110,7 +110,7 @@ def test_merged_and_with_adapters_are_equal(
     assert len(changed) == n_adapters and all(name.endswith(".weight") for name in changed)
 
 
-def test_generation_with_adapters_is_generation_after_the_merge(small_config: GPT2Config) -> None:
+def test_generation_is_the_same_before_and_after_the_merge(small_config: GPT2Config) -> None:
     model = with_adapters(small_config, LoRAConfig(rank=3, dropout=0.5))
     assert not DecodePlan.fits(model)
     greedy = model.generate(IDS, max_new_tokens=12)
@@ -129,7 +129,7 @@ def loss_of(model: GPT2) -> torch.Tensor:
 def test_only_adapters_get_gradients_and_learn(small_config: GPT2Config) -> None:
     model = with_adapters(
         small_config, LoRAConfig(target_modules=("c_attn", "mlp.c_proj"))
-    )  # no dropout: nothing is left to chance
+    )  # no dropout, so the losses can be compared
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     loss = loss_of(model)
     loss.backward()
@@ -140,7 +140,7 @@ def test_only_adapters_get_gradients_and_learn(small_config: GPT2Config) -> None
     assert changed == adapters.keys() and loss_of(model) < loss
 
 
-def test_dropout_is_of_the_adapters_input_and_in_training_only() -> None:
+def test_dropout_applies_to_the_adapters_input_in_training_only() -> None:
     torch.manual_seed(0)
     base = Conv1D(64, 3)
     torch.nn.init.normal_(base.weight)
@@ -153,12 +153,12 @@ def test_dropout_is_of_the_adapters_input_and_in_training_only() -> None:
     torch.testing.assert_close((noisy - base(x)).mean(0), (full - base(x))[0], atol=0.3, rtol=0)
 
 
-def test_a_merged_model_learns_as_a_whole_again(small_config: GPT2Config) -> None:
+def test_all_parameters_of_a_merged_model_can_learn(small_config: GPT2Config) -> None:
     model = with_adapters(small_config, LoRAConfig()).train()
     merge_lora(model)
     assert all(parameter.requires_grad for parameter in model.parameters()) and all(m.training for m in model.modules())
     loss_of(model).backward()
-    add_lora(model, LoRAConfig())  # and can have new adapters
+    add_lora(model, LoRAConfig())  # new adapters can be added
     frozen = random_model(small_config).requires_grad_(False)
     merge_lora(frozen)  # nothing to merge, nothing changed
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
@@ -171,7 +171,7 @@ def test_a_merge_is_rounded_once(dtype: torch.dtype, small_config: GPT2Config) -
     merge_lora(exact)
     merge_lora(model)
     for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True):
-        # Where float32 stands on the other side of the middle between two numbers than float64, one in thousands differs.
+        # Near the midpoint of two 16-bit numbers, float32 and float64 may round differently: for one weight in thousands.
         assert (p != q.to(dtype)).float().mean() < 0.01, name
 
 
@@ -185,14 +185,14 @@ def test_a_target_that_matches_nothing_is_named(targets, small_config: GPT2Confi
     assert all(parameter.requires_grad for parameter in model.parameters()) and not list(lora_modules(model))
 
 
-def test_adapters_are_put_on_once(small_config: GPT2Config) -> None:
+def test_adapters_are_added_once(small_config: GPT2Config) -> None:
     model = random_model(small_config)
     add_lora(model, LoRAConfig(target_modules=("c_attn",)))
-    with pytest.raises(ConfigError, match="has adapters already"):
+    with pytest.raises(ConfigError, match="already has adapters"):
         add_lora(model, LoRAConfig(target_modules=("c_fc",)))
 
 
-def test_training_checkpoints_come_back(small_config: GPT2Config) -> None:
+def test_training_continues_from_a_checkpoint(small_config: GPT2Config) -> None:
     config = TrainingConfig(learning_rate=1e-2)
 
     def start(seed: int) -> tuple[LanguageModelLoss, torch.optim.Optimizer]:
@@ -212,14 +212,14 @@ def test_training_checkpoints_come_back(small_config: GPT2Config) -> None:
     tensors = {name: tensor.clone() for name, tensor in gather_state(loss, optimizer).items()}
     assert "model.model.h.0.attn.c_attn.weight" in tensors and "model.model.h.0.attn.c_attn.lora_A" in tensors
     moments = {name for name in tensors if name.startswith("optimizer.")}
-    assert len(moments) == 3 * len(list(lora_parameters(loss)))  # exp_avg, exp_avg_sq and step, of adapters alone
+    assert len(moments) == 3 * len(list(lora_parameters(loss)))  # exp_avg, exp_avg_sq and step, of adapters only
     others, other_optimizer = start(1)
     restore_state(others, other_optimizer, tensors)
     for _ in range(3):
         assert step(loss, optimizer) == step(others, other_optimizer)
 
 
-def test_state_dicts_are_the_models_and_the_adapters(small_config: GPT2Config) -> None:
+def test_a_state_dict_contains_model_and_adapters(small_config: GPT2Config) -> None:
     model = with_adapters(small_config, LoRAConfig())
     plain = random_model(small_config, dtype=torch.float64)
     result = plain.load_state_dict(model.state_dict(), strict=False)

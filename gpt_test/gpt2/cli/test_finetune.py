@@ -48,8 +48,8 @@ def test_a_classifier_learns_and_is_used(run_command: Callable, table: Path, sma
         "--epochs", 6, "--learning_rate", 0.01, *QUIET,
     )  # fmt: skip
     assert result.status == 0, result.err
-    assert "the first is the label and the second the text" in result.err
-    assert "96 texts to learn from" in result.err and "12 texts to test on" in result.err
+    assert "the first column is the label and the second the text" in result.err
+    assert "96 training texts" in result.err and "12 test texts" in result.err
     assert result.out.startswith("accuracy 1.0000 on 12 test texts")
     measured = json.loads((out / "test.json").read_text())
     assert measured["confusion"] == [[8, 0], [0, 4]] and measured["f1"] == {"cat": 1.0, "dog": 1.0}
@@ -124,7 +124,7 @@ def test_a_model_learns_to_respond_and_is_asked_as_it_was_taught(
         "--template", "plain", "--epochs", 40, "--learning_rate", 0.01, "--dropout", 0, "--sample_tokens", 4,
     )  # fmt: skip
     assert result.status == 0, result.err
-    assert "18 examples to learn from" in result.err and "validation loss" in result.err
+    assert "18 training examples" in result.err and "validation loss" in result.err
     for word in ("cat", "fish"):
         options = ["--from_pretrained", out, "--max_tokens", 10]
         result = run_command("generate", "--instruction", f"Say {word}.", *options)
@@ -212,10 +212,10 @@ def test_a_mistake_is_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("label\ttext\ncat\tone\ndog\ttwo\n", "too few to learn from"),
+        ("label\ttext\ncat\tone\ndog\ttwo\n", "too few for all parts"),
         ("label\ttext\n" + "cat\tone\n" * 9, "every row has the label 'cat'"),
         ("label\twords\ncat\tone\n", "has no columns 'label' and 'text' (it has 'label', 'words')"),
-        ("", "there is no row to learn from"),
+        ("", "there is no usable row"),
         ("Text\tLabel\ncat\tone\n", "has no columns 'label' and 'text' (it has 'Text', 'Label')"),
         ("kind\twords\tx\ncat\tone\ttwo\n", "has no columns 'label' and 'text' (it has 'kind', 'words', 'x')"),
         ("label\ttext\n" + "cat\tone\n" * 9 + "dog\t\n", "line 11: the field 'text' is empty"),
@@ -234,7 +234,7 @@ def test_columns_may_be_numbers(small_folder: Path, tmp_path: Path) -> None:
     path.write_text("".join(f"{n},text {n},{'yes' if n % 2 else 'no'}\n" for n in range(20)))
     config = FinetuningConfig(task="classification", text_column="2", label_column="3", max_steps=1)
     run = prepare_finetuning(small_folder, [path], config, tmp_path / "run", is_quiet=True)
-    assert "16 texts to learn from" in run.told and "labels: no, yes" in run.told
+    assert "16 training texts" in run.told and "labels: no, yes" in run.told
 
 
 def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_data(
@@ -305,7 +305,7 @@ def test_texts_that_are_in_two_parts_are_told(small_folder: Path, tmp_path: Path
     path = tmp_path / "same.csv"
     path.write_text("label,text\n" + "yes,good\nno,bad\n" * 20)
     run = prepare_finetuning(small_folder, [path], FinetuningConfig(task="classification"), tmp_path / "run", is_quiet=True)
-    assert "4 texts to test on (4 of them also among those to learn from)" in run.told
+    assert "4 test texts (4 of them also training texts)" in run.told
 
 
 def test_every_field_has_its_option() -> None:

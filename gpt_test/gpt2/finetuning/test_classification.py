@@ -1,4 +1,4 @@
-"""The classifier is transformers', its loss and its measures are what their names say, and its folder comes back."""
+"""The classifier equals transformers'. Its loss and metrics equal plain computations, and its folder loads again."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_logits_are_those_of_transformers(
         for row, n_padding in enumerate((0, 4, 8)):
             place = slice(9 - n_padding, 9) if side == "right" else slice(0, n_padding)
             mask[row, place], ids[row, place] = 0, small_tokenizer.eot_token_id
-    # transformers counts positions from the left unless it is told.
+    # By default, transformers counts positions from the left, padding included.
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         expected = theirs(ids, attention_mask=mask, position_ids=positions).logits
@@ -64,7 +64,7 @@ def test_logits_are_those_of_transformers(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_folder_comes_back(classifier: GPT2Classifier, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_a_saved_classifier_loads_again(classifier: GPT2Classifier, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     save_classifier(classifier, tmp_path, small_tokenizer)
     loaded = load_classifier(tmp_path)
     ids = torch.randint(0, 290, (2, 7))
@@ -75,21 +75,19 @@ def test_a_folder_comes_back(classifier: GPT2Classifier, small_tokenizer: GPT2To
         GPT2.from_pretrained(tmp_path)
 
 
-def test_it_remembers_how_much_of_a_text_it_learned_to_read(
-    small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path
-) -> None:
+def test_the_context_of_training_is_saved(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     save_classifier(GPT2Classifier(small_model, LABELS, 7), tmp_path, small_tokenizer)
     assert load_classifier(tmp_path).context == 7
     (tmp_path / "classifier.json").unlink()  # as transformers would write the folder
     assert load_classifier(tmp_path).context == 40 and load_classifier(tmp_path).labels == LABELS
 
 
-def test_a_model_without_a_head_is_no_classifier(small_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no classifier"):
+def test_a_model_without_a_head_is_refused(small_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not contain a classifier"):
         load_classifier(small_folder)
 
 
-def test_a_row_of_padding_alone_is_an_error(classifier: GPT2Classifier) -> None:
+def test_a_row_of_only_padding_is_an_error(classifier: GPT2Classifier) -> None:
     with pytest.raises(InputError, match="has no token"):
         classifier(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[1, 1, 0], [0, 0, 0]]))
 
@@ -111,7 +109,7 @@ def test_the_loss_weighs_labels_and_not_padding(classifier: GPT2Classifier, bala
     assert np.mean(parts) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_validation_is_the_mean_over_rows_and_counts_what_is_right(classifier: GPT2Classifier) -> None:
+def test_validation_is_the_mean_over_rows_and_measures_accuracy(classifier: GPT2Classifier) -> None:
     validation = examples_of(5)
     objective = Classification(classifier, validation, validation, TrainingConfig(batch_size=2, context=40))
     loss = objective.loss(classifier.transformer).eval()
@@ -123,7 +121,7 @@ def test_validation_is_the_mean_over_rows_and_counts_what_is_right(classifier: G
     assert objective.figures(0.0) == {"accuracy": n_right / 5}
 
 
-def test_classify_gives_each_row_its_own_probabilities(classifier: GPT2Classifier) -> None:
+def test_classify_returns_the_probabilities_of_each_row(classifier: GPT2Classifier) -> None:
     rows = [example.ids for example in examples_of(11)]
     found = dict(classify(classifier, rows, batch_size=3))
     assert sorted(found) == list(range(11))
@@ -132,7 +130,7 @@ def test_classify_gives_each_row_its_own_probabilities(classifier: GPT2Classifie
         assert probabilities == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_measures_by_hand(classifier: GPT2Classifier) -> None:
+def test_metrics_equal_those_computed_by_hand(classifier: GPT2Classifier) -> None:
     result = ClassificationResult(("a", "b", "c"), [[8, 2, 0], [1, 4, 0], [0, 5, 0]])
     assert result.accuracy == 12 / 20
     assert result.f1("a") == pytest.approx(2 * (8 / 9) * (8 / 10) / (8 / 9 + 8 / 10))
@@ -144,7 +142,7 @@ def test_the_measures_by_hand(classifier: GPT2Classifier) -> None:
 
 
 @given(st.lists(st.sampled_from("xyz"), min_size=30, max_size=200), st.integers(0, 5))
-def test_a_split_keeps_every_row_once_and_labels_in_proportion(labels: list[str], seed: int) -> None:
+def test_a_split_contains_every_row_once_and_labels_in_proportion(labels: list[str], seed: int) -> None:
     labels = [*labels, *"xyz" * 4]
     train, validation, test = split_by_label(labels, [0.1, 0.2], seed)
     assert sorted(train + validation + test) == list(range(len(labels)))
@@ -160,14 +158,14 @@ def test_too_few_rows_of_a_label_are_an_error() -> None:
         split_by_label(["a"] * 9 + ["b"] * 2, [0.1, 0.1], 0)
 
 
-def test_long_texts_keep_their_beginning(small_tokenizer: GPT2Tokenizer) -> None:
+def test_long_texts_are_cut_at_the_end(small_tokenizer: GPT2Tokenizer) -> None:
     texts = [("the cat " * 30, "good"), ("a dog", "bad")]
     examples, n_cut = encode_texts(texts, LABELS, small_tokenizer, 12)
     assert n_cut == 1 and examples[0].ids == small_tokenizer.encode(texts[0][0])[:12]
     assert [example.label for example in examples] == [1, 0]
 
 
-def test_only_the_part_that_was_named_learns(small_folder: Path) -> None:
+def test_only_the_chosen_part_requires_gradients(small_folder: Path) -> None:
     model = GPT2.from_pretrained(small_folder)
     set_trainable(model, "last_block")
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""Two processes that fine-tune compute what one does."""
+"""Two processes that fine-tune compute what one process does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records become what the model reads and says; the loss is that of what it says, however a batch is cut."""
+"""Records become prompts and responses. The loss is that of the responses, however a batch is divided."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_template_puts_each_part_in_its_place() -> None:
     assert thinking.prompt("Add.").endswith("### Thought:\n")
 
 
-def test_a_template_is_kept_with_the_model(tmp_path: Path) -> None:
+def test_a_template_is_saved_with_the_model(tmp_path: Path) -> None:
     template = InstructionTemplate(instruction="Q: {instruction}\n", response="A: ")
     template.save(tmp_path)
     assert InstructionTemplate.load(tmp_path) == InstructionTemplate.load(tmp_path / TEMPLATE_FILE) == template
@@ -53,12 +53,12 @@ def test_a_template_is_kept_with_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"instruction": "no place"}, {"input": "{input}{input}"}, {"response": 3}, {"wat": "x"}])
-def test_a_template_that_is_none_is_an_error(tmp_path: Path, fields: dict) -> None:
+def test_a_file_that_is_not_a_template_is_an_error(tmp_path: Path, fields: dict) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(fields))
     with pytest.raises(ConfigError, match="is not an instruction template"):
         InstructionTemplate.load(path)
-    with pytest.raises(DataError, match="was not taught to respond"):
+    with pytest.raises(DataError, match="fine-tune the model on instructions first"):
         InstructionTemplate.load(tmp_path)
     with pytest.raises(DataError, match="there is no template"):
         InstructionTemplate.load(tmp_path / "nowhere.json")
@@ -99,12 +99,12 @@ def test_every_form_of_record(fields: dict, turns: list[Turn]) -> None:
         ({"messages": [{"role": "user"}]}, "message 1: there is no field 'content'"),
     ],
 )
-def test_a_record_that_is_none_says_why(fields: dict, message: str) -> None:
+def test_the_error_for_a_bad_record_says_why(fields: dict, message: str) -> None:
     with pytest.raises(BadRecord, match=message):
         conversation(fields)
 
 
-def test_responses_and_their_ends_are_learned_and_nothing_else(small_tokenizer: GPT2Tokenizer) -> None:
+def test_only_responses_and_their_ends_are_learned(small_tokenizer: GPT2Tokenizer) -> None:
     examples, n_cut, n_dropped = make_examples(TURNS, small_tokenizer, TEMPLATE, context=1000)
     assert (len(examples), n_cut, n_dropped) == (4, 0, 0)
     for turns, example in zip(TURNS, examples, strict=True):
@@ -115,7 +115,7 @@ def test_responses_and_their_ends_are_learned_and_nothing_else(small_tokenizer: 
         assert small_tokenizer.decode(example.ids) == whole
 
 
-def test_what_is_too_long_is_cut_or_dropped_and_counted(small_tokenizer: GPT2Tokenizer) -> None:
+def test_long_examples_are_cut_or_dropped_and_counted(small_tokenizer: GPT2Tokenizer) -> None:
     lengths = [len(example.ids) for example in make_examples(TURNS, small_tokenizer, TEMPLATE, 1000)[0]]
     context = lengths[2] - 2
     cut, *counts = make_examples(TURNS, small_tokenizer, TEMPLATE, context)
@@ -128,14 +128,14 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(small_tokenizer: GPT2Tok
         make_examples(TURNS, SimpleNamespace(eot_token_id=None), TEMPLATE, 5)
 
 
-def test_thoughts_are_had_by_all_or_by_none() -> None:
+def test_all_turns_have_a_thought_or_none() -> None:
     thinking = [[Turn("a", "b", thought="c")]]
     assert with_thoughts(TEMPLATE, thinking).thinks and not with_thoughts(TEMPLATE, TURNS).thinks
     with pytest.raises(DataError, match="1 of 6 rows have a thought"):
         with_thoughts(TEMPLATE, [*thinking, *TURNS])
 
 
-def test_the_loss_is_the_mean_over_what_is_learned(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+def test_the_loss_is_the_mean_over_the_learned_tokens(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     template = TEMPLATES["plain"]
     examples, _, _ = make_examples(TURNS, small_tokenizer, template, 40)
     config = TrainingConfig(batch_size=4, context=40)
@@ -143,7 +143,7 @@ def test_the_loss_is_the_mean_over_what_is_learned(small_model: GPT2, small_toke
     loss = objective.loss(small_model)
     assert isinstance(loss, ResponseLoss)
 
-    def written_out(some) -> torch.Tensor:
+    def plain_loss(some) -> torch.Tensor:
         losses = []
         for example in some:
             logits = small_model(torch.tensor([example.ids[:-1]]))[0]
@@ -152,12 +152,12 @@ def test_the_loss_is_the_mean_over_what_is_learned(small_model: GPT2, small_toke
         return torch.cat(losses).mean()
 
     batch = [torch.from_numpy(array) for array in objective.batches(0)]
-    torch.testing.assert_close(loss(*batch), written_out(examples), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss(*batch), plain_loss(examples), rtol=1e-5, atol=1e-6)
     halves = [loss(*(tensor.chunk(2)[half] for tensor in batch)) for half in (0, 1)]
-    torch.testing.assert_close(torch.stack(halves).mean(), written_out(examples), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.stack(halves).mean(), plain_loss(examples), rtol=1e-5, atol=1e-6)
     ranks = [loss(*map(torch.from_numpy, objective.batches(0, rank, 2))) for rank in (0, 1)]
-    torch.testing.assert_close(torch.stack(ranks).mean(), written_out(examples), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.stack(ranks).mean(), plain_loss(examples), rtol=1e-5, atol=1e-6)
     config = TrainingConfig(batch_size=2, context=40)
     evaluation = InstructionTuning(examples, examples[:3], config).evaluation
     values = [loss(*map(torch.from_numpy, evaluation(number))).item() for number in range(evaluation.count)]
-    assert len(values) == 2 and np.mean(values) == pytest.approx(written_out(examples[:3]).item(), rel=1e-5)
+    assert len(values) == 2 and np.mean(values) == pytest.approx(plain_loss(examples[:3]).item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Records are what the files say, and one that cannot be used is named with its line."""
+"""Records are read from all formats. The error for a bad record names its line."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ EXPECTED = [("good", '"nice" ones, really'), ("bad", "line\u2028separators and\x
         ("lines", "\n".join(json.dumps({"label": label, "text": text}) for label, text in EXPECTED)),
     ],
 )
-def test_every_format_says_the_same(tmp_path: Path, name: str, content: str) -> None:
+def test_all_formats_give_the_same_records(tmp_path: Path, name: str, content: str) -> None:
     path = write(tmp_path / name, content)
     assert read_records([path], pair).made == EXPECTED
     assert read_records([path, path], pair).made == 2 * EXPECTED
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1))
-def test_a_table_of_any_texts_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+def test_a_table_is_read_as_written(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     rows = [(a, b) for a, b in rows if a.strip() and b.strip() and (a + b).isprintable()] or [("a", "b")]
     path = tmp_path_factory.mktemp("table") / "rows.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -52,7 +52,7 @@ def test_a_table_of_any_texts_comes_back(tmp_path_factory: pytest.TempPathFactor
     assert read_records([path], pair).made == rows
 
 
-def test_a_table_without_names_is_given_them(tmp_path: Path) -> None:
+def test_columns_without_names_are_named_by_the_caller(tmp_path: Path) -> None:
     path, other = write(tmp_path / "a.tsv", "good\tone\nbad\ttwo\n"), write(tmp_path / "b.tsv", "label\ttext\nodd\tthree\n")
 
     def columns(first_row: list[str]) -> tuple[str, str] | None:
@@ -76,13 +76,13 @@ def test_a_table_without_names_is_given_them(tmp_path: Path) -> None:
         ("a.json", '[{"label": "good", "text": 3}]', "item 1: the field 'text' is int, not text"),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_named_or_left_out_and_counted(tmp_path: Path, name: str, content, message: str) -> None:
+def test_a_bad_row_is_an_error_or_skipped_and_counted(tmp_path: Path, name: str, content, message: str) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(DataError) as raised:
         read_records([path], pair)
     assert f"{path}, {message}" in str(raised.value) and "skip_bad" in str(raised.value)
     good = write(tmp_path / "good.tsv", "label\ttext\ngood\tok\n")
-    with pytest.warns(GPT2Warning, match=r"^1 rows were left out: .*" + name):
+    with pytest.warns(GPT2Warning, match=r"^rows skipped: 1 .*" + name):
         records = read_records([good, path], pair, skip_bad=True)
     assert len(records.bad) == 1 and message in records.bad[0]
     assert ("good", "ok") in records.made
@@ -93,12 +93,12 @@ def test_a_bad_row_is_named_or_left_out_and_counted(tmp_path: Path, name: str, c
     [
         ("a.json", "{", "is not JSON"),
         ("a.json", "{}", "is not a JSON list"),
-        ("a.csv", "", "there is no row"),
-        ("a.csv", "label,text\n", "there is no row"),
-        ("a.csv", "\x1f\x8b\0\0", "is not text: unpack it"),
+        ("a.csv", "", "there is no usable row"),
+        ("a.csv", "label,text\n", "there is no usable row"),
+        ("a.csv", "\x1f\x8b\0\0", "is not text: decompress it"),
     ],
 )
-def test_a_file_that_is_no_table_is_an_error(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_a_file_without_records_is_an_error(tmp_path: Path, name: str, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_records([write(tmp_path / name, content)], pair, skip_bad=True)
     with pytest.raises(DataError, match="cannot read"):

@@ -1,4 +1,4 @@
-"""GGUF files: what is written, and what the gguf package reads back."""
+"""GGUF files: what this package writes, and what the gguf package reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt_test.conftest import random_model
 def test_every_weight_is_written_under_its_name(
     small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gguf package is replaced by one that only keeps what it is given."""
+    """The gguf package is replaced by one that records what it is given."""
     kept: dict[str, tuple[np.ndarray, object]] = {}
     metadata: dict[str, object] = {}
 
@@ -59,7 +59,7 @@ def test_every_weight_is_written_under_its_name(
 
 @pytest.fixture(scope="module")
 def model(small_tokenizer: GPT2Tokenizer) -> GPT2:
-    """Rows of whole blocks of 32 weights, which Q8_0 needs, and some rows without a token."""
+    """A model whose rows are multiples of 32 weights, as Q8_0 needs, with some rows that have no token."""
     return random_model(
         GPT2Config(
             vocab_size=small_tokenizer.vocab_size + 3, n_positions=16, n_embd=64, n_layer=2, n_head=4,
@@ -68,11 +68,13 @@ def model(small_tokenizer: GPT2Tokenizer) -> GPT2:
     )  # fmt: skip
 
 
-# Of the largest weight in a block: float16 rounds at 2**-11, bfloat16 at 2**-8, int8 to steps of 1/127.
+# Largest rounding error, relative to the largest weight of a block: 2**-11 of float16, 2**-8 of bfloat16, 0.5/127 of int8.
 @pytest.mark.parametrize(
     ("dtype", "rounding"), [("float32", 0.0), ("float16", 2**-11), ("bfloat16", 2**-8), ("int8", 0.51 / 127)]
 )
-def test_weights_come_back(model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path, dtype: str, rounding: float) -> None:
+def test_weights_are_read_as_written(
+    model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path, dtype: str, rounding: float
+) -> None:
     gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install '.[benchmark]')")
     write_gguf(model, small_tokenizer, tmp_path / "model.gguf", dtype)
     read = {
@@ -91,7 +93,7 @@ def test_weights_come_back(model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path
         assert difference > 0 or dtype == "float32" or not is_matrix
 
 
-def test_metadata_comes_back(model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_metadata_is_read_as_written(model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install '.[benchmark]')")
     write_gguf(model, small_tokenizer, tmp_path / "model.gguf")
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
@@ -111,7 +113,7 @@ def test_metadata_comes_back(model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_pa
     assert value("tokenizer.ggml.eos_token_id") == small_tokenizer.eot_token_id
 
 
-def test_what_cannot_be_written_is_one_line(
+def test_what_cannot_be_written_is_a_one_line_error(
     small_model: GPT2, small_tokenizer: GPT2Tokenizer, openai_tokenizer: GPT2Tokenizer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -1,1 +1,1 @@
-"""LoRA adapters: layers that add them to a model, and files in peft's format."""
+"""LoRA adapters: trainable low-rank layers of a model, and their files in peft's format."""

@@ -56,7 +56,7 @@ def split_by_label(labels: Sequence[str], fractions: Sequence[float], seed: int)
             part += rows[first : first + n_rows]
             first += n_rows
         if first >= len(rows):
-            raise DataError(f"the label {label!r} has {len(rows)} rows, too few for all parts: add rows")
+            raise DataError(f"the label {label!r} has {len(rows)} rows, too few for all parts of the data: add some")
         parts[0] += rows[first:]
     return [sorted(part) for part in parts]
 
@@ -161,7 +161,7 @@ class ClassificationResult:
 
     @property
     def accuracy(self) -> float:
-        """The share of texts whose label was predicted, from 0 to 1."""
+        """The share of texts for which the right label was predicted, from 0 to 1."""
         n_right = sum(row[place] for place, row in enumerate(self.confusion))
         return n_right / sum(map(sum, self.confusion))
 

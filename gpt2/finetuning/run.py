@@ -213,7 +213,7 @@ def _classification(base: _Base, files: _Files, config: FinetuningConfig, folder
     for name, texts in parts.items():
         examples[name], n_cut = encode_texts(texts, labels, base.tokenizer, base.context)
         notes = [f"{n_cut} cut to {base.context} tokens"] if n_cut else []
-        if name != _TRAINING and (n_known := _n_also_in(texts, parts[_TRAINING])):
+        if name != _TRAINING and (n_known := _n_shared(texts, parts[_TRAINING])):
             notes.append(f"{n_known} of them also training texts")
         told.append(f"{len(texts)} {name} texts" + (f" ({', '.join(notes)})" if notes else ""))
     told.append(f"labels: {', '.join(labels)}")
@@ -270,23 +270,23 @@ def _label_of(fields: Fields, name: str) -> str:
 
 def _columns(first_row: list[str], config: FinetuningConfig, told: list[str]) -> tuple[str, ...] | None:
     """Return the names of a table's columns, or None if its first line contains them. A name may be a number."""
-    wanted, there = (config.label_column, config.text_column), [name.strip() for name in first_row]
-    if set(wanted) <= set(there):
+    wanted, found = (config.label_column, config.text_column), [name.strip() for name in first_row]
+    if set(wanted) <= set(found):
         return None
     if all(name.isdigit() for name in wanted):
         return tuple(str(number) for number in range(1, len(first_row) + 1))
-    has_names = {name.lower() for name in wanted} & {name.lower() for name in there}
+    has_names = {name.lower() for name in wanted} & {name.lower() for name in found}
     if wanted == ("label", "text") and len(first_row) == 2 and not has_names:
         line = "where the first line has no column names, the first column is the label and the second the text"
         told += [] if line in told else [line]
         return wanted
     raise BadRecord(
-        f"has no columns {wanted[0]!r} and {wanted[1]!r} (it has {', '.join(map(repr, there))}): "
+        f"has no columns {wanted[0]!r} and {wanted[1]!r} (it has {', '.join(map(repr, found))}): "
         "set label_column and text_column to names or numbers of columns"
     )
 
 
-def _n_also_in(texts: LabelledTexts, others: LabelledTexts) -> int:
+def _n_shared(texts: LabelledTexts, others: LabelledTexts) -> int:
     known = {text for text, _ in others}
     return sum(text in known for text, _ in texts)
 

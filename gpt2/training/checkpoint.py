@@ -123,10 +123,10 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
     paths = list_checkpoints(folder)
     wanted = paths if step is None else [path for path in paths if step_of(path) == step]
     if not wanted:
-        there = ", ".join(str(step_of(path)) for path in paths) or "none"
+        existing = ", ".join(str(step_of(path)) for path in paths) or "none"
         of_step = "" if step is None else f" of step {step}"
         raise CheckpointError(
-            f"{folder} has no checkpoint{of_step} (it has: {there}): name the folder of a run, or start a new run"
+            f"{folder} has no checkpoint{of_step} (it has: {existing}): name the folder of a run, or start a new run"
         )
     path = wanted[0]
     try:

@@ -32,8 +32,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the best speed of a large matrix product, in operations per second, measured for at least 0.1 seconds."""
     size = 8192 if device.type == "cuda" else 1536
-    # Random numbers, because a GPU multiplies ones faster: they take less power. A generator of its own, because the random
-    # state of the run must not change.
+    # Random numbers, because a GPU multiplies matrices of ones faster: these take less power. They come from a separate
+    # generator, because the random state of the run must not change.
     numbers = torch.Generator(device).manual_seed(0)
     a = torch.randn(size, size, generator=numbers, device=device).to(dtype)
     seconds: list[float] = []

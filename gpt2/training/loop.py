@@ -237,8 +237,8 @@ class TrainingLoop(abc.ABC):
 def training_operations(n_parameters: int, model: GPT2Config, config: TrainingConfig) -> float:
     """Return the operations per token of a training step (PaLM, Chowdhery et al. 2022, appendix B).
 
-    There are 6 per weight: 2 each for the output, its gradient and the gradient of the weight. The matrix products of
-    attention, over half of `context` on average, are added.
+    There are 6 per weight: 2 each for the output, the gradient of the input and the gradient of the weight. The matrix
+    products of attention, over half of `context` on average, are added.
     """
     return 6 * n_parameters + 6 * model.n_layer * config.context * model.n_embd
 

@@ -156,7 +156,7 @@ def _jobs(sides: Iterable[tuple[bool, Piece]], length: int) -> Iterator[_Job]:
 
 
 def _encoded(jobs: Iterator[_Job], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[bool, bytes, int]]:
-    """Yield (side, ids, bytes of text) of each job, in order. At most `workers` + 2 jobs are in memory."""
+    """Yield (side, ids, bytes of text) of each job, in order. The number of jobs in memory is limited."""
     first = [job for job, _ in zip(jobs, range(2), strict=False)]
     if len(first) < 2 or workers == 1:  # too little text to start processes
         for job in chain(first, jobs):

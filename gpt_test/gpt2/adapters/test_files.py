@@ -366,7 +366,7 @@ def test_damage_is_named_and_the_model_is_unchanged(
 
 
 def test_rslora_is_not_lora(folder: Path) -> None:
-    """So the tests above, which compare with peft, can tell the two apart."""
+    """The weights differ, so the comparisons with peft above would detect a confusion of the two."""
     plain = GPT2.from_pretrained(folder)
     edit_config(folder, use_rslora=True)
     other = GPT2.from_pretrained(folder)

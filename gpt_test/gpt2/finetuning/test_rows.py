@@ -16,7 +16,7 @@ lengths = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 @given(lengths, st.integers(1, 7), st.integers(0, 9))
 def test_each_epoch_contains_every_example_once(lengths: list[int], batch_size: int, seed: int) -> None:
     rows = LengthSortedRows(lengths, batch_size, seed)
-    n_steps = len(lengths)  # batch_size epochs, whatever the blocks are
+    n_steps = len(lengths)  # these are batch_size epochs, for any block size
     blocks = n_steps - n_steps % rows.block_size
     seen = Counter(int(row) for step in range(blocks) for row in rows(step))
     n_epochs, left_over = divmod(blocks * batch_size, len(lengths))

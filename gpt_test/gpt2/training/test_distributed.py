@@ -58,8 +58,8 @@ def losses(folder: Path) -> list[tuple[int, str, float]]:
 
 
 @pytest.fixture(scope="module")
-def alone(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("alone") / "run"
+def single(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("single") / "run"
     finish(start(["--data", text_file, "--out", folder, *SETTINGS.split()], 1))
     return folder
 
@@ -78,19 +78,19 @@ def shared(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 
 @pytest.mark.parametrize("options", [[], ["--accumulation", "2"], ["--sharding", "fsdp"]])
-def test_two_processes_equal_one(alone: Path, shared: Callable[..., Path], options: list[str]) -> None:
+def test_two_processes_equal_one(single: Path, shared: Callable[..., Path], options: list[str]) -> None:
     folder = shared(*options)
-    for found, expected in zip(losses(folder), losses(alone), strict=True):
+    for found, expected in zip(losses(folder), losses(single), strict=True):
         assert found[:2] == expected[:2]
         assert found[2] == pytest.approx(expected[2], abs=1e-5)
-    one, other = load_file(alone / "model.safetensors"), load_file(folder / "model.safetensors")
+    one, other = load_file(single / "model.safetensors"), load_file(folder / "model.safetensors")
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("sharding", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_run_continues_with_another_number_of_processes(
-    alone: Path, shared: Callable[..., Path], tmp_path: Path, sharding: str
+    single: Path, shared: Callable[..., Path], tmp_path: Path, sharding: str
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(shared("--sharding", sharding), folder)
@@ -99,7 +99,7 @@ def test_a_run_continues_with_another_number_of_processes(
         stored = json.loads((folder / "training.json").read_text())
         (folder / "training.json").write_text(json.dumps({**stored, "sharding": "ddp"}))
     finish(start(["--resume", folder, "--quiet", "--device", "cpu"], 1))
-    for found, expected in zip(losses(folder), losses(alone), strict=True):
+    for found, expected in zip(losses(folder), losses(single), strict=True):
         assert found[2] == pytest.approx(expected[2], abs=1e-5)
 
 
@@ -120,10 +120,10 @@ def test_a_killed_process_ends_the_run_with_a_one_line_error(text_file: Path, tm
 
 def test_fsdp_with_one_process_and_uneven_batches_are_refused(text_file: Path, tmp_path: Path) -> None:
     arguments = ["--data", text_file, *SETTINGS.split(), "--out"]
-    alone = start([*arguments, tmp_path / "alone", "--sharding", "fsdp"], 1)
+    single = start([*arguments, tmp_path / "single", "--sharding", "fsdp"], 1)
     uneven = start([*arguments, tmp_path / "uneven", "--batch_size", "5"], 2)
     for processes, words in (
-        (alone, "there is one: start the run with torchrun"),
+        (single, "there is one: start the run with torchrun"),
         (uneven, "batch_size=5 cannot be divided among 2 processes with accumulation=1"),
     ):
         for process in processes:

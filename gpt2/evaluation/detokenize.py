@@ -1,10 +1,11 @@
-"""WikiText and the Penn Treebank as before they were cut into words: the "de-tokenizers" of the GPT-2 paper, section 3.1.
+"""Undo the word splitting of WikiText and the Penn Treebank: the "de-tokenizers" of the GPT-2 paper, section 3.1.
 
-GPT-2 never saw text like `the " 2 @-@ 3 " rule`, and the paper scores it with the blanks removed; what the perplexity is
-shared among stays the words of the original. The paper's own rules are not published. Those for WikiText undo what its
-maker (Merity et al. 2016, section 4.3) did to Moses-tokenized articles, as far as single lines show it. Those for the
-Treebank in Mikolov's form (lower case, <unk>, N for numbers, hardly any punctuation) join what its tokenizer always cuts,
-so they can be undone.
+GPT-2 was not trained on text like `the " 2 @-@ 3 " rule`, so the paper removes such spaces before scoring. The perplexity
+is still computed per word of the original text. The paper's own rules are not published.
+
+The rules for WikiText reverse what its authors (Merity et al. 2016, section 4.3) did to Moses-tokenized articles, as far as
+a single line shows it. The rules for Mikolov's form of the Treebank (lower case, <unk>, N for numbers, hardly any
+punctuation) join only what its tokenizer always splits off, so they can be reversed. This module knows text only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LINE_ENDS = re.compile(r"^ | $", re.MULTILINE)
 
 
 def detokenize_wikitext(text: str) -> str:
-    """`text` with ordinary spacing.
+    """`text` with ordinary spacing and without spaces at the ends of lines.
 
     >>> detokenize_wikitext(' He said , " it \\'s 3 @.@ 5 % ( or so ) " . ')
     'He said, "it\\'s 3.5% (or so)".'
@@ -37,10 +38,10 @@ def detokenize_wikitext(text: str) -> str:
 
 
 def detokenize_ptb(text: str) -> str:
-    """`text` with contractions, possessives and sums of money in one piece.
+    """`text` with contractions, possessives and amounts of money joined, and without spaces at the ends of lines.
 
-    What stands alone in the corpus only because it was cut off loses its blank, so cutting it off again gives `text` back,
-    but for the blanks around a line. <unk> and N stay: what they stood for is lost.
+    Only what the corpus always splits off is joined, so splitting it off again restores `text`, except for the spaces at the
+    ends of lines. <unk> and N stay, because the words and numbers that they replace are lost.
 
     >>> detokenize_ptb(" mr. <unk> 's company did n't pay its holders ' $ N million \\n")
     "mr. <unk>'s company didn't pay its holders' $N million\\n"
@@ -53,5 +54,5 @@ DETOKENIZERS = {"wikitext": detokenize_wikitext, "ptb": detokenize_ptb}
 
 
 def count_words(text: str) -> int:
-    """Words between spaces, and one for each line end, which WikiText and the Penn Treebank count as a word too."""
+    """The number of words separated by whitespace, plus one per line end, which both corpora count as a word."""
     return len(text.split()) + text.count("\n")

@@ -1,4 +1,4 @@
-"""Figures with their uncertainty: the mean of what was measured on a sample of items, and how far off it may be."""
+"""Metrics over a sample of items, with standard errors and confidence intervals. It knows numbers only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_Z = 1.959963984540054  # standard deviations to either side that hold 95% of a normal distribution
+_Z = 1.959963984540054  # 95% of a normal distribution lie within this many standard deviations of the mean
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its standard error (None for a single item) and its 95% confidence interval."""
+    """A value, its standard error (None for a single item), and its 95% confidence interval (None if it is unknown)."""
 
     name: str
     value: float
@@ -21,7 +21,10 @@ class Figure:
 
 
 def accuracy(name: str, is_right: Sequence[bool]) -> Figure:
-    """The share that is right, with Wilson's interval (1927), which holds for few items and near 0 and 1 too."""
+    """The share of True in `is_right`, between 0 and 1. `is_right` must not be empty.
+
+    The interval is Wilson's (1927), because it is also valid for few items and near 0 and 1.
+    """
     n, p = len(is_right), sum(is_right) / len(is_right)
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     reach = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
@@ -30,7 +33,11 @@ def accuracy(name: str, is_right: Sequence[bool]) -> Figure:
 
 
 def perplexity(name: str, log_probs: Sequence[float]) -> Figure:
-    """exp of the mean of -log p over items; its standard error is, to first order, that of the mean times its value."""
+    """exp of the mean of -log p over items. `log_probs` are natural logarithms, at least one.
+
+    To first order, the standard error of the perplexity is the perplexity times the standard error of the mean. The ends of
+    the interval are exp of the ends of the mean's interval.
+    """
     n, mean = len(log_probs), -math.fsum(log_probs) / len(log_probs)
     value = bounded_exp(mean)
     if n == 1:
@@ -40,5 +47,5 @@ def perplexity(name: str, log_probs: Sequence[float]) -> Figure:
 
 
 def bounded_exp(value: float) -> float:
-    """exp, and infinity where a float ends."""
+    """exp(value); infinity for a value of 700 or more, near the largest float."""
     return math.exp(value) if value < 700 else math.inf

@@ -1,4 +1,7 @@
-"""A file of records, a JSON object a line, that an interrupted run goes on from. It does not know what is in a record."""
+"""A file of records, one JSON object per line, from which an interrupted run continues.
+
+It does not know what a record contains. The fingerprints at the end tell models and data apart.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ from gpt_encoder.interface import Tokenizer
 
 
 class ItemLog:
-    """The records of items 0, 1, ... of one run. Each line also says, as fingerprints, whose they are: `identity`.
+    """The records of items 0, 1, ... of one run, in `records`. Each line of the file also repeats `identity`.
 
-    A last line that an interruption cut short is dropped. DataError if the file belongs to another run or is no such file:
-    nothing in it is changed then.
+    `identity` maps names such as "model" and "data" to fingerprints, so that two runs are never mixed in one file. If the
+    last line was cut short by an interruption, it is removed. DataError if the file belongs to another run or is not an item
+    log; the file is then left unchanged. WriteError if the file cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, str]) -> None:
@@ -42,7 +46,7 @@ class ItemLog:
             raise WriteError(f"cannot use {path} ({error.strerror}): name another file") from None
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Add the records of the items that come next. What is written is complete lines."""
+        """Add the records of the next items, as complete lines. WriteError if the file cannot be written."""
         records = list(records)
         lines = []
         for number, record in enumerate(records, len(self.records)):
@@ -51,7 +55,9 @@ class ItemLog:
             with self.path.open("ab") as file:
                 file.write("".join(lines).encode("utf-8"))
         except OSError as error:
-            raise WriteError(f"cannot write {self.path} ({error.strerror}): make room; the same command goes on") from None
+            raise WriteError(
+                f"cannot write {self.path} ({error.strerror}): free disk space and run the same command, which continues"
+            ) from None
         self.records += records
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
@@ -65,17 +71,17 @@ class ItemLog:
         for name, fingerprint in self._identity.items():
             if found[name] != fingerprint:
                 raise DataError(
-                    f"{self.path} belongs to another {name} ({found[name]}, and this is {fingerprint}): name another file"
+                    f"{self.path} belongs to another {name} ({found[name]} instead of {fingerprint}): name another file"
                 )
         return record
 
     def _check_begun(self, rest: bytes) -> None:
         if not rest.startswith(b'{"item": '[: len(rest)]):
-            raise DataError(f"{self.path} is not a file of items: name another file")
+            raise DataError(f"{self.path} is not an item log: name another file")
 
 
 def model_fingerprint(model: GPT2, tokenizer: Tokenizer) -> str:
-    """Differs if config, weights, their dtype or the vocabulary do."""
+    """16 hexadecimal digits that change with the config, the weights, their dtype or the vocabulary."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr(model.config).encode())
     digest.update(repr(sorted(tokenizer.token_bytes.items())).encode())
@@ -86,7 +92,7 @@ def model_fingerprint(model: GPT2, tokenizer: Tokenizer) -> str:
 
 
 def data_fingerprint(items: Sequence[Item]) -> str:
-    """Differs if the prepared texts or the answers do."""
+    """16 hexadecimal digits that change with the prepared texts or the answers."""
     digest = hashlib.blake2b(digest_size=8)
     for item in items:
         digest.update(repr(item).encode("utf-8", errors="surrogatepass"))

@@ -1,6 +1,7 @@
-"""Task files (JSONL) as items: texts to be scored and which of them is right. It knows formats, neither tokens nor models.
+"""Read task files (JSON Lines) into items: the texts to score, and which of them is right.
 
-Texts are prepared as lm-evaluation-harness prepares them, with which most published figures of GPT-2 are measured.
+Texts are prepared as in lm-evaluation-harness, because most published figures of GPT-2 were measured with it. This module
+knows the file formats and the tokenizer interface, not models.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _CONTEXTS, _ANSWERS = ("context", "query", "question"), ("answer", "gold", "labe
 
 @dataclass(frozen=True)
 class Item:
-    """Texts to be scored, each a (context, continuation), and the place of the right one among them.
+    """The texts to score, each as (context, continuation), and the index of the right one, `answer`.
 
-    `lengths` are those of the choices in characters, without what joins them to the context.
+    `lengths` are the lengths of the choices in characters, without the delimiter that joins them to the context.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -33,9 +34,10 @@ class Item:
 
 
 def read_items(path: str | os.PathLike[str], task: str, *, delimiter: str = " ") -> list[Item]:
-    """All items of a file, in order; blank lines are left out. `task` is one of TASKS.
+    """All items of a file, in order; blank lines are skipped. `task` is a key of TASKS.
 
-    `delimiter` joins context and choice in multiple_choice. DataError names the line that is not what it should be.
+    `delimiter` joins context and choice in multiple_choice. DataError if the file cannot be read, has no items or contains a
+    malformed line; the message gives the line number.
     """
     items = []
     try:
@@ -48,17 +50,18 @@ def read_items(path: str | os.PathLike[str], task: str, *, delimiter: str = " ")
         try:
             items.append(TASKS[task](_fields(line), delimiter))
         except _BadLine as error:
-            raise DataError(f"{path}, line {number}: {error}: mend or remove the line") from None
+            raise DataError(f"{path}, line {number}: {error}: fix or remove the line") from None
     if not items:
-        raise DataError(f"{path} has no items: a file for {task} has a JSON object a line")
+        raise DataError(f"{path} has no items: a {task} file has one JSON object per line")
     return items
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The ids of both, cut from those of the whole text, as the field does it; an empty context is `<|endoftext|>`.
+    """The token ids of context and continuation, split from the ids of the whole text, as in lm-evaluation-harness.
 
-    Blanks at the end of the context go to the continuation, for GPT-2's tokens begin with their blank. Where a token
-    spans the place between them nevertheless, both are encoded apart.
+    An empty context becomes `<|endoftext|>`, or no token if the vocabulary has none. Whitespace at the end of the context
+    moves to the continuation, because a GPT-2 token includes the space before its word. If a token still crosses the
+    boundary, context and continuation are encoded separately.
     """
     stripped = context.rstrip()
     context, continuation = stripped, context[len(stripped) :] + continuation
@@ -88,14 +91,15 @@ def _fields(line: bytes) -> dict[str, Any]:
 def _text(fields: dict[str, Any], name: str) -> str:
     text = fields.get(name)
     if not isinstance(text, str):
-        raise _BadLine(f"the field {name!r} is {'not a text' if name in fields else 'missing'}")
+        raise _BadLine(f"the field {name!r} is {'not a string' if name in fields else 'missing'}")
     return text
 
 
 def _texts(fields: dict[str, Any], name: str) -> list[str]:
     values = fields.get(name)
     if not isinstance(values, list) or len(values) < 2 or not all(isinstance(v, str) and v.strip() for v in values):
-        raise _BadLine(f"the field {name!r} is {'not a list of two texts or more' if name in fields else 'missing'}")
+        found = "not a list of at least two non-empty strings" if name in fields else "missing"
+        raise _BadLine(f"the field {name!r} is {found}")
     return values
 
 
@@ -103,38 +107,38 @@ def _one_of(fields: dict[str, Any], names: tuple[str, ...]) -> str:
     for name in names:
         if name in fields:
             return name
-    raise _BadLine(f"none of the fields {', '.join(names)} is there")
+    raise _BadLine(f"it has none of the fields {', '.join(names)}")
 
 
 def _lambada(fields: dict[str, Any], _: str) -> Item:
-    """The last word, with the blank before it, from all that stands before."""
+    """The continuation is the last word with the space before it; the context is everything before that."""
     context, _, word = _text(fields, "text").rpartition(" ")
     if not context.strip() or not word.strip():
-        raise _BadLine("the text has no last word behind a blank")
+        raise _BadLine("the text has no last word after a space")
     return Item(((context, f" {word}"),), (len(word),))
 
 
 def _hellaswag(fields: dict[str, Any], _: str) -> Item:
-    """Rowan Zellers' own format; or, where `ctx_a` is missing, one whose `ctx` is put together already."""
+    """Rowan Zellers' original format; or, if `ctx_a` is missing, the format whose `ctx` already is the whole context."""
     if "ctx_a" in fields:
         context = f"{_text(fields, 'ctx_a')} {_text(fields, 'ctx_b').capitalize()}"
     else:
         context = _text(fields, "ctx")
     endings = [_without_markup(ending) for ending in _texts(fields, "endings")]
     if not all(endings):
-        raise _BadLine("an ending has nothing but markup")
+        raise _BadLine("an ending contains only markup")
     label = _answer(fields, "label", endings)
     query = _without_markup(f"{_text(fields, 'activity_label')}: {context}")
     return Item(tuple((query, f" {ending}") for ending in endings), tuple(map(len, endings)), label)
 
 
 def _without_markup(text: str) -> str:
-    """What the WikiHow half of HellaSwag has of headings and markers becomes plain text."""
+    """Turn the headings and markers in the WikiHow half of HellaSwag into plain text."""
     return _BRACKETS.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def _multiple_choice(fields: dict[str, Any], delimiter: str) -> Item:
-    """A context and choices to end it; or several contexts and one continuation, as in Winograd schemas."""
+    """One context and several choices that continue it; or several contexts and one continuation, as in Winograd schemas."""
     if "context_options" in fields:
         contexts, continuation = _texts(fields, "context_options"), _text(fields, "continuation")
         if not continuation.strip():
@@ -148,7 +152,7 @@ def _multiple_choice(fields: dict[str, Any], delimiter: str) -> Item:
 
 
 def _answer(fields: dict[str, Any], name: str, choices: list[str]) -> int:
-    """The place of the right choice, which may be given by its text, its place from 0 on, or its letter from A on."""
+    """The index of the right choice. The file gives it as the choice's text, as its index from 0, or as a letter from A."""
     value = fields.get(name)
     if isinstance(value, str) and choices.count(value) == 1:
         return choices.index(value)

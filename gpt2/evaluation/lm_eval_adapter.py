@@ -1,9 +1,9 @@
-"""This package as a model of EleutherAI's lm-evaluation-harness, under the name `gpt2-from-scratch`.
+"""This package as a model of EleutherAI's lm-evaluation-harness, registered as `gpt2-from-scratch`.
 
     python -m gpt2.evaluation.lm_eval_adapter --model gpt2-from-scratch --model_args pretrained=gpt2 --tasks hellaswag
 
-is lm_eval's own command line with this model added, for lm_eval finds no models by itself; who calls lm_eval from Python
-imports this module first. It needs lm-eval, and knows its interface; the figures are its own.
+runs lm_eval's own command line with this model added, because lm_eval does not search for models in other packages. To call
+lm_eval from Python, import this module first. It needs lm-eval and depends on its interface; lm_eval computes the metrics.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SAMPLING_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "rep
 
 @register_model("gpt2-from-scratch")
 class FromScratchLM(TemplateLM):
-    """`--model_args`: pretrained (a folder, a shipped model, or a hub name), tokenizer, dtype. `batch_size` "auto" is 8."""
+    """`--model_args`: pretrained (folder, shipped model or hub name), tokenizer, dtype. `batch_size` "auto" means 8."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class FromScratchLM(TemplateLM):
         device: str | None = None,
         dtype: str = "float32",
         batch_size: int | str | None = None,
-        max_batch_size: int | str | None = None,  # lm_eval passes it; for "auto", which looks for no size here
+        max_batch_size: int | str | None = None,  # lm_eval passes it for "auto"; unused, because "auto" is a fixed size here
     ) -> None:
         super().__init__()
         self._model = load_model(pretrained, device=device or "auto", dtype=dtype)
@@ -67,9 +67,11 @@ class FromScratchLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
+        """The token that precedes a text without context. InputError if the vocabulary has none."""
         if self._tokenizer.eot_token_id is None:
-            raise InputError(f"the vocabulary of {self._name} has no {EOT_TOKEN}, from which texts are scored: use another")
+            raise InputError(
+                f"the vocabulary of {self._name} has no {EOT_TOKEN}, which precedes each scored text: use another tokenizer"
+            )
         return self._tokenizer.eot_token_id
 
     @property
@@ -77,13 +79,13 @@ class FromScratchLM(TemplateLM):
         return self._name.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of `string`; `<|endoftext|>` in it is that token, as in the tokenizers that lm_eval knows."""
+        """The ids of `string`. `<|endoftext|>` in it becomes the special token, as in the tokenizers that lm_eval uses."""
         return self._tokenizer.encode(string, allowed_special="all")
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Requests with one context are one request of the scorer, which computes it once."""
+        """(log-probability in nats, is greedy) of each request. Equal contexts are computed once."""
         by_context: dict[tuple[int, ...], list[int]] = {}
         for place, (_, context, _continuation) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append(place)
@@ -99,7 +101,7 @@ class FromScratchLM(TemplateLM):
         return [answers[place] for place in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each whole text behind `<|endoftext|>`, each token in the fullest window there is."""
+        """The log-probability of each text after `<|endoftext|>`, in nats, over windows of all positions."""
         parts, n_parts = [], []
         for request in requests:
             ids = [self.eot_token_id, *self.tok_encode(request.args[0])]
@@ -116,14 +118,14 @@ class FromScratchLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Each text continued until one of its stop strings, which is cut off; those with like options are a batch."""
+        """The continuation of each text, cut before its first stop string. Requests with equal options share batches."""
         by_options: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             by_options.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(place)
         texts: dict[int, str] = {}
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm or None) as bar:
             for places in by_options.values():
-                # Those of like length together: a batch is padded to its longest.
+                # Sorted by length, because a batch is padded to its longest text.
                 places.sort(key=lambda place: len(requests[place].args[0]), reverse=True)
                 for begin in range(0, len(places), self.batch_size):
                     batch = places[begin : begin + self.batch_size]
@@ -139,15 +141,17 @@ class FromScratchLM(TemplateLM):
         stop = [text for text in handle_stop_sequences(options.pop("until", None), eos=EOT_TOKEN) if text]
         n_new = options.pop("max_gen_toks")
         if unknown := options.keys() - set(_SAMPLING_OPTIONS):
-            raise InputError(f"generation options {', '.join(sorted(unknown))} are unknown: there are {_SAMPLING_OPTIONS}")
+            raise InputError(
+                f"unknown generation options {', '.join(sorted(unknown))}: use some of {', '.join(_SAMPLING_OPTIONS)}"
+            )
         seed = int(torch.randint(1 << 31, ()))  # lm_eval has seeded torch
         config = GenerationConfig(max_new_tokens=n_new, seed=seed, **options)
-        # Room is left for what is generated; where there is none at all, the model's view slides.
+        # The prompt is cut so that the new tokens fit. If they alone fill all positions, the window slides instead.
         room = self.max_length - n_new if self.max_length > n_new else self.max_length
         prompts = [(self.tok_encode(context) or [self.eot_token_id])[-room:] for context in contexts]
         rows = start(self._model, prompts, config)
         for number, row in enumerate(rows):
-            row.index = number  # one prompt may come several times, and is not to have the same luck each time
+            row.index = number  # equal prompts in one batch must not draw the same random numbers
         streams = {id(row): _Stream(self, stop) for row in rows}
         for advanced in decode(Batch(self._model, vocab_size=self._tokenizer.vocab_size), rows):
             for row in advanced:
@@ -156,7 +160,7 @@ class FromScratchLM(TemplateLM):
 
 
 class _Stream:
-    """The text of one row as it grows; a stop string in it ends the row."""
+    """The text of one row while it grows. A stop string in it ends the row."""
 
     def __init__(self, lm: FromScratchLM, stop: list[str]) -> None:
         self._decoder, self._stop = StreamDecoder(lm._tokenizer), stop
@@ -176,7 +180,7 @@ class _Stream:
 
 
 def main() -> None:
-    """lm_eval's command line, which knows this model now; a mistake that this package finds is one line."""
+    """Run lm_eval's command line with this model registered. An error raised by this package is printed as one line."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# The paper's names for the sizes, which count fewer parameters than there are: 124M, 355M, 774M and 1558M.
+# The paper's names for the sizes. The true numbers of parameters are larger: 124M, 355M, 774M and 1558M.
 SIZES = ("117M", "345M", "762M", "1542M")
 
 TABLE_3 = {
@@ -18,32 +18,32 @@ TABLE_3 = {
     "1BW PPL": (75.20, 55.72, 44.575, 42.16),
 }
 
-# Which rows stand beside a measurement of ours, and what to know before comparing them.
+# For each task or corpus: the rows of table 3 to print beside our figures, and how the paper's method differs.
 BESIDE = {
     "lambada": (
         ("LAMBADA PPL", "LAMBADA ACC"),
-        "its accuracies are with a stop-word filter (without it 1542M has 52.66), its texts went through detokenizers that "
-        "are not published; here there is no filter and texts are as in the file",
+        "its accuracies use a stop-word filter (without it, 1542M has 52.66) and its de-tokenizers are not published; here "
+        "there is no filter, and texts are used as they are in the file",
     ),
     "wikitext": (
         ("WikiText2 PPL",),
-        "it is a word's perplexity, to compare with word_perplexity; its detokenizers and windows are not published",
+        "it is a perplexity per word, so compare word_perplexity; its de-tokenizers and windows are not published",
     ),
     "ptb": (
         ("PTB PPL",),
-        "it is a word's perplexity, to compare with word_perplexity; its detokenizers and windows are not published",
+        "it is a perplexity per word, so compare word_perplexity; its de-tokenizers and windows are not published",
     ),
 }
 
 
 def rows_beside(name: str) -> dict[str, dict[str, float]]:
-    """The rows of table 3 that stand beside the task or corpus `name`, by size; empty where the paper has none."""
+    """The rows of table 3 for the task or corpus `name`: {row: {size: value}}, empty if the paper has none."""
     rows = BESIDE[name][0] if name in BESIDE else ()
     return {row: dict(zip(SIZES, TABLE_3[row], strict=True)) for row in rows}
 
 
 def table_beside(name: str) -> str:
-    """Those rows as lines of text, and the sentence; "" where the paper has none."""
+    """The same rows as lines of text, then a sentence on how the paper's method differs; "" if the paper has none."""
     if name not in BESIDE:
         return ""
     lines = [f"{'the paper':16}" + "".join(f"{size:>9}" for size in SIZES)]

@@ -1,7 +1,7 @@
-"""How surprised a model is by a text: loss, perplexity, bits per byte and accuracy. It knows tokens, not files.
+"""Loss, perplexity, bits per byte and accuracy of a model on a text. It knows token ids, not files.
 
-A text longer than the model's context is scored in windows, and each token exactly once; the text streams through, so its
-length is not bounded by memory.
+A text longer than the model's context is scored in windows, each token exactly once. The text is streamed, so memory does
+not limit its length.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from gpt_config.errors import DataError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text: `loss` is the mean over `n_tokens` tokens, in nats."""
+    """The result for one text. `loss` is the mean cross-entropy over `n_tokens` scored tokens, in nats."""
 
     loss: float
-    accuracy: float  # share of tokens that the model thought the most probable
+    accuracy: float  # share of tokens to which the model gives the highest probability, 0 to 1
     n_tokens: int
-    n_bytes: int | None = None  # of the text as UTF-8; None where only its tokens are known
-    n_words: int | None = None
+    n_bytes: int | None = None  # of the text in UTF-8; None if only its tokens are known
+    n_words: int | None = None  # None if unknown
 
     @property
     def perplexity(self) -> float:
-        """Of a token: exp(loss)."""
+        """Per token: exp(loss)."""
         return bounded_exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits to encode a byte of the text: does not depend on how it is cut into tokens."""
+        """Bits to encode one byte of the text, comparable between tokenizers; None if `n_bytes` is."""
         return self.loss * self.n_tokens / math.log(2) / self.n_bytes if self.n_bytes else None
 
     @property
     def word_perplexity(self) -> float | None:
-        """Of a word: the text's whole loss, shared among its words (Radford et al. 2019, section 3.1)."""
+        """Per word: exp(total loss / number of words); None if `n_words` is. Radford et al. 2019, section 3.1."""
         return bounded_exp(self.loss * self.n_tokens / self.n_words) if self.n_words else None
 
 
@@ -55,11 +55,12 @@ def evaluate(
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda n_tokens: None,
 ) -> Evaluation:
-    """Score every token of `ids` but the first, which has nothing before it: let that be the end-of-text token.
+    """The loss and accuracy over every token of `ids` except the first.
 
-    Windows of `context` tokens (by default all positions of the model) move on by `stride` (by default a whole window),
-    so each token but those at the start has at least `context - stride` before it. `progress` is told of tokens done.
-    DataError if there are fewer than two tokens; ConfigError for sizes that cannot be.
+    The first token has no context, so let it be the end-of-text token. Windows of `context` tokens (default: all positions
+    of the model) advance by `stride` (default: a full window), so every token except those at the start has at least
+    `context - stride` tokens before it. `progress` is called with the number of tokens scored since its last call.
+    DataError if there are fewer than two tokens; ConfigError if a size is invalid.
     """
     total, right, n_tokens = 0.0, 0, 0
     for logits, targets in predictions(model, ids, context=context, stride=stride, batch_size=batch_size):
@@ -68,5 +69,5 @@ def evaluate(
         n_tokens += len(targets)
         progress(len(targets))
     if n_tokens == 0:
-        raise DataError("the text has fewer than two tokens: there is nothing to predict")
+        raise DataError("the text has fewer than two tokens, so there is nothing to predict: give more text")
     return Evaluation(total / n_tokens, right / n_tokens, n_tokens)

@@ -1,8 +1,8 @@
-"""How probable a model finds given continuations of given contexts: every task uses it. It knows ids, not text.
+"""Log-probabilities of given continuations of given contexts; every task uses it. It knows token ids, not text.
 
-What several continuations share, their context and the tokens with which all of them begin, is computed once: the rest of
-each stands after it in one row of input, at the positions that it has after the context, and the rests do not see each
-other. Logits are computed only where a token is scored.
+Tokens that several continuations share, their context and a common prefix, are computed once. They start a row of input, and
+the rest of each continuation, its branch, follows in the same row. Every token has the position that it has in its own text,
+and a mask hides the other branches from it. Logits are computed only where a token is scored.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from gpt_config.validation import check_whole
 
 @dataclass(frozen=True)
 class ScoringLimits:
-    """How requests are computed in parts. The values change scores by rounding only."""
+    """How requests are split into parts. The values change scores only by rounding."""
 
-    tokens: int = 512  # of a batch of short rows: products over fewer are slower per token
-    rows: int = 1024  # of logits that are held at once
-    tokens_between: int = 8192  # computed at most before scores are looked up, so that progress is seen
-    softmax_rows: int = 32  # of one softmax, which is faster where it fits a CPU's caches
+    tokens: int = 512  # tokens in a batch of short rows; matrix products over fewer are slower per token
+    rows: int = 1024  # rows of logits in memory at once
+    tokens_between: int = 8192  # tokens computed between two reports of progress
+    softmax_rows: int = 32  # rows of logits per softmax, which is faster if they fit into a CPU's caches
 
 
 class Request(NamedTuple):
-    """Continuations of one context, as token ids. An empty context is the model's bos_token_id, `<|endoftext|>`."""
+    """Continuations of one context, as token ids. An empty context means the model's bos_token_id, `<|endoftext|>`."""
 
     context: Sequence[int]
     continuations: Sequence[Sequence[int]]
 
 
 class Score(NamedTuple):
-    """Of one continuation: the sum of the natural logarithms of its tokens' probabilities, and more."""
+    """The score of one continuation."""
 
-    log_prob: float
-    is_greedy: bool  # every token is the most probable one
+    log_prob: float  # sum of the natural logarithms of its tokens' probabilities
+    is_greedy: bool  # whether each of its tokens is the most probable one
     n_tokens: int
 
 
 @dataclass
 class _Row:
-    """A row of input: a context, the tokens that all its continuations share, and branches, which are the rest of each."""
+    """A row of input: a context, the tokens that all its continuations share, then the branches, the rest of each."""
 
     ids: list[int]
     positions: list[int]
-    branches: list[int]  # which branch each token is part of; 0 is none
+    branches: list[int]  # the branch of each token, from 1; 0 for context and shared tokens
     n_context: int
-    wanted: list[_Wanted]  # each slot from the context's last on is the row of one of them, or of several
+    wanted: list[_Wanted]  # each token from the context's last on predicts one or several of these
 
 
 class _Wanted(NamedTuple):
-    """A logarithm to look up: of token `target`, in logits row `row`, for the score at `place`."""
+    """A log-probability to look up: of token `target` in row `row` of the logits, added to the score at index `place`."""
 
     row: int
     target: int
@@ -74,17 +74,19 @@ def log_likelihoods(
     progress: Callable[[int], object] = lambda n_continuations: None,
     limits: ScoringLimits | None = None,
 ) -> list[list[Score]]:
-    """The Score of each continuation of each request, in their order. Dropout is off whatever mode the model is in.
+    """The Score of each continuation, one list per request, in order. Dropout is off in either mode of the model.
 
-    Up to `batch_size` sequences are computed at once, or more if they are short, with those of like length; they never
-    take the memory of more than `batch_size` full windows. What is beside a text changes its scores by rounding only.
-    `progress` is told of continuations done. A softmax is in float32 or the model's dtype if that is wider;
-    sums are in float64.
+    Up to `batch_size` sequences of similar length are computed at once, or more if they are short; a batch never needs more
+    memory than `batch_size` full windows. Other texts in the batch change a score only by rounding. `progress` is called
+    with the number of continuations completed since its last call. The softmax is computed in float32, or in the model's
+    dtype if that is wider; sums are in float64.
 
-    Of what does not fit, the model sees the last n_positions + 1 tokens, the last only as a target, as lm-evaluation-harness
-    does. A continuation of more than n_positions tokens is scored in parts of half as many, each with as much before it
-    as fits. InputError for an empty continuation, ids outside the vocabulary, or an empty context where the model has no
-    bos_token_id; CheckpointError if the model computes NaN.
+    If a text is too long, the model sees its last n_positions + 1 tokens, the last one only as a target, as in
+    lm-evaluation-harness. A continuation of more than n_positions tokens is scored in parts of n_positions / 2 tokens, each
+    after as many earlier tokens as fit.
+
+    InputError for an empty continuation, an id outside the vocabulary, or an empty context if the model has no bos_token_id;
+    ConfigError if `batch_size` is invalid; CheckpointError if the model computes NaN.
     """
     check_whole("batch_size", batch_size, 1)
     limits = limits or ScoringLimits()
@@ -94,7 +96,7 @@ def log_likelihoods(
     for request in requests:
         rows += _rows(request, n_scores, model)
         n_scores += len(request.continuations)
-    rows.sort(key=lambda row: len(row.ids), reverse=True)  # the longest first: if memory fails, then at once
+    rows.sort(key=lambda row: len(row.ids), reverse=True)  # longest first, so that a lack of memory shows at once
     totals, n_misses = torch.zeros(n_scores, dtype=torch.float64), torch.zeros(n_scores, dtype=torch.int64)
     n_left = torch.tensor([n for row in lengths for n in row], dtype=torch.int64)
     was_training = model.training
@@ -111,21 +113,21 @@ def log_likelihoods(
     finally:
         model.train(was_training)
     if bool(totals.isnan().any()):
-        raise CheckpointError("the model computes NaN: its weights are damaged, or its dtype too small")
+        raise CheckpointError("the model computes NaN: its weights are damaged, or its dtype is too narrow; try float32")
     found = iter(zip(totals.tolist(), n_misses.tolist(), strict=True))
     return [[Score(total, misses == 0, n) for n, (total, misses) in zip(row, found, strict=False)] for row in lengths]
 
 
 def _rows(request: Request, place: int, model: GPT2) -> Iterator[_Row]:
-    """A row for each view of the context: one for all continuations, but where long ones push some of it out of view."""
+    """The rows of a request, at least one for each visible part of the context: a long continuation shortens that part."""
     limit, first = model.config.n_positions, model.config.bos_token_id
     context = list(request.context) or ([] if first is None else [first])
     if not context:
-        raise InputError("a context is empty and this model has no bos_token_id to start from: give it a token")
+        raise InputError("a context is empty, and this model has no bos_token_id to replace it: give at least one token")
     views: dict[tuple[int, ...], list[tuple[Sequence[int], int]]] = {}
     for number, continuation in enumerate(request.continuations, place):
         if not continuation:
-            raise InputError("a continuation is empty: there is nothing to score")
+            raise InputError("a continuation is empty, so there is nothing to score: give at least one token")
         for before, part in _parts(continuation, limit):
             view = tuple([*context, *before][-(limit + 1 - len(part)) :])
             views.setdefault(view, []).append((part, number))
@@ -134,14 +136,14 @@ def _rows(request: Request, place: int, model: GPT2) -> Iterator[_Row]:
 
 
 def _parts(continuation: Sequence[int], limit: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """(what of the continuation is already scored, what is next), by half windows where it is longer than a window."""
+    """(tokens already scored, next tokens to score) of a continuation; half windows if it is longer than a window."""
     size = len(continuation) if len(continuation) <= limit else max(1, limit // 2)
     for start in range(0, len(continuation), size):
         yield continuation[:start], continuation[start : start + size]
 
 
 def _rows_of_view(context: tuple[int, ...], continuations: list[tuple[Sequence[int], int]], limit: int) -> Iterator[_Row]:
-    """Nearly always one row; so many that none is longer than a window if there are several branches in it."""
+    """The rows for one visible context: nearly always one. A row with several branches is never longer than a window."""
     first, n_shared = continuations[0][0], 0
     while all(len(ids) > n_shared + 1 and ids[n_shared] == first[n_shared] for ids, _ in continuations):
         n_shared += 1
@@ -152,7 +154,7 @@ def _rows_of_view(context: tuple[int, ...], continuations: list[tuple[Sequence[i
         if len(stem) < len(row.ids) and len(row.ids) + len(branch) > limit:
             yield row
             row = _new_row(stem, len(context))
-        begin = len(row.ids) - len(context) + 1  # the logits row of the first token of the branch
+        begin = len(row.ids) - len(context) + 1  # the logits row at the first token of the branch
         row.wanted += [_Wanted(n, target, place) for n, target in enumerate(continuation[: n_shared + 1])]
         row.wanted += [_Wanted(n, target, place) for n, target in enumerate(continuation[n_shared + 1 :], begin)]
         row.ids += branch
@@ -168,7 +170,7 @@ def _new_row(stem: list[int], n_context: int) -> _Row:
 def _scored_states(
     model: GPT2, rows: list[_Row], batch_size: int, limits: ScoringLimits
 ) -> Iterator[tuple[Tensor, list[_Wanted]]]:
-    """Hidden states (R, C) and what is wanted of their logits; of several batches together, because that is faster."""
+    """Hidden states (R, C) and the log-probabilities to look up in their logits. Several batches together are faster."""
     held: list[Tensor] = []
     wanted: list[_Wanted] = []
     n_rows = n_computed = start = 0
@@ -191,11 +193,11 @@ def _scored_states(
 
 
 def _hidden_states(model: GPT2, rows: list[_Row]) -> Tensor:
-    """GPT2.hidden_states (B, T, C), but a token does not see other branches than its own, and takes its position there."""
+    """GPT2.hidden_states (B, T, C), except that a token sees no other branch than its own and has its position there."""
     device = model.device
     input_ids, positions = _padded([row.ids for row in rows]), _padded([row.positions for row in rows])  # (B, T)
     _check_ids(input_ids, model.config.vocab_size)
-    mask = None  # causal attention: padding stands after the tokens, which do not see it
+    mask = None  # causal attention; padding comes after the tokens, so they do not see it
     if any(row.branches[-1] for row in rows):
         branches = _padded([row.branches for row in rows])
         is_before = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool).tril()
@@ -210,7 +212,7 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _look_up(model: GPT2, hidden: Tensor, wanted: list[_Wanted], limits: ScoringLimits) -> tuple[Tensor, Tensor, Tensor]:
-    """For each wanted token: its log-probability (float64), whether it is not the most probable (int64), its place."""
+    """For each wanted token: its log-probability (float64), 1 if it is not the argmax, else 0 (int64), its score's index."""
     rows, targets, places = torch.tensor(wanted).unbind(1)
     _check_ids(targets, model.config.vocab_size)
     log_probs, is_miss = torch.zeros(len(wanted), dtype=torch.float64), torch.zeros(len(wanted), dtype=torch.int64)

@@ -1,8 +1,10 @@
-"""Tasks: items are scored and counted, with figures as lm-evaluation-harness defines them.
+"""Run tasks: score their items and compute metrics as lm-evaluation-harness defines them. It knows items, not files.
 
-lambada: `accuracy` is the share of items whose last word is what greedy decoding gives, token by token; `perplexity` is
-exp of the mean over items of -log p of the whole word. The others: the choice with the highest log p is right (`accuracy`),
-or the one with the highest log p a character of the choice (`accuracy_norm`).
+lambada: `accuracy` is the share of items whose last word greedy decoding would produce, token by token. `perplexity` is exp
+of the mean over items of -log p of the whole word.
+
+Other tasks: the model's answer is the choice with the highest log p for `accuracy`, and the choice with the highest log p
+per character for `accuracy_norm`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from gpt2.model import GPT2
 from gpt_config.validation import check_whole
 from gpt_encoder.interface import Tokenizer
 
-_BATCHES_AT_ONCE = 4  # items are taken in order, and sorted by length only among so many batches: then they are written
+# Batches between two writes to the log. Items are sorted by length only within these batches, so the log keeps their order.
+_BATCHES_AT_ONCE = 4
 
 
 def run_task(
@@ -30,9 +33,10 @@ def run_task(
     log: ItemLog | None = None,
     progress: Callable[[list[dict[str, Any]]], object] = lambda records: None,
 ) -> list[dict[str, Any]]:
-    """A record for each item. With a `log`, those that it holds are not computed again, and new ones are added to it.
+    """One record per item, in order. `figures` turns them into metrics.
 
-    `progress` is given all records so far.
+    With a `log`, items whose records it already holds are not computed again, and new records are appended to it.
+    `progress` is called with all records so far. ConfigError if `batch_size` is invalid.
     """
     check_whole("batch_size", batch_size, 1)
     records = [] if log is None else log.records[: len(items)]
@@ -48,7 +52,7 @@ def run_task(
 
 
 def figures(records: Sequence[dict[str, Any]]) -> list[Figure]:
-    """What the records of a task come to."""
+    """The metrics of a task, computed from its records (at least one)."""
     if "log_prob" in records[0]:
         return [
             accuracy("accuracy", [record["is_right"] for record in records]),

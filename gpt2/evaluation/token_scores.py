@@ -1,4 +1,4 @@
-"""How surprising each token of a text is: log-probability, surprisal and rank. It knows tokens, and prints nothing."""
+"""Log-probability, surprisal and rank of each token of a text. It needs a model and a tokenizer, and prints nothing."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from gpt_encoder.interface import Tokenizer
 
 @dataclass(frozen=True)
 class TokenScore:
-    """One token: its place among the bytes of the text, and what the model made of it; None where nothing stands before."""
+    """One token and how the model scores it. `log_prob` and `rank` are None if no token precedes it."""
 
     id: int
     piece: bytes
-    start: int
+    start: int  # offset in the text's UTF-8 bytes
     log_prob: float | None  # natural logarithm
-    rank: int | None  # 1 is the token that the model thought the most probable
+    rank: int | None  # 1 is the most probable token
 
     @property
     def bits(self) -> float | None:
-        """Surprisal: what it costs to encode the token with the model's probabilities."""
+        """Surprisal: the number of bits that encode the token with the model's probabilities."""
         return None if self.log_prob is None else -self.log_prob / math.log(2)
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the tokens that were scored: all of a text, or all but the first."""
+    """Sums over a text. All except `n_tokens` count only scored tokens: all tokens, or all except the first."""
 
     n_tokens: int
     n_scored: int
     n_bytes: int
-    log_prob: float
-    n_rank_1: int
+    log_prob: float  # natural logarithm
+    n_rank_1: int  # tokens that were the most probable ones
 
     @property
     def bits(self) -> float:
-        """Surprisal of the text."""
+        """Surprisal of the text in bits."""
         return -self.log_prob / math.log(2)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """... shared among the bytes of the tokens that were scored."""
+        """Surprisal per byte of the scored tokens, in bits; None if they have no bytes."""
         return self.bits / self.n_bytes if self.n_bytes else None
 
     @property
     def perplexity(self) -> float | None:
-        """Of a token."""
+        """Per token; None if no token was scored."""
         return bounded_exp(-self.log_prob / self.n_scored) if self.n_scored else None
 
 
@@ -66,10 +66,10 @@ def score_tokens(
     stride: int | None = None,
     batch_size: int = 8,
 ) -> list[TokenScore]:
-    """A TokenScore for each token of `text`, of any length, which is scored in windows as `evaluate` does it.
+    """A TokenScore for each token of `text`. A text of any length is scored in windows, as in `evaluate`.
 
-    The first token is predicted from `<|endoftext|>`; where the vocabulary has none it is left unscored. ConfigError for
-    sizes that cannot be.
+    The first token is predicted from `<|endoftext|>`. If the vocabulary has none, the first token is not scored. ConfigError
+    if a size is invalid.
     """
     ids = tokenizer.encode(text)
     first = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
@@ -94,7 +94,7 @@ def _predicted(
 
 
 def totals(scores: list[TokenScore]) -> Totals:
-    """What the tokens come to together."""
+    """The sums over `scores`."""
     scored = [score for score in scores if score.log_prob is not None]
     return Totals(
         n_tokens=len(scores),
@@ -106,9 +106,9 @@ def totals(scores: list[TokenScore]) -> Totals:
 
 
 def whole_characters(scores: list[TokenScore]) -> Iterator[tuple[str, float | None]]:
-    """(text, bits) of the tokens in order; those that are parts of a character come together, with the sum of their bits.
+    """(text, bits) for the tokens in order. Tokens that are parts of one character are joined, and their bits are added.
 
-    Bytes that are no UTF-8 become U+FFFD.
+    `bits` is None if one of them was not scored. Bytes that are not UTF-8 become U+FFFD.
     """
     held, bits = b"", 0.0
     is_scored = True

@@ -1,4 +1,4 @@
-"""Windows over a text of any length, and what the model predicts in them: each token once. It knows ids, not text."""
+"""Windows over a text of any length and the model's predictions in them, each token once. It knows ids, not text."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from gpt2.model import GPT2
 from gpt_config.errors import ConfigError
 from gpt_config.validation import check_whole
 
-_ROWS = 1024  # rows of logits that are held at once
+_ROWS = 1024  # rows of logits in memory at once
 
 
 class Window(NamedTuple):
-    """Inputs and, one place on, their targets; the last `n_scored` targets are new."""
+    """Input ids and, shifted by one, their targets. Only the last `n_scored` targets are scored in this window."""
 
     ids: list[int]
     n_scored: int
 
 
 def windows(ids: Iterable[int], context: int, stride: int) -> Iterator[Window]:
-    """All tokens of `ids` but the first, each as a new target of one window of at most `context` inputs.
+    """Windows of at most `context` inputs, in which each token of `ids` except the first is scored exactly once.
 
-    The last window is moved back to be as long as the others, so that its tokens have as much before them.
+    The last window is moved back so that it is as long as the others, and its tokens have as much context.
     """
     ids = iter(ids)
     held = list(islice(ids, context + 1))
@@ -41,11 +41,11 @@ def windows(ids: Iterable[int], context: int, stride: int) -> Iterator[Window]:
 def predictions(
     model: GPT2, ids: Iterable[int], *, context: int | None = None, stride: int | None = None, batch_size: int = 8
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (R, V), in float32 at least, and the targets (R,) that they predict: all of `ids` but the first, in order.
+    """Logits (R, V), in float32 or wider, and the targets (R,) that they predict: all `ids` except the first, in order.
 
-    Windows of `context` tokens (by default all positions of the model) move on by `stride` (by default a whole window),
-    so each token but those at the start has at least `context - stride` before it. `ids` may stream: what was scored is
-    not kept. ConfigError for sizes that cannot be. To be read under `torch.inference_mode`.
+    Windows of `context` tokens (default: all positions of the model) advance by `stride` (default: a full window), so every
+    token except those at the start has at least `context - stride` tokens before it. `ids` may be a stream: tokens are not
+    kept once they are scored. ConfigError if a size is invalid. Iterate under `torch.inference_mode`.
     """
     context = model.config.n_positions if context is None else context
     stride = context if stride is None else stride
@@ -54,16 +54,17 @@ def predictions(
     check_whole("batch_size", batch_size, 1)
     if context > model.config.n_positions:
         raise ConfigError(
-            f"context={context} is longer than the {model.config.n_positions} positions of this model", field="context"
+            f"context={context} is longer than the {model.config.n_positions} positions of this model: choose fewer tokens",
+            field="context",
         )
     if stride > context:
         raise ConfigError(
-            f"stride={stride} is longer than context={context}: tokens between windows would not be scored",
+            f"stride={stride} is longer than context={context}, so tokens would not be scored: choose at most {context}",
             field="stride",
             other_fields=("context",),
         )
     all_windows = windows(ids, context, stride)
-    # Only the only window of a short text is shorter than others, so all of a batch are as long.
+    # A window is shorter than `context` only if the text has no other, so all windows of a batch have the same length.
     while batch := list(islice(all_windows, batch_size)):
         yield from _predictions_of(model, batch)
 
@@ -82,5 +83,5 @@ def _predictions_of(model: GPT2, batch: list[Window]) -> Iterator[tuple[Tensor, 
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """`logits` in a dtype in which a softmax over a vocabulary is exact enough."""
+    """`logits` in float32, or in their own dtype if it is wider: precise enough for a softmax over a vocabulary."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

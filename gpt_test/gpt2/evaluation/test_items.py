@@ -1,4 +1,4 @@
-"""Task files are read as the field reads them, and a line that is not what it should be is named."""
+"""Task files are read as in lm-evaluation-harness, and the error for a malformed line gives its number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def written(folder: Path, *rows: Any) -> Path:
     return path
 
 
-def test_lambada_is_the_last_word_behind_a_blank(tmp_path: Path) -> None:
+def test_lambada_is_the_last_word_after_a_space(tmp_path: Path) -> None:
     path = written(tmp_path, {"text": 'He said  so,\n"No way, John'}, "", {"text": "a b"})
     assert read_items(path, "lambada") == [
         Item((('He said  so,\n"No way,', " John"),), (4,)),
@@ -29,7 +29,7 @@ def test_lambada_is_the_last_word_behind_a_blank(tmp_path: Path) -> None:
     ]
 
 
-def test_hellaswag_in_its_own_format_is_prepared_as_by_the_field(tmp_path: Path) -> None:
+def test_hellaswag_in_its_original_format_is_prepared_as_in_lm_eval(tmp_path: Path) -> None:
     fields = {
         "activity_label": "Home and Garden", "ctx_a": "[header] How to paint [title] Buy paint. [step] Go  out.",
         "ctx_b": "the MAN", "ctx": "not this", "label": "2",
@@ -41,7 +41,7 @@ def test_hellaswag_in_its_own_format_is_prepared_as_by_the_field(tmp_path: Path)
     assert item.answer == 2 and item.lengths == (12, 5, 2, 2)
 
 
-def test_hellaswag_put_together_already_stays_as_it_is(tmp_path: Path) -> None:
+def test_hellaswag_with_a_whole_context_is_unchanged(tmp_path: Path) -> None:
     fields = {"id": 0, "activity_label": "Roof", "ctx": "A man sits. he", "label": 1, "endings": ["jumps.", "sleeps."]}
     [item] = read_items(written(tmp_path, fields), "hellaswag")
     assert item == Item((("Roof: A man sits. he", " jumps."), ("Roof: A man sits. he", " sleeps.")), (6, 7), 1)
@@ -54,7 +54,7 @@ def test_hellaswag_put_together_already_stays_as_it_is(tmp_path: Path) -> None:
         (("query", "answer"), "yes", 0), (("context", "gold"), "2", 2), (("context", "gold"), "B", 1),
     ],
 )  # fmt: skip
-def test_multiple_choice_takes_its_names_and_answers_of_any_kind(
+def test_multiple_choice_accepts_each_field_name_and_kind_of_answer(
     tmp_path: Path, names: tuple[str, str], answer: Any, place: int
 ) -> None:
     fields = {names[0]: "Is it?", "choices": ["yes", "no", "may be"], names[1]: answer}
@@ -63,7 +63,7 @@ def test_multiple_choice_takes_its_names_and_answers_of_any_kind(
     assert item.pairs[2] == ("Is it?\nAnswer: ", "may be")
 
 
-def test_the_text_of_a_choice_wins_over_letters_and_places(tmp_path: Path) -> None:
+def test_the_text_of_a_choice_has_precedence_over_letters_and_indices(tmp_path: Path) -> None:
     rows = [{"query": "q", "choices": ["1", "0"], "gold": "0"}, {"query": "q", "choices": ["B", "A"], "gold": "A"}]
     assert [item.answer for item in read_items(written(tmp_path, *rows), "multiple_choice")] == [1, 1]
 
@@ -81,13 +81,13 @@ CHOICES = {"query": "q", "choices": ["a", "b"], "gold": 0}
     ("task", "line", "words"),
     [
         ("lambada", "{", "not JSON"), ("lambada", "[]", "a JSON list"), ("lambada", {"txt": "a b"}, "'text' is missing"),
-        ("lambada", {"text": 3}, "'text' is not a text"), ("lambada", {"text": "word"}, "no last word"),
+        ("lambada", {"text": 3}, "'text' is not a string"), ("lambada", {"text": "word"}, "no last word"),
         ("lambada", {"text": "word "}, "no last word"), ("lambada", {"text": " word"}, "no last word"),
-        ("hellaswag", {"ctx": "a", "activity_label": "b", "endings": ["a", "[b]"], "label": 0}, "nothing but markup"),
+        ("hellaswag", {"ctx": "a", "activity_label": "b", "endings": ["a", "[b]"], "label": 0}, "only markup"),
         ("hellaswag", {"ctx_a": "a", "activity_label": "b", "endings": ["a", "b"], "label": 0}, "'ctx_b' is missing"),
         ("hellaswag", {"ctx": "a", "activity_label": "b", "endings": ["a", "b"], "label": 2}, "2, which is none of the 2"),
-        ("multiple_choice", {**CHOICES, "choices": ["a"]}, "not a list of two texts"),
-        ("multiple_choice", {**CHOICES, "choices": ["a", " "]}, "not a list of two texts"),
+        ("multiple_choice", {**CHOICES, "choices": ["a"]}, "not a list of at least two"),
+        ("multiple_choice", {**CHOICES, "choices": ["a", " "]}, "not a list of at least two"),
         ("multiple_choice", {**CHOICES, "gold": True}, "True, which is none"),
         ("multiple_choice", {**CHOICES, "gold": -1}, "-1, which is none"),
         ("multiple_choice", {**CHOICES, "gold": "c"}, "'c', which is none"),
@@ -96,8 +96,8 @@ CHOICES = {"query": "q", "choices": ["a", "b"], "gold": 0}
         ("multiple_choice", {"context_options": ["a", "b"], "continuation": " ", "gold": 0}, "'continuation' is empty"),
     ],
 )  # fmt: skip
-def test_a_bad_line_is_named_with_its_number_and_reason(tmp_path: Path, task: str, line: Any, words: str) -> None:
-    with pytest.raises(DataError, match=rf"items.jsonl, line 2: .*{words}.*mend or remove"):
+def test_the_error_for_a_malformed_line_gives_number_and_reason(tmp_path: Path, task: str, line: Any, words: str) -> None:
+    with pytest.raises(DataError, match=rf"items.jsonl, line 2: .*{words}.*fix or remove"):
         read_items(written(tmp_path, "", line), task)
 
 
@@ -108,7 +108,7 @@ def test_no_file_and_no_items(tmp_path: Path) -> None:
         read_items(written(tmp_path), "lambada")
 
 
-def test_the_blank_goes_to_the_continuation(openai_tokenizer: GPT2Tokenizer) -> None:
+def test_the_space_goes_to_the_continuation(openai_tokenizer: GPT2Tokenizer) -> None:
     expected = (openai_tokenizer.encode("Hello"), openai_tokenizer.encode(" world"))
     assert encode_pair(openai_tokenizer, "Hello", " world") == expected
     assert encode_pair(openai_tokenizer, "Hello ", "world") == expected

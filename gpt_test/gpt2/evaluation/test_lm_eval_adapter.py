@@ -1,6 +1,6 @@
-"""lm-evaluation-harness gives the same figures through this package as through its own `hf` model, offline.
+"""lm-evaluation-harness computes the same metrics with this package as with its own `hf` model, offline.
 
-Slow, for importing lm_eval takes half a minute; needs `pip install 'gpt2-from-scratch[eval]' accelerate`.
+Slow, because importing lm_eval takes half a minute. Needs `pip install 'gpt2-from-scratch[eval]' accelerate`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: GPT2, sm
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     words = TRAINING_TEXT.split()
     queries = [" ".join(words[n : n + 1 + 3 * (n % 7)]) for n in range(0, 40, 3)]
-    queries += ["", "The cat ", "é🦙 \n", " ".join(words * 3)]  # nothing, blanks at the end, over all positions
+    queries += ["", "The cat ", "é🦙 \n", " ".join(words * 3)]  # empty, ending in whitespace, longer than all positions
     choices = [
         {"query": q, "choices": [words[n], f"{words[n]} {words[n + 1]}", words[n + 2] * 3, "the"], "answer": n % 4}
         for n, q in enumerate(queries)
@@ -73,7 +73,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: GPT2, sm
     rolling = [{"text": text, "target": " the" if n else "x"} for n, text in enumerate(texts)]
     for name, rows in (("choices", choices), ("rolling", rolling)):
         (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
-    stop = complete(small_model, small_tokenizer, texts[0][:60], max_new_tokens=12)[0].text[4:6]  # one that will be met
+    stop = complete(small_model, small_tokenizer, texts[0][:60], max_new_tokens=12)[0].text[4:6]  # one that occurs
     for name, yaml in (("choices", CHOICES), ("rolling", ROLLING), ("generate", GENERATE)):
         (tmp_path / f"{name}.yaml").write_text(yaml.replace("FOLDER", str(tmp_path)).replace("STOP", json.dumps(stop)))
     return tmp_path
@@ -97,7 +97,7 @@ def evaluated(model: str, folder: Path, tasks: Path, batch_size: int) -> dict[st
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_the_figures_and_every_answer_are_those_of_the_hf_model(tasks: Path, small_folder: Path, batch_size: int) -> None:
+def test_the_metrics_and_every_answer_equal_those_of_the_hf_model(tasks: Path, small_folder: Path, batch_size: int) -> None:
     ours = evaluated("gpt2-from-scratch", small_folder, tasks, batch_size)
     theirs = evaluated("hf", small_folder, tasks, batch_size)
     for task, figures in theirs["results"].items():
@@ -116,7 +116,7 @@ def test_the_figures_and_every_answer_are_those_of_the_hf_model(tasks: Path, sma
                 for [my_answer], [other_answer] in zip(mine["resps"], other["resps"], strict=True):
                     assert float(my_answer[0]) == pytest.approx(float(other_answer[0]), abs=1e-4)
                     assert my_answer[1] == other_answer[1]
-    assert min(lengths) <= 4 < max(lengths), "a stop string cut one text, and others went on"
+    assert min(lengths) <= 4 < max(lengths), "a stop string ended one text, and others continued"
 
 
 def test_each_token_is_predicted_once_with_the_windows_of_lm_eval(

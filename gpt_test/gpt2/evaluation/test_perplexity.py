@@ -1,4 +1,4 @@
-"""Evaluation scores each token once, with the context it should have, as transformers does it window by window."""
+"""Evaluation scores each token once, with the documented context, and equals transformers window by window."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from gpt_test.conftest import transformers_twin
 
 
 @given(st.integers(2, 60), st.integers(1, 12), st.data())
-def test_windows_score_each_token_once_with_at_least_the_context_promised(n: int, context: int, data: st.DataObject) -> None:
+def test_windows_score_each_token_once_with_at_least_the_documented_context(
+    n: int, context: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, context))
     scored = []
     for window in windows(iter(range(n)), context, stride):
@@ -33,9 +35,7 @@ def test_windows_score_each_token_once_with_at_least_the_context_promised(n: int
 
 
 @pytest.mark.parametrize(("n", "stride", "batch_size"), [(101, 40, 3), (101, 13, 4), (40, 40, 2), (2, 40, 1), (90, 1, 8)])
-def test_the_figures_are_those_of_transformers_window_by_window(
-    small_model: GPT2, n: int, stride: int, batch_size: int
-) -> None:
+def test_the_results_equal_transformers_window_by_window(small_model: GPT2, n: int, stride: int, batch_size: int) -> None:
     ids = torch.randint(0, small_model.config.vocab_size, (n,), generator=torch.Generator().manual_seed(n))
     twin, total, right, begin, end = transformers_twin(small_model), 0.0, 0, 0, 0
     while end < n - 1:
@@ -82,7 +82,7 @@ def test_bad_sizes_and_too_little_text_are_errors(small_model: GPT2) -> None:
         ("nothing to do", "nothing to do"),
     ],
 )
-def test_wikitext_is_written_as_people_write(tokenized: str, plain: str) -> None:
+def test_wikitext_becomes_ordinary_text(tokenized: str, plain: str) -> None:
     assert detokenize_wikitext(tokenized) == plain
 
 
@@ -97,8 +97,8 @@ PTB_WORDS = [
 
 
 @given(st.lists(st.lists(st.sampled_from(PTB_WORDS), min_size=1), min_size=1))
-def test_the_treebank_can_be_cut_into_words_again(lines: list[list[str]]) -> None:
-    # The Treebank's tokenizer always cuts these off, so joined to a word they can be told from what was one word before.
+def test_the_treebank_can_be_split_into_words_again(lines: list[list[str]]) -> None:
+    # The Treebank's tokenizer always splits these off, so a joined pair cannot be confused with a single original word.
     lines = [["the", *line] for line in lines]
     text = "".join(f" {' '.join(line)} \n" for line in lines)
     cut = re.compile(r"(?<=\S)((?:n't)|'(?:s|re|ve|ll|d|m)?)(?=n't(?:\s|$)|'(?:s|re|ve|ll|d|m)?(?:\s|$|')|\s|$)")
@@ -109,6 +109,6 @@ def test_the_treebank_can_be_cut_into_words_again(lines: list[list[str]]) -> Non
     assert [line.split() for line in again.splitlines()] == lines
 
 
-def test_the_treebank_is_written_as_people_write() -> None:
+def test_the_treebank_becomes_ordinary_text() -> None:
     text = " but mr. <unk> said they ca n't pay investors ' $ N million & n't \n 's $ <unk> \n"
     assert detokenize_ptb(text) == "but mr. <unk> said they can't pay investors' $N million &n't\n's $ <unk>\n"

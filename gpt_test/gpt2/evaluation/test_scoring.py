@@ -1,4 +1,4 @@
-"""The scorer gives what transformers gives for each continuation alone, whatever is shared, padded or cut."""
+"""Scores equal those of transformers for each continuation alone, whether tokens are shared, padded or truncated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TWIN = transformers_twin(MODEL)
 
 @torch.no_grad()
 def alone(twin, context: list[int], continuation: list[int], limit: int) -> Score:
-    """By one forward pass over this text only, cut as lm-evaluation-harness cuts it."""
+    """The score from one forward pass over this text only, truncated as in lm-evaluation-harness."""
     ids = torch.tensor([(context + continuation)[-(limit + 1) :]])
     log_probs = twin(ids[:, :-1]).logits[0, -len(continuation) :].double().log_softmax(-1)
     targets = torch.tensor(continuation)
@@ -53,7 +53,7 @@ limits = st.just(ScoringLimits()) | st.builds(ScoringLimits, *[st.integers(1, 40
 
 @given(requests_of_any_kind, st.integers(1, 5), limits)
 @settings(max_examples=60)
-def test_any_requests_get_the_scores_that_each_has_alone(requests, batch_size: int, limits: ScoringLimits) -> None:
+def test_requests_together_get_the_scores_that_each_gets_alone(requests, batch_size: int, limits: ScoringLimits) -> None:
     expected = [[alone(TWIN, context or [7], c, N_POSITIONS) for c in choices] for context, choices in requests]
     found = log_likelihoods(MODEL, [Request(*request) for request in requests], batch_size=batch_size, limits=limits)
     assert_close(found, expected)
@@ -61,13 +61,13 @@ def test_any_requests_get_the_scores_that_each_has_alone(requests, batch_size: i
 
 @pytest.mark.parametrize("n", [1, 5, 15, 16, 17, 18, 40])
 @pytest.mark.parametrize("choices", [[[1]], [[1], [2]], [[1, 2, 3], [1, 2, 4, 5, 6], [1]], [[3] * 16, [3] * 7, [2]]])
-def test_contexts_under_at_and_over_all_positions(n: int, choices: list[list[int]]) -> None:
+def test_contexts_shorter_and_longer_than_all_positions(n: int, choices: list[list[int]]) -> None:
     context = random.Random(n).choices(range(VOCAB_SIZE), k=n)
     expected = [[alone(TWIN, context, choice, N_POSITIONS) for choice in choices]]
     assert_close(log_likelihoods(MODEL, [Request(context, choices)]), expected)
 
 
-def test_greedy_continuations_are_known_as_such() -> None:
+def test_greedy_continuations_are_recognised() -> None:
     context = [1, 2, 3]
     greedy = MODEL.generate(torch.tensor([context]), max_new_tokens=6, stop_at_eot=False)[0, 3:].tolist()
     wrong_at_the_end = [*greedy[:-1], (greedy[-1] + 1) % VOCAB_SIZE]
@@ -95,16 +95,16 @@ def test_1024_positions() -> None:
     assert_close(log_likelihoods(model, requests), expected)
 
 
-def test_what_is_shared_is_computed_once_and_only_scored_logits_at_all() -> None:
+def test_shared_tokens_are_computed_once_and_logits_only_where_scored() -> None:
     model = watched(MODEL)
     log_likelihoods(model, [Request([1] * 9, [[2, 3, 4, 5], [2, 3, 5, 6], [2, 3, 6, 7]])])
     tokens = [shape.numel() for shape in model.inputs]
-    assert tokens == [9 + 2 + 3] * 2, "tokens and positions: the context, what all share, then one more token of each"
+    assert tokens == [9 + 2 + 3] * 2, "ids and positions: the context, the common prefix, then one more token of each"
     assert [shape.numel() for shape in model.scored] == [3 + 3]
     model.inputs.clear()
     log_likelihoods(model, [Request([1] * 9, [[2], [3], [4]]), Request([1] * 8, [[5, 6]])])
     tokens = [shape.numel() for shape in model.inputs]
-    assert tokens == [2 * 9] * 2, "one token each is predicted by the context alone, and so is one continuation"
+    assert tokens == [2 * 9] * 2, "each request needs 9 inputs: the last token of a continuation is only a target"
 
 
 def test_many_choices_take_several_rows_none_longer_than_a_window() -> None:
@@ -129,8 +129,8 @@ def test_progress_and_modes() -> None:
     done: list[int] = []
     requests = [Request([1, 2], [[3], [4]]), Request([1], [[3, 4, 5]])]
     first = log_likelihoods(model, requests, batch_size=1, progress=done.append)
-    assert sum(done) == 3 and model.training, "the mode is as it was"
-    assert first == log_likelihoods(model, requests, batch_size=1), "and there was no dropout"
+    assert sum(done) == 3 and model.training, "the mode is restored"
+    assert first == log_likelihoods(model, requests, batch_size=1), "no dropout"
     assert log_likelihoods(model, []) == [] and log_likelihoods(model, [Request([1], [])]) == [[]]
 
 
@@ -143,7 +143,7 @@ def test_progress_and_modes() -> None:
         (Request([1, -3], [[1]]), "token id -3 is outside"),
     ],
 )
-def test_each_mistake_is_an_error_that_says_so(request_: Request, words: str) -> None:
+def test_each_mistake_is_an_error_that_names_it(request_: Request, words: str) -> None:
     model = random_model(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=None))
     with pytest.raises(InputError, match=words):
         log_likelihoods(model, [request_])
@@ -151,7 +151,7 @@ def test_each_mistake_is_an_error_that_says_so(request_: Request, words: str) ->
         log_likelihoods(model, [], batch_size=0)
 
 
-def test_damaged_weights_are_not_a_score() -> None:
+def test_damaged_weights_are_an_error() -> None:
     model = random_model(TINY)
     with torch.no_grad():
         model.ln_f.weight.fill_(torch.nan)

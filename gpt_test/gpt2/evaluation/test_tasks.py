@@ -1,4 +1,4 @@
-"""Tasks come to the figures that transformers comes to text by text, and an interrupted run to those of an unbroken one."""
+"""Metrics of tasks equal those from transformers, text by text; an interrupted and continued run equals an unbroken one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_choices(small_model: GPT2, small_tokenizer: GPT2Tokenizer, items: list[
 
 def test_an_accuracy_has_wilsons_interval() -> None:
     figure = accuracy("acc", [True] * 7 + [False] * 3)
-    # Its ends solve |p - 0.7| = z sqrt(p (1 - p) / n), which is how Wilson defined it.
+    # Wilson's definition: both ends p of the interval solve |p - 0.7| = z sqrt(p (1 - p) / n).
     for end in (figure.low, figure.high):
         assert abs(end - 0.7) == pytest.approx(NormalDist().inv_cdf(0.975) * math.sqrt(end * (1 - end) / 10))
     assert figure.low < 0.7 < figure.high and figure.standard_error == pytest.approx(stdev([1.0] * 7 + [0.0] * 3) / 10**0.5)
@@ -87,14 +87,14 @@ def test_a_perplexity_has_an_interval() -> None:
 IDENTITY = {"task": "lambada", "model": "aa", "data": "bb"}
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_continues_where_it_stopped(
     small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path
 ) -> None:
     whole = run_task(small_model, small_tokenizer, LAMBADA, batch_size=2, log=ItemLog(tmp_path / "whole", IDENTITY))
     path = tmp_path / "log.jsonl"
     with pytest.raises(KeyboardInterrupt):
         run_task(small_model, small_tokenizer, LAMBADA, batch_size=2, log=ItemLog(path, IDENTITY), progress=stop_after(12))
-    assert len(path.read_bytes().splitlines()) == 16, "what was done is on the disk"
+    assert len(path.read_bytes().splitlines()) == 16, "finished batches are in the file"
     path.write_bytes(path.read_bytes()[:-9])  # the last line is cut short
     log, model = ItemLog(path, IDENTITY), watched(small_model)
     assert len(log.records) == 15
@@ -120,28 +120,28 @@ def stop_after(n: int):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"item": 0, "task": "lambada", "model": "ab", "data": "bb"}\n', "belongs to another model .ab, and this is aa"),
+        ('{"item": 0, "task": "lambada", "model": "ab", "data": "bb"}\n', "belongs to another model .ab instead of aa"),
         ('{"item": 0, "task": "lambada", "model": "aa", "data": "bc"}\n', "belongs to another data"),
         ('{"item": 0, "task": "hellaswag", "model": "aa", "data": "bb"}\n', "belongs to another task"),
         ('{"item": 1, "task": "lambada", "model": "aa", "data": "bb"}\n', "line 1 is not item 0"),
         ("my notes\n", "line 1 is not item 0"),
         ("[]\n", "line 1 is not item 0"),
-        ("my notes", "not a file of items"),
+        ("my notes", "not an item log"),
     ],
 )
-def test_the_file_of_another_run_is_refused_and_stays(tmp_path: Path, content: str, words: str) -> None:
+def test_the_file_of_another_run_is_refused_and_unchanged(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "log").write_text(content)
     with pytest.raises(DataError, match=words):
         ItemLog(tmp_path / "log", IDENTITY)
     assert (tmp_path / "log").read_text() == content
 
 
-def test_a_place_that_cannot_be_written_is_an_error_before_the_work(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_an_error_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="name another file"):
         ItemLog(tmp_path, IDENTITY)
 
 
-def test_fingerprints_tell_models_and_data_apart(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+def test_fingerprints_distinguish_models_and_data(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     other = repetitive_model(small_model.config)
     assert model_fingerprint(small_model, small_tokenizer) == model_fingerprint(other, small_tokenizer)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Each token's log-probability, surprisal and rank are transformers', over any length."""
+"""Log-probability, surprisal and rank of each token equal those from transformers, for a text of any length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpt_test.conftest import TRAINING_TEXT, transformers_twin
 
 
 @pytest.mark.parametrize("stride", [None, 7])
-def test_they_are_those_of_transformers(small_model: GPT2, small_tokenizer: GPT2Tokenizer, stride: int | None) -> None:
+def test_scores_equal_those_of_transformers(small_model: GPT2, small_tokenizer: GPT2Tokenizer, stride: int | None) -> None:
     text = f"{TRAINING_TEXT} é🦙"
     ids = [small_tokenizer.eot_token_id, *small_tokenizer.encode(text)]
     scores = score_tokens(small_model, small_tokenizer, text, stride=stride, batch_size=3)
@@ -48,7 +48,7 @@ def test_without_an_end_of_text_token_the_first_is_not_scored(small_model: GPT2,
     assert score_tokens(small_model, tokenizer, "") == [] == score_tokens(small_model, small_tokenizer, "")
 
 
-def test_parts_of_a_character_come_together() -> None:
+def test_parts_of_a_character_are_joined() -> None:
     pieces = [b"a", "🦙".encode()[:2], "🦙".encode()[2:] + b"b", b"\xff", "é".encode()[:1]]
     scores = [TokenScore(n, piece, 0, -math.log(2) * (n + 1), 1) for n, piece in enumerate(pieces)]
     assert [text for text, _ in whole_characters(scores)] == ["a", "🦙b", "\ufffd", "\ufffd"]

@@ -1,4 +1,4 @@
-"""A model that notes what it is given, to see what is computed at all."""
+"""A model that records the shapes of its inputs, so that a test sees how much is computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpt_config import GPT2Config
 
 
 class Watched(GPT2):
-    """Notes the shapes of its input ids and positions, and of the states that it computes logits of."""
+    """Records the shapes of its input ids and positions, and of the hidden states whose logits it computes."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)

@@ -1,2 +1,5 @@
-"""GPT-2 twice more, to be read and to check the PyTorch model against: in plain Python, and in NumPy with hand-written
-gradients. They share no arithmetic with it or with each other, only configs, tokenizers and the place of files."""
+"""Two more implementations of GPT-2, to read and to check the PyTorch model against.
+
+`python_gpt2` uses the standard library only; `numpy_gpt2` uses NumPy, with gradients derived by hand. They share no
+arithmetic with the PyTorch model or with each other, only configs, tokenizers and the code that finds and reads files.
+"""

@@ -1,4 +1,4 @@
-"""The decode loop of the NumPy engine: one sequence, a token at a time. It knows ids, and text only to stream it."""
+"""The decode loop of the NumPy engine: one sequence, one token at a time. It knows ids; only `stream_text` knows text."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ def stream_ids(
     vocab_size: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[int]:
-    """The tokens after the prompt, one at a time, up to the end-of-text token.
+    """Yield the tokens after the prompt, one at a time, up to and including the end-of-text token.
 
-    The repetition penalty looks at prompt and text, frequency and presence penalty at the text alone. Only ids below
-    `vocab_size` are chosen. When the text outgrows the context, its older half is dropped, and the rest computed anew.
-    `use_cache=False` computes everything anew for each token: the same ids, slowly.
+    The repetition penalty applies to tokens of the prompt and of the new text, the frequency and presence penalties to
+    tokens of the new text only. Only ids below `vocab_size` are chosen. When the text no longer fits into the context, its
+    older half is dropped, and the cache is computed again, because the remaining tokens get new positions.
+    `use_cache=False` computes all tokens again for each new one: the same ids, but slower. InputError and ConfigError for
+    invalid arguments; CheckpointError if the model computes NaN.
     """
     config = config or GenerationConfig()
     check_options(config, frequency_penalty, presence_penalty)
     rng, limit = np.random.default_rng(config.seed), model.config.n_positions
     ids = start_of(model.config, prompt_ids)
-    n_prompt, first = len(ids), max(0, len(ids) - limit)  # the model sees the ids from `first`
+    n_prompt, first = len(ids), max(0, len(ids) - limit)  # the model sees ids[first:]
     cache = KVCache(model.config, dtype=model.dtype)
     for _ in range(config.max_new_tokens):
         has_outgrown = len(ids) - first > limit
@@ -70,7 +72,7 @@ def stream_text(
     frequency_penalty: float = 0.0,
     presence_penalty: float = 0.0,
 ) -> Iterator[str]:
-    """The text after `prompt` in pieces, as it is made; never half a character. Arguments as for `stream_ids`."""
+    """Yield the text after `prompt` in pieces of whole characters. The arguments are those of `stream_ids`."""
     from gpt_encoder.stream_decoder import StreamDecoder
 
     decoder = StreamDecoder(tokenizer)
@@ -89,23 +91,25 @@ def stream_text(
 
 
 def next_logits(model: NumpyGPT2, ids: Sequence[int], cache: KVCache) -> Array:
-    """The logits (1, V) after `ids`, which are put into the cache. Nothing is dropped out, in training mode neither."""
+    """The logits (1, V) of the token after `ids`, which are added to the cache. No dropout, even in training mode."""
     logits, _ = gpt2_forward(model.parameters, model.config, np.array([ids]), None, cache)
     last = logits[:, -1]
     if not np.isfinite(last).all():
-        raise CheckpointError("the model computes NaN or infinite logits: its weights are damaged, or it did not converge")
+        raise CheckpointError(
+            "the model computes NaN or infinite logits: its weights are damaged, or its training diverged; use other weights"
+        )
     return last
 
 
 def choose(logits: Array, config: GenerationConfig, rng: np.random.Generator) -> int:
-    """The next token of one row of logits, the most probable or by chance."""
+    """The next token from logits (1, V): the most probable one, or a random one drawn with `rng`."""
     if config.greedy:
         return int(sampling.greedy(logits)[0])
     return int(sampling.sample(sampling.logits_to_probs(logits, config), [rng.random()])[0])
 
 
 def start_of(config: GPT2Config, prompt_ids: Sequence[int]) -> list[int]:
-    """The prompt, or the token from which texts begin where it is empty."""
+    """The ids of the prompt, or the bos_token_id if it is empty. InputError if neither exists, or for an unknown id."""
     if not len(prompt_ids) and config.bos_token_id is None:
         raise InputError("the prompt is empty and this model has no bos_token_id to start from: give it a token")
     ids = [int(token) for token in prompt_ids] or [config.bos_token_id or 0]
@@ -119,11 +123,11 @@ def start_of(config: GPT2Config, prompt_ids: Sequence[int]) -> list[int]:
 
 
 def check_options(config: GenerationConfig, frequency_penalty: float, presence_penalty: float) -> None:
-    """The penalties are numbers, and nothing is asked for that only the PyTorch engine does."""
+    """ConfigError unless the penalties are numbers; InputError for options that only the PyTorch engine supports."""
     for name, value in (("frequency_penalty", frequency_penalty), ("presence_penalty", presence_penalty)):
         check_real(name, value, lambda _: True, "a number (0 is no penalty)")
     if config.num_beams > 1 or config.num_return_sequences > 1 or config.stop:
         raise InputError(
-            "the NumPy engine continues one prompt once, without beams and stop strings: leave out num_beams, "
+            "the NumPy engine continues one prompt once, without beams or stop strings: leave out num_beams, "
             "num_return_sequences and stop, or use gpt2.complete()"
         )

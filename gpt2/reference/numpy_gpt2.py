@@ -1,11 +1,12 @@
-"""GPT-2 in NumPy, with every gradient derived by hand: attention, MLP, block and model, put together from `numpy_layers`.
+"""GPT-2 in NumPy with every gradient derived by hand: attention, MLP, block and model, built from `numpy_layers`.
 
-A forward returns its result and what its backward needs; a backward takes dL/d(result), called `d_out`, and returns dL/d
-of each input and the gradients of its parameters, where L is the loss. No argument is changed. Arithmetic stays in the type
-of the inputs, float32 or float64. It knows nothing of text, files or optimizers. Dropout happens where a generator `rng` is
-given, and nowhere without one.
+A forward function returns its result and what its backward function needs. A backward function takes dL/d(result), called
+`d_out`, where L is the loss. It returns dL/d(input), called `d_x`, and the gradients of its parameters by name. No argument
+is changed. Arithmetic stays in the dtype of the inputs, float32 or float64. Dropout is applied only if a generator `rng` is
+given. This module knows nothing of text, files or optimizers.
 
-B is the batch, T the tokens of this call, S those and the cached ones, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+B is the batch size, T the number of tokens in this call, S the number of cached tokens plus T, C = n_embd, H = n_head,
+D = C / H, V = vocab_size.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from gpt2.reference.numpy_layers import (
 from gpt_config.errors import InputError, InputTypeError
 from gpt_config.model_config import GPT2Config
 
-# By the names of the published files, within a block without the "h.0." before them.
+# Keys are the names in the published files; within a block, they have no prefix such as "h.0.".
 Parameters = dict[str, Array]
 Gradients = dict[str, Array]
 
@@ -48,7 +49,7 @@ Gradients = dict[str, Array]
 
 
 def attention_scale(config: GPT2Config, layer: int) -> float:
-    """1 / sqrt(D), unless the config says otherwise."""
+    """1 / sqrt(D), so that the scores do not grow with D. A config can choose another scale."""
     scale = 1 / math.sqrt(config.head_dim) if config.scale_attn_weights else 1.0
     return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
@@ -61,20 +62,26 @@ def attention_forward(
     rng: np.random.Generator | None = None,
     kv_cache: KVCache | None = None,
 ) -> tuple[Array, Saved]:
-    """(B, T, C) to (B, T, C): queries, keys and values of all heads from one linear layer, attention, and a linear layer."""
-    qkv, c_attn_saved = linear_forward(x, parameters["attn.c_attn.weight"], parameters["attn.c_attn.bias"])
-    q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
+    """(B, T, C) to (B, T, C): one linear layer computes Q, K and V of all heads; after attention, another mixes the heads.
+
+    Vaswani et al. 2017, section 3.2.2.
+    """
+    qkv, c_attn_saved = linear_forward(x, parameters["attn.c_attn.weight"], parameters["attn.c_attn.bias"])  # (B, T, 3C)
+    q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))  # (B, H, T, D) each
     if kv_cache is not None:
         k, v = kv_cache.append(layer, k, v)  # (B, H, S, D)
-    y, saved = causal_attention_forward(q, k, v, attention_scale(config, layer), config.attn_pdrop, rng)
+    y, saved = causal_attention_forward(q, k, v, attention_scale(config, layer), config.attn_pdrop, rng)  # (B, H, T, D)
     out, c_proj_saved = linear_forward(merge_heads(y), parameters["attn.c_proj.weight"], parameters["attn.c_proj.bias"])
     return out, (config.n_head, c_attn_saved, saved, c_proj_saved)
 
 
 def attention_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
-    """dL/dx and the gradients of `attn.c_attn` and `attn.c_proj`. Without a cache only: the past has no gradients."""
+    """dL/dx (B, T, C) and the gradients of `attn.c_attn` and `attn.c_proj`.
+
+    Only after a forward without a cache: cached tokens have no gradients.
+    """
     n_head, c_attn_saved, attention_saved, c_proj_saved = saved
-    d_merged, d_proj_weight, d_proj_bias = linear_backward(d_out, c_proj_saved)
+    d_merged, d_proj_weight, d_proj_bias = linear_backward(d_out, c_proj_saved)  # d_merged: (B, T, C)
     d_heads = causal_attention_backward(split_heads(d_merged, n_head), attention_saved)
     d_qkv = np.concatenate([merge_heads(d_head) for d_head in d_heads], axis=-1)  # (B, T, 3C)
     d_x, d_attn_weight, d_attn_bias = linear_backward(d_qkv, c_attn_saved)
@@ -90,7 +97,7 @@ def attention_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
 
 
 def mlp_forward(x: Array, parameters: Parameters, config: GPT2Config) -> tuple[Array, Saved]:
-    """(..., C) to (..., C): widen, activate, narrow."""
+    """(..., C) to (..., C): a linear layer to 4C channels, the activation, and a linear layer back to C channels."""
     wide, fc_saved = linear_forward(x, parameters["mlp.c_fc.weight"], parameters["mlp.c_fc.bias"])
     forward, backward = ACTIVATIONS[config.activation_function]
     active, activation_saved = forward(wide)
@@ -99,7 +106,7 @@ def mlp_forward(x: Array, parameters: Parameters, config: GPT2Config) -> tuple[A
 
 
 def mlp_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
-    """dL/dx and the gradients of `mlp.c_fc` and `mlp.c_proj`."""
+    """dL/dx (..., C) and the gradients of `mlp.c_fc` and `mlp.c_proj`."""
     fc_saved, activation_backward, activation_saved, proj_saved = saved
     d_active, d_proj_weight, d_proj_bias = linear_backward(d_out, proj_saved)
     d_x, d_fc_weight, d_fc_bias = linear_backward(activation_backward(d_active, activation_saved), fc_saved)
@@ -119,7 +126,10 @@ def block_forward(
     rng: np.random.Generator | None = None,
     kv_cache: KVCache | None = None,
 ) -> tuple[Array, Saved]:
-    """x + dropout(attention(norm(x))), then the same with the MLP. Radford et al. 2019, section 2.3."""
+    """(B, T, C) to (B, T, C): x = x + dropout(attention(norm(x))), then x = x + dropout(mlp(norm(x))).
+
+    Radford et al. 2019, section 2.3.
+    """
     epsilon, p = config.layer_norm_epsilon, config.resid_pdrop
     normed, ln_1 = layer_norm_forward(x, parameters["ln_1.weight"], parameters["ln_1.bias"], epsilon)
     attended, attention = attention_forward(normed, parameters, config, layer, rng, kv_cache)
@@ -132,9 +142,10 @@ def block_forward(
 
 
 def block_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
-    """dL/dx and the gradients of the block's parameters.
+    """dL/dx (B, T, C) and the gradients of the block's parameters.
 
-    The derivative of x + f(x) is 1 + f'(x): what comes back goes past each layer unchanged, and once more through it.
+    The derivative of x + f(x) is 1 + f'(x). So the gradient of each sum is passed on unchanged, and the gradient that comes
+    back through the layer is added to it.
     """
     ln_1, attention, dropout_1, ln_2, mlp, dropout_2 = saved
     d_normed, gradients = mlp_backward(dropout_backward(d_out, dropout_2), mlp)
@@ -150,7 +161,7 @@ def block_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
 
 
 def layer_parameters(parameters: Parameters, layer: int) -> Parameters:
-    """The parameters of one block, without the `h.{layer}.` before their names."""
+    """The parameters of block `layer`, whose names lose the prefix `h.{layer}.`."""
     prefix = f"h.{layer}."
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
 
@@ -173,9 +184,10 @@ def gpt2_forward(
     rng: np.random.Generator | None = None,
     kv_cache: KVCache | None = None,
 ) -> tuple[Array, ForwardSaved]:
-    """Ids (B, T) to the logits (B, T, V) of the token after each. With a cache, the ids follow the tokens in it.
+    """Ids (B, T) to logits (B, T, V): for each token, the logits of the token after it.
 
-    InputError for ids outside the vocabulary or more tokens than n_positions.
+    With a cache, the ids continue the tokens in it. InputError for an id outside the vocabulary, or for more tokens than
+    n_positions.
     """
     past = 0 if kv_cache is None else kv_cache.length
     check_ids(config, input_ids, past)
@@ -195,9 +207,9 @@ def gpt2_forward(
 
 
 def gpt2_backward(d_logits: Array, saved: ForwardSaved) -> Gradients:
-    """The gradient of every parameter, by its published name.
+    """The gradient of each parameter, by its published name. `d_logits` is dL/dlogits (B, T, V).
 
-    The token embedding is used at both ends, so its gradient is a sum: what the head sends and what the input rows receive.
+    The model uses the token embedding twice, as the input embedding and as the head, so its gradient is the sum of both.
     """
     gradients: Gradients = {}
     d_x, d_wte = tied_head_backward(d_logits, saved.head)
@@ -208,7 +220,7 @@ def gpt2_backward(d_logits: Array, saved: ForwardSaved) -> Gradients:
     d_x = dropout_backward(d_x, saved.dropout)
     d_wte += embedding_backward(d_x, saved.tokens)
     gradients["wte.weight"] = d_wte
-    gradients["wpe.weight"] = embedding_backward(d_x.sum(0), saved.positions)  # the batch's rows share their positions
+    gradients["wpe.weight"] = embedding_backward(d_x.sum(0), saved.positions)  # the rows of a batch have equal positions
     return gradients
 
 
@@ -219,7 +231,7 @@ def loss_and_gradients(
     targets: Array,
     rng: np.random.Generator | None = None,
 ) -> tuple[float, Gradients]:
-    """The mean cross-entropy of `targets` (B, T) after `input_ids` (B, T), and its gradient for every parameter."""
+    """The mean cross-entropy of `targets` (B, T) after `input_ids` (B, T), in nats, and its gradient for each parameter."""
     check_targets(config, input_ids, targets)
     logits, saved = gpt2_forward(parameters, config, input_ids, rng)
     loss, loss_saved = cross_entropy_forward(logits, targets)
@@ -227,21 +239,21 @@ def loss_and_gradients(
 
 
 def check_targets(config: GPT2Config, input_ids: Array, targets: Array) -> None:
-    """InputError unless there is a target of the vocabulary for each of `input_ids`."""
+    """InputError unless `targets` has one id of the vocabulary for each of `input_ids`."""
     check_ids(config, targets, 0)
     if targets.shape != input_ids.shape:
-        raise InputError(f"targets have shape {targets.shape}: they must have that of the input, {input_ids.shape}")
+        raise InputError(f"targets have shape {targets.shape}: they must have the shape of the input, {input_ids.shape}")
 
 
 def check_ids(config: GPT2Config, ids: Array, past: int) -> None:
-    """InputError unless `ids` are (B, T) whole numbers of the vocabulary that fit behind `past` others.
+    """InputError unless `ids` are integers (B, T) in the vocabulary, and the model has positions for `past` + T tokens.
 
-    NumPy would take -1 for the last row without a word.
+    Without this check, NumPy would silently read id -1 as the last row. InputTypeError if `ids` are not an array.
     """
     if not isinstance(ids, np.ndarray):
         raise InputTypeError(f"ids must be an array of shape (batch, tokens), not {type(ids).__name__}")
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
-        raise InputError(f"ids have shape {ids.shape} and dtype {ids.dtype}: they must be (batch, tokens) of whole numbers")
+        raise InputError(f"ids have shape {ids.shape} and dtype {ids.dtype}: they must be integers of shape (batch, tokens)")
     wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
     if wrong.size:
         raise InputError(

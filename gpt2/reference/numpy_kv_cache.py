@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, in arrays made once. It knows nothing of attention."""
+"""Keys and values of the tokens so far, in an array that is allocated once. It knows nothing of attention."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class KVCache:
-    """Room for the keys and values of n_positions tokens, for each layer: (layers, 2, B, H, n_positions, D).
+    """Keys and values of up to n_positions tokens per layer: (layers, 2, B, H, n_positions, D), keys first, then values.
 
-    `length` is the number of tokens in it. The model raises it after its last layer.
+    `length` is the number of tokens in the cache. The model increases it after the last layer, because all layers write
+    their keys and values at the same place.
     """
 
     def __init__(self, config: GPT2Config, batch_size: int = 1, dtype: Any = np.float32) -> None:
@@ -23,7 +24,7 @@ class KVCache:
         self._rows = np.empty(shape, dtype)
 
     def append(self, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
-        """Put keys and values (B, H, T, D) behind those of `layer`; returns views of all of them (B, H, S, D)."""
+        """Add new keys and values (B, H, T, D) of `layer`. Returns those of all S tokens, as views (B, H, S, D)."""
         end = self.length + keys.shape[2]
         rows = self._rows[layer, :, :, :, :end]  # (2, B, H, S, D)
         rows[0, :, :, self.length :] = keys

@@ -1,11 +1,11 @@
-"""The layers of GPT-2 in NumPy, each as a pair: `x_forward`, and `x_backward` with its gradient derived by hand.
+"""The layers of GPT-2 in NumPy, each as a pair of functions: `x_forward`, and `x_backward` with a gradient derived by hand.
 
-A forward returns its result and what its backward needs; a backward takes dL/d(result), called `d_out`, and returns dL/d
-of each input, where L is the loss. No argument is changed. Arithmetic stays in the type of the inputs, float32 or float64.
-They know arrays only: no configs, no names of parameters.
+A forward function returns its result and what its backward function needs. A backward function takes dL/d(result), called
+`d_out`, where L is the loss, and returns dL/d(input) for each input. No argument is changed. Arithmetic stays in the dtype
+of the inputs, float32 or float64. The layers know arrays only: no configs and no names of parameters.
 
-B is the batch, T the tokens of this call, S those and the cached ones, C the channels, H the heads, D = C / H, V the size
-of the vocabulary; (..., C) is any number of axes before the last.
+B is the batch size, T the number of tokens in this call, S the number of cached tokens plus T, C the number of channels,
+H the number of heads, D = C / H, V the size of the vocabulary. (..., C) means any number of axes before the last.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# What a forward keeps for its backward; nobody else looks inside.
+# What a forward function keeps for its backward function. No other code looks inside.
 Saved = tuple[Any, ...]
 
 
 def embedding_forward(table: Array, ids: Array) -> tuple[Array, Saved]:
-    """The row of `table` (V, C) of each id: (...,) to (..., C)."""
+    """(...,) ids to (..., C): the row of `table` (V, C) for each id."""
     return table[ids], (table.shape, ids)
 
 
 def embedding_backward(d_out: Array, saved: Saved) -> Array:
-    """dL/dtable (V, C): a row that was read several times gets the sum of what its readers send back."""
+    """dL/dtable (V, C): each row is the sum of `d_out` over all places where its id occurs."""
     shape, ids = saved
     d_table = np.zeros(shape, d_out.dtype)
-    # `d_table[ids] += d_out` would add only once where an id comes twice. Sorted, equal ids stand side by side, and each
-    # run of them is summed at once.
+    # `d_table[ids] += d_out` would add only once for an id that occurs twice. After sorting, equal ids are adjacent, and
+    # `reduceat` sums each run of equal ids.
     flat = ids.reshape(-1)
     order = np.argsort(flat, kind="stable")
     present, starts = np.unique(flat[order], return_index=True)
@@ -41,7 +41,9 @@ def embedding_backward(d_out: Array, saved: Saved) -> Array:
 
 
 def layer_norm_forward(x: Array, weight: Array, bias: Array, epsilon: float) -> tuple[Array, Saved]:
-    """(..., C) to (..., C): n * weight + bias with n = (x - mean) / sqrt(variance + epsilon), over the channels of a token.
+    """(..., C) to (..., C): n * weight + bias with n = (x - mean) / sqrt(variance + epsilon), for each token separately.
+
+    Mean and variance are over the C channels of the token; the variance is divided by C, not by C - 1.
 
     Ba et al. 2016, "Layer Normalization", section 3.
     """
@@ -54,11 +56,12 @@ def layer_norm_forward(x: Array, weight: Array, bias: Array, epsilon: float) -> 
 
 
 def layer_norm_backward(d_out: Array, saved: Saved) -> tuple[Array, Array, Array]:
-    """dL/dx, dL/dweight, dL/dbias.
+    """dL/dx (..., C), dL/dweight (C,), dL/dbias (C,).
 
-    With g = d_out * weight, the gradient of n: x_i moves n_i directly, and all of n through mean and variance. The mean's
-    part takes from g its mean, the variance's part takes from g what points along n; the rest is scaled as x was:
-    dx = (g - mean(g) - n mean(g n)) / std. Epsilon is inside std, and so it is in the gradient too.
+    out = n * weight + bias, so dL/dweight is the sum of d_out * n over all tokens, and dL/dbias the sum of d_out. The
+    gradient of n is g = d_out * weight. A change of x_i changes n_i directly, and it changes all of n through the mean and
+    the variance. The path through the mean subtracts mean(g); the path through the variance subtracts n mean(g n):
+    dL/dx = (g - mean(g) - n mean(g n)) / std, where std = sqrt(variance + epsilon).
     """
     normed, inverse_std, weight = saved
     C = normed.shape[-1]
@@ -74,14 +77,14 @@ def layer_norm_backward(d_out: Array, saved: Saved) -> tuple[Array, Array, Array
 
 
 def _dot(a: Array, b: Array) -> Array:
-    """sum over the last axis of a b, kept as an axis of one: without a temporary of the size of a."""
+    """(..., C) and (..., C) to (..., 1): the sum of a * b over the last axis, without a temporary array of the size of a."""
     products: Array = np.einsum("...c,...c->...", a, b)
     return products[..., None]
 
 
 def linear_forward(x: Array, weight: Array, bias: Array) -> tuple[Array, Saved]:
-    """(..., n_in) to (..., n_out): x W + bias, with W (n_in, n_out) as the published files have it."""
-    flat = x.reshape(-1, x.shape[-1])  # all tokens of the batch as rows of one matrix: one large product
+    """(..., n_in) to (..., n_out): x W + bias, with W (n_in, n_out) as in the published files."""
+    flat = x.reshape(-1, x.shape[-1])  # (N, n_in): all tokens of the batch in one matrix, for one large product
     out = flat @ weight
     out += bias
     return out.reshape(*x.shape[:-1], -1), (flat, weight)
@@ -90,18 +93,20 @@ def linear_forward(x: Array, weight: Array, bias: Array) -> tuple[Array, Saved]:
 def linear_backward(d_out: Array, saved: Saved) -> tuple[Array, Array, Array]:
     """dL/dx = d_out W^T, dL/dW = x^T d_out, dL/dbias = the sum of d_out over all tokens.
 
-    out_j = sum_i x_i W_ij + b_j: x_i reaches every out_j through W_ij, W_ij reaches out_j through x_i, for each token.
+    out_j = sum_i x_i W_ij + b_j for each token. So d out_j / d x_i = W_ij and d out_j / d W_ij = x_i. The sums over j, and
+    over all tokens, are matrix products.
     """
     flat, weight = saved
-    d_flat = d_out.reshape(-1, d_out.shape[-1])
+    d_flat = d_out.reshape(-1, d_out.shape[-1])  # (N, n_out)
     d_x = (d_flat @ weight.T).reshape(*d_out.shape[:-1], -1)
     return d_x, flat.T @ d_flat, d_flat.sum(0)
 
 
-# Numbers; a few arrays of as many fit into a core's second-level cache.
+# How many numbers are processed at a time: a few arrays of this length fit into a core's second-level cache.
 _PART = 1 << 15
 
 # The tanh approximation of the GELU is 0.5 x (1 + tanh(u)) with u = _A x + _B x^3.
+# _A and _B are the coefficients of x and x^3 in u.
 _A = math.sqrt(2 / math.pi)
 _B = _A * 0.044715
 
@@ -122,9 +127,9 @@ def gelu_forward(x: Array) -> tuple[Array, Saved]:
 
 
 def gelu_backward(d_out: Array, saved: Saved) -> Array:
-    """dL/dx = d_out (0.5 (1 + tanh u) + 0.5 x (1 - tanh^2 u) u'), u' = _A + 3 _B x^2: the product and the chain rule.
+    """dL/dx = d_out (0.5 (1 + tanh u) + 0.5 x (1 - tanh^2 u) u') with u' = _A + 3 _B x^2, by the product and chain rules.
 
-    Computed as 0.5 (1 + tanh u) (1 + x (1 - tanh u) u'), for 1 - t^2 = (1 + t)(1 - t).
+    Computed as d_out 0.5 (1 + tanh u) (1 + x (1 - tanh u) u'), because 1 - t^2 = (1 + t)(1 - t).
     """
     x, tanh = saved
     d_x = np.empty(x.shape, x.dtype)
@@ -142,21 +147,21 @@ def gelu_backward(d_out: Array, saved: Saved) -> Array:
 
 
 def _in_parts(*arrays: Array) -> Iterator[list[Array]]:
-    """The same part of each array, one part after the other: many steps on a part cost less while the cache holds it."""
+    """Yield the same part of each array, one part after another: several operations on a part are faster in the cache."""
     flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
     for first in range(0, flat[0].size, _PART):
         yield [array[first : first + _PART] for array in flat]
 
 
 def exact_gelu_forward(x: Array) -> tuple[Array, Saved]:
-    """x Phi(x), where Phi(x) = 0.5 (1 + erf(x / sqrt 2)). NumPy has no erf, so this one goes number by number, slowly."""
+    """x Phi(x), where Phi(x) = 0.5 (1 + erf(x / sqrt 2)). Slow: NumPy has no erf, so math.erf is called for each number."""
     erf = np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))
     phi = 0.5 * (1 + erf)
     return x * phi, (x, phi)
 
 
 def exact_gelu_backward(d_out: Array, saved: Saved) -> Array:
-    """dL/dx = d_out (Phi(x) + x phi(x)): the density phi(x) = exp(-x^2 / 2) / sqrt(2 pi) is the derivative of Phi."""
+    """dL/dx = d_out (Phi(x) + x phi(x)), where the density phi(x) = exp(-x^2 / 2) / sqrt(2 pi) is the derivative of Phi."""
     x, phi = saved
     d_x: Array = d_out * (phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
     return d_x
@@ -168,12 +173,12 @@ def relu_forward(x: Array) -> tuple[Array, Saved]:
 
 
 def relu_backward(d_out: Array, saved: Saved) -> Array:
-    """dL/dx is d_out where x was positive."""
+    """dL/dx is d_out where x is positive, and 0 elsewhere."""
     d_x: Array = d_out * (saved[0] > 0)
     return d_x
 
 
-# By the names they have in a config.json; the first three are one function.
+# (forward, backward) by name in config.json. The first three names mean the same function.
 ACTIVATIONS = {
     "gelu_new": (gelu_forward, gelu_backward),
     "gelu_pytorch_tanh": (gelu_forward, gelu_backward),
@@ -184,10 +189,10 @@ ACTIVATIONS = {
 
 
 def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Saved]:
-    """Each number becomes 0 with probability p, else it is divided by 1 - p, so that its mean stays.
+    """Each number becomes 0 with probability p. Otherwise it is divided by 1 - p, so that its expected value is unchanged.
 
-    The numbers drawn are float32 for float64 inputs too: one seed drops the same places in both types.
-    Srivastava et al. 2014, section 10.
+    Without a generator, or with p = 0, the result is x. The random numbers are float32 also for float64 inputs, so that one
+    seed drops the same places in both types. Srivastava et al. 2014, section 10.
     """
     if rng is None or p == 0:
         return x, (None,)
@@ -197,13 +202,16 @@ def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tupl
 
 
 def dropout_backward(d_out: Array, saved: Saved) -> Array:
-    """dL/dx: the same mask, for what was multiplied by 0 had no influence."""
+    """dL/dx = d_out * mask, with the mask of the forward function: a dropped number has no influence on the result."""
     (mask,) = saved
     return d_out if mask is None else d_out * mask
 
 
 def softmax_forward(x: Array) -> tuple[Array, Saved]:
-    """(..., n) to (..., n): exp(x_i) / sum_j exp(x_j), after the largest x was taken from all, which cancels."""
+    """(..., n) to (..., n): exp(x_i) / sum_j exp(x_j).
+
+    The largest x is subtracted from all first, so that no exponential overflows; the factor cancels in the quotient.
+    """
     y = x - x.max(-1, keepdims=True)
     np.exp(y, out=y)
     y /= y.sum(-1, keepdims=True)
@@ -213,7 +221,8 @@ def softmax_forward(x: Array) -> tuple[Array, Saved]:
 def softmax_backward(d_out: Array, saved: Saved) -> Array:
     """dL/dx_i = y_i (d_out_i - sum_j d_out_j y_j).
 
-    dy_j/dx_i = y_j ([i = j] - y_i): to raise one share lowers all others, in proportion.
+    dy_j/dx_i = y_j ([i = j] - y_i), where [i = j] is 1 if i = j, else 0: raising x_i lowers each other y_j in proportion to
+    it, because the sum of all y stays 1.
     """
     (y,) = saved
     d_x = d_out - _dot(d_out, y)
@@ -226,59 +235,62 @@ def causal_attention_forward(
 ) -> tuple[Array, Saved]:
     """q (..., T, D), k and v (..., S, D) to (..., T, D): dropout(softmax(q k^T * scale)) v, where no token sees a later one.
 
-    The queries are those of the last T of the S tokens. Vaswani et al. 2017, section 3.2.1, equation 1.
+    The queries belong to the last T of the S tokens. Vaswani et al. 2017, section 3.2.1, equation 1.
     """
     T, S = q.shape[-2], k.shape[-2]
-    q_scaled = q * scale  # the same as to scale the scores, and there are fewer of these
+    q_scaled = q * scale  # the same as scaling the scores, which are usually more numbers
     scores = q_scaled @ k.swapaxes(-1, -2)  # (..., T, S)
-    scores += np.triu(np.full((T, S), -np.inf, scores.dtype), k=S - T + 1)  # exp(-inf) = 0: no share for later tokens
-    shares, softmax_saved = softmax_forward(scores)
-    dropped, dropout_saved = dropout_forward(shares, p, rng)
+    scores += np.triu(np.full((T, S), -np.inf, scores.dtype), k=S - T + 1)  # exp(-inf) = 0: later tokens get weight 0
+    weights, softmax_saved = softmax_forward(scores)
+    dropped, dropout_saved = dropout_forward(weights, p, rng)
     return dropped @ v, (q_scaled, k, v, scale, dropped, softmax_saved, dropout_saved)
 
 
 def causal_attention_backward(d_out: Array, saved: Saved) -> tuple[Array, Array, Array]:
-    """dL/dq, dL/dk, dL/dv: back through the two products, the dropout and the softmax.
+    """dL/dq (..., T, D), dL/dk and dL/dv (..., S, D): the chain rule through both products, the dropout and the softmax.
 
-    Hidden scores need no mask here: their shares are 0, and softmax_backward multiplies by the shares.
+    Hidden scores need no mask here: their weights are 0, and softmax_backward multiplies by the weights.
     """
     q_scaled, k, v, scale, dropped, softmax_saved, dropout_saved = saved
-    d_v = dropped.swapaxes(-1, -2) @ d_out  # out = P v
-    d_dropped = d_out @ v.swapaxes(-1, -2)
+    d_v = dropped.swapaxes(-1, -2) @ d_out  # out = P v, so dL/dv = P^T d_out and dL/dP = d_out v^T
+    d_dropped = d_out @ v.swapaxes(-1, -2)  # (..., T, S)
     d_scores = softmax_backward(dropout_backward(d_dropped, dropout_saved), softmax_saved)
-    d_q = d_scores @ k  # scores = (q * scale) k^T
+    d_q = d_scores @ k  # scores = (q * scale) k^T, a product of the same kind
     d_q *= scale
     d_k = d_scores.swapaxes(-1, -2) @ q_scaled
     return d_q, d_k, d_v
 
 
 def split_heads(x: Array, n_head: int) -> Array:
-    """(B, T, C) to (B, H, T, D): head h has the channels from h D to (h + 1) D. A view."""
+    """(B, T, C) to (B, H, T, D), as a view: head h has the channels from h D to (h + 1) D."""
     B, T, C = x.shape
     return x.reshape(B, T, n_head, C // n_head).transpose(0, 2, 1, 3)
 
 
 def merge_heads(x: Array) -> Array:
-    """(B, H, T, D) to (B, T, C): the inverse of `split_heads`, and so the backward of each is the other."""
+    """(B, H, T, D) to (B, T, C): the inverse of `split_heads`. Each of the two is therefore the backward of the other."""
     B, H, T, D = x.shape
     return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
 
 
 def tied_head_forward(x: Array, token_embedding: Array) -> tuple[Array, Saved]:
-    """(B, T, C) to logits (B, T, V): x wte^T. Press and Wolf 2017, section 3."""
+    """(B, T, C) to logits (B, T, V): x wte^T, with the token embedding wte (V, C). Press and Wolf 2017, section 3."""
     flat = x.reshape(-1, x.shape[-1])
     return (flat @ token_embedding.T).reshape(*x.shape[:-1], -1), (flat, token_embedding)
 
 
 def tied_head_backward(d_out: Array, saved: Saved) -> tuple[Array, Array]:
-    """dL/dx = d_out wte, and the head's half of dL/dwte: d_out^T x. The embedding's half is added by `gpt2_backward`."""
+    """dL/dx = d_out wte, and the head's part of dL/dwte: d_out^T x. `gpt2_backward` adds the input embedding's part."""
     flat, token_embedding = saved
     d_flat = d_out.reshape(-1, d_out.shape[-1])
     return (d_flat @ token_embedding).reshape(*d_out.shape[:-1], -1), d_flat.T @ flat
 
 
 def cross_entropy_forward(logits: Array, targets: Array) -> tuple[float, Saved]:
-    """Logits (..., V) and target ids (...,) to the mean of -log softmax(logits)[target] over all targets."""
+    """Logits (..., V) and target ids (...,) to the mean of -log softmax(logits)[target] over all targets, in nats.
+
+    -log softmax_t = log sum_j exp(x_j) - x_t. The largest logit is subtracted from all first, as in `softmax_forward`.
+    """
     shifted = (logits - logits.max(-1, keepdims=True)).reshape(-1, logits.shape[-1])
     rows, flat_targets = np.arange(targets.size), targets.reshape(-1)
     chosen = shifted[rows, flat_targets]
@@ -290,9 +302,9 @@ def cross_entropy_forward(logits: Array, targets: Array) -> tuple[float, Saved]:
 
 
 def cross_entropy_backward(saved: Saved, d_loss: float = 1.0) -> Array:
-    """dL/dlogits = (softmax(logits) - one-hot(target)) / number of targets.
+    """dL/dlogits (..., V) = d_loss (softmax(logits) - one-hot(target)) / number of targets.
 
-    -log softmax_t = log sum_j exp(x_j) - x_t: the first term's derivative is the softmax, the second's is 1 at the target.
+    -log softmax_t = log sum_j exp(x_j) - x_t. The first term has the derivative softmax, the second has 1 at the target.
     """
     probs, targets, shape = saved
     d_logits: Array = probs * (d_loss / targets.size)

@@ -1,6 +1,6 @@
-"""NumpyGPT2: a model's parameters as NumPy arrays, to be trained, and to be saved to and loaded from ordinary folders.
+"""NumpyGPT2: the parameters of a model as NumPy arrays, with methods to train, load and save them.
 
-The arithmetic is that of `numpy_gpt2`.
+The arithmetic is in `numpy_gpt2`. The folders are the same as those of the PyTorch model.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ DTYPES = ("float32", "float64")
 
 
 def init_parameters(config: GPT2Config, rng: np.random.Generator, dtype: str = "float32") -> Parameters:
-    """OpenAI's: normal weights, half as wide for positions, zero biases, norms that change nothing.
+    """Random parameters by published name, distributed as OpenAI initialises them.
 
-    What each layer adds to the stream is scaled by 1/sqrt(2 n_layer), the number of additions. Radford et al. 2019,
-    section 2.3.
+    Matrices are normal with standard deviation `initializer_range`, or half of it for positions. Biases are 0 and the
+    weights of norms are 1. Each block adds to the residual stream twice, so the matrices of these 2 n_layer additions
+    (`c_proj`) are scaled by 1/sqrt(2 n_layer). Radford et al. 2019, section 2.3.
     """
     parameters = {}
     for name, shape in parameter_shapes(config).items():
@@ -49,10 +50,11 @@ def init_parameters(config: GPT2Config, rng: np.random.Generator, dtype: str = "
 
 
 class NumpyGPT2:
-    """A GPT-2 in NumPy, in eval mode at first.
+    """A GPT-2 in NumPy. It starts in eval mode.
 
-    `parameters` maps the published names to arrays of one type, float32 or float64, which are copied; without them they are
-    drawn by `seed`, which also drives the dropout of training.
+    `parameters` maps the published names to arrays, which are copied and converted to `dtype`, "float32" or "float64".
+    Without them, random parameters are drawn from `seed`, which also drives the dropout in training mode. ConfigError for
+    another dtype; CheckpointError if names or shapes do not fit the config.
 
     >>> model = NumpyGPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2))
     >>> model(np.array([[1, 2, 3]])).shape
@@ -74,26 +76,26 @@ class NumpyGPT2:
             self.parameters = {name: np.array(parameters[name], dtype, order="C") for name in parameter_shapes(config)}
 
     def train(self) -> NumpyGPT2:
-        """Drop numbers out from now on."""
+        """Turn dropout on. Returns the model itself."""
         self.training = True
         return self
 
     def eval(self) -> NumpyGPT2:
-        """Drop nothing out from now on."""
+        """Turn dropout off. Returns the model itself."""
         self.training = False
         return self
 
     def __call__(self, input_ids: Array, *, kv_cache: KVCache | None = None) -> Array:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        """Logits (B, T, V) of the next token after each of `input_ids` (B, T)."""
         return gpt2_forward(self.parameters, self.config, input_ids, self._dropout_rng, kv_cache)[0]
 
     def loss(self, input_ids: Array, targets: Array) -> float:
-        """The mean cross-entropy of `targets` (B, T)."""
+        """The mean cross-entropy of `targets` (B, T) after `input_ids` (B, T), in nats."""
         check_targets(self.config, input_ids, targets)
         return cross_entropy_forward(self(input_ids), targets)[0]
 
     def loss_and_gradients(self, input_ids: Array, targets: Array) -> tuple[float, Gradients]:
-        """The loss, and its gradient for every parameter by name."""
+        """The loss, and its gradient for each parameter, by name."""
         return loss_and_gradients(self.parameters, self.config, input_ids, targets, self._dropout_rng)
 
     @property
@@ -102,7 +104,7 @@ class NumpyGPT2:
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, dtype: str = "float32") -> NumpyGPT2:
-        """Load a model in eval mode: a folder with config.json and model.safetensors, or a name that ships or is cached."""
+        """Load a folder with config.json and model.safetensors, or a shipped or cached model by name. It is in eval mode."""
         folder = locate_float_model(name_or_folder)
         config = read_config(folder)
         tensors = find_parameters(folder, config)
@@ -113,15 +115,15 @@ class NumpyGPT2:
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
-        """Write config.json, model.safetensors and the tokenizer's files: an ordinary model folder."""
+        """Write a model folder: config.json, model.safetensors and the tokenizer's files. WriteError if that fails."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         path = Path(folder) / "model.safetensors"
         try:
             atomic_write(path, lambda temporary: save_file(self.parameters, temporary, metadata={"format": "pt"}))
-        except SafetensorError as error:  # an OSError of the library's own kind
-            raise WriteError(f"cannot write {path} ({error}): make room; the file is as it was") from None
+        except SafetensorError as error:  # the library reports an OSError in this way
+            raise WriteError(f"cannot write {path} ({error}): free disk space; the file is unchanged") from None
         atomic_write_json(Path(folder) / "config.json", {**self.config.to_dict(), "dtype": self.dtype})
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -131,6 +133,6 @@ def _check_shapes(config: GPT2Config, parameters: Mapping[str, Array]) -> None:
     shapes = parameter_shapes(config)
     for name in sorted(shapes.keys() | parameters.keys()):
         found = parameters[name].shape if name in parameters else "missing"
-        wanted = shapes.get(name, "no parameter of this model")
+        wanted = shapes.get(name, "absent")
         if found != wanted:
             raise CheckpointError(f"{name} is {found} instead of {wanted}: use weights and config of the same model")

@@ -1,6 +1,6 @@
-"""Optimizers from their formulas, in NumPy. They know parameters by name and gradients by the same names, no model.
+"""Optimizers in NumPy, written from their formulas. They know parameters and gradients by name, and no model.
 
-Each `x_step` changes one parameter and its state in place; the classes keep the states of all parameters.
+Each `x_step` function updates one parameter and its state in place. The classes keep the states of all parameters.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def sgd_step(
 ) -> None:
     """velocity = momentum velocity + g; parameter -= lr velocity, or with Nesterov lr (g + momentum velocity).
 
-    Sutskever et al. 2013, section 2, in the form of torch.optim.SGD, in which the velocity is not scaled by lr. Nesterov's
-    step looks ahead: it takes the gradient and the velocity as it will be in the next step.
+    g is the gradient, lr the learning rate. Sutskever et al. 2013, section 2, in the form of torch.optim.SGD: the velocity
+    is not scaled by lr. Nesterov's step looks ahead: it adds the momentum term of the next step to the gradient.
     """
     if momentum == 0:
         parameter -= learning_rate * gradient
@@ -47,8 +47,8 @@ def adam_step(
 ) -> None:
     """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; parameter -= lr m' / (sqrt(v') + epsilon).
 
-    m and v are running means of the gradient and of its square. They start at 0, and after t steps are too small by
-    1 - b1^t and 1 - b2^t; divided by that they are m' and v'. Kingma and Ba 2015, algorithm 1.
+    m and v are running means of the gradient g and of its square. They start at 0, so after t steps they are too small by
+    the factors 1 - b1^t and 1 - b2^t. Divided by these factors, they are m' and v'. Kingma and Ba 2015, algorithm 1.
     """
     if not state:
         state |= {"steps": 0, "mean": np.zeros_like(parameter), "square": np.zeros_like(parameter)}
@@ -78,7 +78,7 @@ def adamw_step(
 ) -> None:
     """parameter -= lr weight_decay parameter, then `adam_step`. Loshchilov and Hutter 2019, algorithm 2.
 
-    In Adam with an L2 term the decay would be divided by sqrt(v) like the gradient it is added to; here it is apart.
+    In Adam with an L2 penalty, the decay is part of the gradient and is divided by sqrt(v') too. Here it is separate.
     """
     parameter *= 1 - learning_rate * weight_decay
     adam_step(parameter, gradient, state, learning_rate=learning_rate, betas=betas, epsilon=epsilon)
@@ -86,7 +86,7 @@ def adamw_step(
 
 @dataclass
 class SGD:
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum, by `sgd_step`."""
 
     parameters: dict[str, Array]
     momentum: float = 0.9
@@ -94,7 +94,7 @@ class SGD:
     states: dict[str, State] = field(default_factory=dict)
 
     def step(self, gradients: dict[str, Array], learning_rate: float) -> None:
-        """Change all parameters in place."""
+        """Update all parameters in place."""
         for name, parameter in self.parameters.items():
             sgd_step(
                 parameter,
@@ -108,7 +108,7 @@ class SGD:
 
 @dataclass
 class Adam:
-    """Adam."""
+    """Adam without weight decay, by `adam_step`."""
 
     parameters: dict[str, Array]
     betas: tuple[float, float] = (0.9, 0.999)
@@ -116,7 +116,7 @@ class Adam:
     states: dict[str, State] = field(default_factory=dict)
 
     def step(self, gradients: dict[str, Array], learning_rate: float) -> None:
-        """Change all parameters in place."""
+        """Update all parameters in place."""
         for name, parameter in self.parameters.items():
             state = self.states.setdefault(name, {})
             adam_step(parameter, gradients[name], state, learning_rate=learning_rate, betas=self.betas, epsilon=self.epsilon)
@@ -124,7 +124,10 @@ class Adam:
 
 @dataclass
 class AdamW:
-    """Adam with decoupled weight decay, of matrices only: norms and biases have nothing to gain from being small."""
+    """Adam with decoupled weight decay, by `adamw_step`.
+
+    Only matrices decay: biases and the weights of norms gain nothing from being small.
+    """
 
     parameters: dict[str, Array]
     betas: tuple[float, float] = (0.9, 0.95)
@@ -133,7 +136,7 @@ class AdamW:
     states: dict[str, State] = field(default_factory=dict)
 
     def step(self, gradients: dict[str, Array], learning_rate: float) -> None:
-        """Change all parameters in place."""
+        """Update all parameters in place."""
         for name, parameter in self.parameters.items():
             adamw_step(
                 parameter,
@@ -147,10 +150,10 @@ class AdamW:
 
 
 def clip_gradients(gradients: dict[str, Array], max_norm: float) -> float:
-    """Scale all gradients in place so that their common norm is at most `max_norm`; returns the norm they had.
+    """Scale all gradients in place so that their common norm is at most `max_norm`. Returns the norm before scaling.
 
-    norm = sqrt(sum of the squares of all numbers of all gradients). Pascanu et al. 2013, algorithm 1; the 1e-6, against
-    division by zero, is PyTorch's.
+    norm = sqrt(sum of the squares of all numbers in all gradients). Pascanu et al. 2013, algorithm 1. The 1e-6 prevents
+    division by zero, as in PyTorch.
     """
     norm = math.sqrt(sum(float(np.vdot(gradient, gradient)) for gradient in gradients.values()))
     scale = max_norm / (norm + 1e-6)
@@ -161,13 +164,14 @@ def clip_gradients(gradients: dict[str, Array], max_norm: float) -> float:
 
 
 def warmup_cosine(step: int, *, learning_rate: float, min_learning_rate: float, warmup_steps: int, max_steps: int) -> float:
-    """The learning rate of a step, counted from 0: up in a line, down along half a cosine, and then `min_learning_rate`.
+    """The learning rate of `step`, counted from 0: a linear rise, half a cosine down, then `min_learning_rate`.
 
-    lr (step + 1) / (warmup_steps + 1) before `warmup_steps`; then min + (lr - min) (1 + cos(pi done)) / 2, where done goes
-    from 0 at `warmup_steps` to 1 at `max_steps`. Loshchilov and Hutter 2017, equation 5, without restarts.
+    lr (step + 1) / (warmup_steps + 1) before `warmup_steps`; then min + (lr - min) (1 + cos(pi done)) / 2, where done grows
+    from 0 at `warmup_steps` to 1 at `max_steps`. Loshchilov and Hutter 2017, equation 5, without restarts. InputError unless
+    0 <= warmup_steps <= max_steps.
     """
     if not 0 <= warmup_steps <= max_steps:
-        raise InputError(f"warmup_steps={warmup_steps} must be between 0 and max_steps={max_steps}: choose fewer")
+        raise InputError(f"warmup_steps={warmup_steps} must be between 0 and max_steps={max_steps}: choose another number")
     if step < warmup_steps:
         return learning_rate * (step + 1) / (warmup_steps + 1)
     if step >= max_steps:

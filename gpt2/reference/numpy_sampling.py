@@ -1,7 +1,7 @@
-"""From logits to the next token in NumPy: small pure functions on a batch. They know nothing of models or text.
+"""From logits to the next token in NumPy: pure functions on a batch. They know nothing of models or text.
 
-Every `apply_` takes logits (B, V) and returns logits of the same shape, in which -inf marks what is excluded; `choose` has
-their order.
+Each `apply_` function takes logits (B, V) and returns logits (B, V), in which -inf marks an excluded token. Penalties come
+first; `logits_to_probs` has the order of the others.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Ids = Sequence[Sequence[int]]
 
 
 def apply_repetition_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Array:
-    """Divide positive logits of the tokens in each row of `seen_ids` by `penalty`, multiply negative ones by it.
+    """For the tokens in each row of `seen_ids`: divide positive logits by `penalty`, multiply negative logits by it.
 
-    Keskar et al. 2019, section 4.1. A token counts once, however often it was seen.
+    A token is penalised once, no matter how often it occurs. Keskar et al. 2019, section 4.1.
     """
     out = logits.copy()
     for row, ids in zip(out, seen_ids, strict=True):
@@ -31,15 +31,16 @@ def apply_repetition_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Ar
 
 
 def apply_frequency_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Array:
-    """Take `penalty` from a token's logit for each time it stands in its row of `seen_ids`.
+    """Subtract `penalty` from a token's logit for each time it occurs in its row of `seen_ids`.
 
-    With the next one, the penalties of OpenAI's API: logit - count * frequency_penalty - (count > 0) * presence_penalty.
+    Together with `apply_presence_penalty`, these are the penalties of OpenAI's API:
+    logit - count * frequency_penalty - (count > 0) * presence_penalty.
     """
     return logits - penalty * _counts(logits, seen_ids)
 
 
 def apply_presence_penalty(logits: Array, seen_ids: Ids, penalty: float) -> Array:
-    """Take `penalty` from the logit of each token that stands in its row of `seen_ids`, once."""
+    """Subtract `penalty` once from the logit of each token that occurs in its row of `seen_ids`."""
     penalized: Array = logits - penalty * (_counts(logits, seen_ids) > 0)
     return penalized
 
@@ -50,13 +51,16 @@ def _counts(logits: Array, seen_ids: Ids) -> Array:
 
 
 def apply_temperature(logits: Array, temperature: float) -> Array:
-    """Divide by `temperature`. The largest logit of a row becomes 0 first, so that any positive number will do."""
+    """Divide by `temperature`. The largest logit of a row is subtracted first, so that no positive temperature overflows."""
     divided: Array = (logits - logits.max(-1, keepdims=True)) / temperature
     return divided
 
 
 def apply_top_k(logits: Array, top_k: int | None) -> Array:
-    """Keep the `top_k` largest logits (Fan et al. 2018), and any that equal the last of them."""
+    """Keep the `top_k` largest logits, and all that equal the smallest of them (Fan et al. 2018). None keeps all.
+
+    InputError if `top_k` exceeds the vocabulary.
+    """
     if top_k is None:
         return logits
     if top_k > logits.shape[-1]:
@@ -68,20 +72,20 @@ def apply_top_k(logits: Array, top_k: int | None) -> Array:
 
 
 def apply_top_p(logits: Array, top_p: float | None) -> Array:
-    """Keep the fewest tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et al. 2019)."""
+    """Keep the smallest set of tokens whose total probability reaches `top_p` (nucleus sampling, Holtzman et al. 2019)."""
     if top_p is None or top_p == 1:
         return logits
     probs = softmax(logits)
     order = np.argsort(-probs, axis=-1, kind="stable")
     descending = np.take_along_axis(probs, order, -1)
-    before = np.cumsum(descending, -1) - descending  # the probability of all that is more probable
+    before = np.cumsum(descending, -1) - descending  # total probability of the more probable tokens
     kept = np.zeros(logits.shape, bool)
     np.put_along_axis(kept, order, before < top_p, -1)
     return np.where(kept, logits, -np.inf)
 
 
 def apply_min_p(logits: Array, min_p: float | None) -> Array:
-    """Keep tokens at least `min_p` times as probable as the most probable one (Nguyen et al. 2024)."""
+    """Keep the tokens that are at least `min_p` times as probable as the most probable one (Nguyen et al. 2024)."""
     if not min_p:
         return logits
     probs = softmax(logits)
@@ -89,14 +93,17 @@ def apply_min_p(logits: Array, min_p: float | None) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities in float64."""
+    """Logits (..., V) to probabilities (..., V), in float64."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     probs: Array = exponentials / exponentials.sum(-1, keepdims=True)
     return probs
 
 
 def logits_to_probs(logits: Array, config: GenerationConfig) -> Array:
-    """The distribution to draw from, float64 (B, V): temperature first, so that the cuts are of what is drawn from."""
+    """The distribution to draw from, float64 (B, V).
+
+    The temperature comes first, so that top-k, top-p and min-p apply to the distribution that is drawn from.
+    """
     logits = apply_temperature(logits.astype(np.float64), config.temperature)
     logits = apply_top_k(logits, config.top_k)
     logits = apply_top_p(logits, config.top_p)
@@ -105,10 +112,10 @@ def logits_to_probs(logits: Array, config: GenerationConfig) -> Array:
 
 
 def sample(probs: Array, uniforms: Sequence[float]) -> Array:
-    """One token a row, int64 (B,): the first whose cumulative probability exceeds the row's number from [0, 1)."""
+    """One token per row, int64 (B,): the first whose cumulative probability exceeds the row's uniform number from [0, 1)."""
     cumulative = np.cumsum(probs, -1)
     total = cumulative[:, -1]
-    # Never all of the total: behind it there is no token, and the last one may have probability 0.
+    # Thresholds stay below the total: no cumulative probability exceeds it, and the last token may have probability 0.
     thresholds = np.minimum(np.asarray(uniforms) * total, np.nextafter(total, 0))
     ids: Array = (cumulative <= thresholds[:, None]).sum(-1)
     return ids

@@ -1,4 +1,4 @@
-"""The training loop of the NumPy engine: batches from ids, and steps over batches. It knows nothing of text or files."""
+"""The training loop of the NumPy engine: random batches of ids, and one step per batch. It knows no text and no files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gpt_config.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Of glibc's malloc.h: which setting, and its value in bytes; the second is the largest that glibc takes.
-_TRIM_THRESHOLD = (-1, 1 << 30)
-_MMAP_THRESHOLD = (-3, 1 << 25)
+# Arguments of glibc's mallopt: the number of the option in malloc.h, and its value in bytes.
+_TRIM_THRESHOLD = (-1, 1 << 30)  # how much free memory at the end of the heap the process keeps
+_MMAP_THRESHOLD = (-3, 1 << 25)  # larger blocks are always returned when freed; this is the largest value glibc accepts
 
 
 class Optimizer(Protocol):
-    """What `train` asks of SGD, Adam and AdamW."""
+    """What `train` needs of an optimizer: SGD, Adam and AdamW have it."""
 
     def step(self, gradients: dict[str, Array], learning_rate: float) -> None: ...
 
@@ -29,7 +29,9 @@ class Optimizer(Protocol):
 def random_batches(
     ids: Sequence[int] | Array, batch_size: int, context: int, rng: np.random.Generator
 ) -> Iterator[tuple[Array, Array]]:
-    """Without end: inputs and targets (batch_size, context) from random places; a target is the id that comes next.
+    """Yield (inputs, targets) without end, int64 (batch_size, context) each, from random places in `ids`.
+
+    Each target is the id that follows its input. InputError if `ids` are not longer than `context`.
 
     >>> from itertools import islice
     >>> [(inputs, targets)] = islice(random_batches(range(9), 1, 4, np.random.default_rng(0)), 1)
@@ -54,7 +56,10 @@ def train_step(
     learning_rate: float,
     max_norm: float | None = 1.0,
 ) -> float:
-    """One step on one batch (B, T); returns the loss before it. Gradients are clipped to `max_norm`, None for never."""
+    """One step on one batch (B, T). Returns the loss before the step, in nats.
+
+    The gradients are clipped to a common norm of `max_norm`, or not at all if it is None.
+    """
     loss, gradients = model.loss_and_gradients(inputs, targets)
     if max_norm is not None:
         clip_gradients(gradients, max_norm)
@@ -70,21 +75,24 @@ def train(
     learning_rate: Callable[[int], float],
     max_norm: float | None = 1.0,
 ) -> Iterator[float]:
-    """A step for each of `batches`, in training mode; yields the loss of each. `learning_rate` is asked with 0, 1, 2, ..."""
+    """One step per batch, in training mode. Yields the loss before each step; the model is in eval mode at the end.
+
+    `learning_rate` is called with the number of the step: 0, 1, 2, ...
+    """
     keep_freed_memory()
     for step, (inputs, targets) in enumerate(batches):
-        model.train()  # each time, for the reader may have looked at samples since the last step
+        model.train()  # in every step, because the caller may use eval mode between two steps
         yield train_step(model, optimizer, inputs, targets, learning_rate=learning_rate(step), max_norm=max_norm)
     model.eval()
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what arrays give back, where the C library is glibc.
+    """Let the process keep the memory of freed arrays, if its C library is glibc.
 
-    By default it goes back to the system after each step and is asked for again in the next, page by page: a fifth of the
-    time of a step.
+    By default, glibc returns this memory to the system after each step, and the next step requests it again, page by page.
+    That takes 20% of the time of a step.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such switch
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no mallopt
         malloc_option = ctypes.CDLL(None).mallopt
         malloc_option(*_TRIM_THRESHOLD)
         malloc_option(*_MMAP_THRESHOLD)

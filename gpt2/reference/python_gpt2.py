@@ -1,11 +1,11 @@
-"""GPT-2 in the standard library alone, numbers as Python floats: to be read from top to bottom, and to check the others.
+"""GPT-2 in Python's standard library alone, to read from top to bottom and to check the other engines against.
 
     python -m gpt2.reference.python_gpt2 "Once upon a time" --from_pretrained FOLDER --max_new_tokens 20
 
-The order is that of the ideas: rows and matrices, the functions of a layer, attention, the block, the model, the choice of a
-token, and at the end files and the command. It knows nothing of batches or training.
+Each section builds on the ones before: rows and matrices, the functions of a layer, attention, the block, the model, the
+choice of the next token, and finally files and the command. Numbers are Python floats. It knows no batches and no training.
 
-Papers, as the docstrings cite them:
+The docstrings cite these papers:
     [transformer]  Vaswani et al. 2017, "Attention Is All You Need"
     [gpt-1]        Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training"
     [gpt-2]        Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"
@@ -14,8 +14,8 @@ Papers, as the docstrings cite them:
     [tied]         Press and Wolf 2017, "Using the Output Embedding to Improve Language Models"
     [openai]       src/model.py and src/sample.py of OpenAI's repository gpt-2
 
-T is the number of tokens of this call, S those and the cached ones, C = n_embd the channels of a token, H = n_head,
-D = C / H the channels of a head, V = vocab_size.
+T is the number of tokens in this call, S the number of cached tokens plus T, C = n_embd the number of channels per token,
+H = n_head, D = C / H the number of channels per head, V = vocab_size.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ from gpt_config.model_config import GPT2Config
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
 
-# A row is a list, or an `array` where it holds weights: there a number takes 4 bytes, and in a list 32.
+# A row is a list, or an `array` if it holds weights: a number takes 4 bytes in an array and 32 bytes in a list.
 Row = Sequence[float]
+# (n, m) is n rows of m numbers.
 Matrix = Sequence[Row]
-# By the names of the published files. A weight of a linear layer is held as its columns, other matrices as their rows.
+# Keys are the names in the published files. The weight of a linear layer is a list of its columns, any other matrix a list
+# of its rows, a vector one row.
 Parameters = dict[str, Any]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -58,8 +60,8 @@ def _sum_of_products(a: Row, b: Row) -> float:
     return total
 
 
-# The dot product, in which nearly all the time is spent: sum_i a_i b_i of two rows of one length. No loop of Python's own
-# runs here, for each of its steps would cost more than the product. Python 3.12 has it as a function.
+# The dot product of two rows of equal length: sum_i a_i b_i. Nearly all of the time is spent here, so it avoids a loop in
+# Python, in which each step would cost more than the multiplication. Python 3.12 added math.sumprod, which is faster.
 dot: Callable[[Row, Row], float] = getattr(math, "sumprod", _sum_of_products)
 
 
@@ -69,15 +71,15 @@ def transpose(a: Matrix) -> list[list[float]]:
 
 
 def matmul(a: Matrix, b: Matrix) -> list[list[float]]:
-    """(n, k) times (k, m) is (n, m): out[i][j] = sum_l a[i][l] b[l][j], the dot product of a row and a column."""
+    """(n, k) times (k, m) to (n, m): out[i][j] = sum_l a[i][l] b[l][j], the dot product of row i and column j."""
     columns = transpose(b)
     return [[dot(row, column) for column in columns] for row in a]
 
 
 def add(a: Matrix, b: Matrix) -> list[list[float]]:
-    """(n, m) plus (n, m): out[i][j] = a[i][j] + b[i][j].
+    """(n, m) plus (n, m) to (n, m): out[i][j] = a[i][j] + b[i][j].
 
-    Here it is the residual connection: a layer changes the stream by what it adds to it ([transformer] section 3.1).
+    It makes residual connections: the result of a layer is added to the layer's input. [transformer] section 3.1.
     """
     return [[x + y for x, y in zip(row_a, row_b, strict=True)] for row_a, row_b in zip(a, b, strict=True)]
 
@@ -88,10 +90,10 @@ def add(a: Matrix, b: Matrix) -> list[list[float]]:
 
 
 def softmax(x: Row) -> list[float]:
-    """(n,) to (n,): out_i = exp(x_i) / sum_j exp(x_j), positive numbers that sum to 1.
+    """(n,) to (n,): out_i = exp(x_i) / sum_j exp(x_j). The results are not negative and sum to 1: probabilities.
 
-    The largest x is taken from all first. That cancels in the quotient, and no exponential can overflow.
-    [transformer] section 3.2.1; [openai] `softmax`.
+    The largest x is subtracted from every x first, so that no exponential overflows. The result is the same, because both
+    the numerator and the denominator are divided by exp(largest). [transformer] section 3.2.1; [openai] `softmax`.
     """
     largest = max(x)
     exponentials = [math.exp(value - largest) for value in x]
@@ -100,10 +102,10 @@ def softmax(x: Row) -> list[float]:
 
 
 def masked_softmax(scores: Row, n_visible: int) -> list[float]:
-    """(S,) to (S,): the softmax of the first `n_visible` scores, and 0 for the rest, which belong to later tokens.
+    """(S,) to (S,): the softmax of the first `n_visible` scores, then 0 for the others, which belong to later tokens.
 
-    The papers put minus infinity in place of hidden scores, and exp(-infinity) = 0: the same numbers.
-    [transformer] section 3.2.3; [openai] `mask_attn_weights`.
+    The papers replace the hidden scores by minus infinity before the softmax. That gives the same numbers, because
+    exp(-infinity) = 0. [transformer] section 3.2.3; [openai] `mask_attn_weights`.
     """
     return softmax(scores[:n_visible]) + [0.0] * (len(scores) - n_visible)
 
@@ -111,8 +113,8 @@ def masked_softmax(scores: Row, n_visible: int) -> list[float]:
 def layer_norm(x: Row, weight: Row, bias: Row, epsilon: float) -> list[float]:
     """(C,) to (C,): out_i = (x_i - mean) / sqrt(variance + epsilon) * weight_i + bias_i, over the channels of one token.
 
-    The variance is the mean of the squared distances from the mean (divided by C, not by C - 1).
-    [layer norm] section 3; [openai] `norm`.
+    The variance is the mean of the squared deviations from the mean (divided by C, not by C - 1). `weight` and `bias` are
+    learned, `epsilon` prevents division by zero. [layer norm] section 3; [openai] `norm`.
     """
     mean = sum(x) / len(x)
     centred = [value - mean for value in x]
@@ -121,15 +123,19 @@ def layer_norm(x: Row, weight: Row, bias: Row, epsilon: float) -> list[float]:
 
 
 def gelu(x: float) -> float:
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): near x where x is large, near 0 where it is very negative.
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): close to x for large x, close to 0 for very negative x.
 
-    It approximates x times the probability that a normal random number is below x. [gelu] section 2; [openai] `gelu`.
+    It approximates x times the probability that a standard normal number is below x, which is `exact_gelu`.
+    [gelu] section 2; [openai] `gelu`.
     """
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def exact_gelu(x: float) -> float:
-    """x Phi(x) = 0.5 x (1 + erf(x / sqrt(2))), what `gelu` approximates. [gelu] section 2; no published GPT-2 uses it."""
+    """x Phi(x) = 0.5 x (1 + erf(x / sqrt(2))), where Phi is the distribution function of the standard normal distribution.
+
+    [gelu] section 2; no published GPT-2 uses it.
+    """
     return 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
 
 
@@ -138,7 +144,7 @@ def relu(x: float) -> float:
     return max(x, 0.0)
 
 
-# By the names they have in a config.json; the first three are one function.
+# Keys are the names in config.json. The first three names mean the same function.
 ACTIVATIONS: dict[str, Callable[[float], float]] = {
     "gelu_new": gelu,
     "gelu_pytorch_tanh": gelu,
@@ -149,21 +155,21 @@ ACTIVATIONS: dict[str, Callable[[float], float]] = {
 
 
 def embedding(table: Matrix, ids: Sequence[int]) -> list[Row]:
-    """A row of `table` (V, C) for each id: (T, C). [transformer] section 3.4; [openai] `model`, its `tf.gather`."""
+    """(T,) ids to (T, C): the row of `table` (V, C) for each id. [transformer] section 3.4; [openai] `model`, tf.gather."""
     return [table[token] for token in ids]
 
 
 def linear(x: Matrix, columns: Matrix, bias: Row) -> list[list[float]]:
-    """(T, n_in) to (T, n_out): out = x W + bias, for each token on its own.
+    """(T, n_in) to (T, n_out): out = x W + bias, for each token separately.
 
-    W (n_in, n_out) comes as its `columns` (n_out, n_in), since each number of the output reads one of them.
-    [transformer] section 3.3; [openai] `conv1d`.
+    W (n_in, n_out) is given as its `columns` (n_out, n_in), because each number of the output is the dot product of a row of
+    x and a column of W. [transformer] section 3.3; [openai] `conv1d`.
     """
     if len(x) == 1:
         return [[dot(x[0], column) + b for column, b in zip(columns, bias, strict=True)]]
     out = []
     for column, b in zip(columns, bias, strict=True):
-        weights = list(column)  # an array makes a new float at every visit, a list keeps those it has
+        weights = list(column)  # reading an array creates a float object each time; a list keeps its objects
         out.append([dot(row, weights) + b for row in x])
     return transpose(out)
 
@@ -174,8 +180,9 @@ def linear(x: Matrix, columns: Matrix, bias: Row) -> list[list[float]]:
 
 
 class KVCache:
-    """Keys and values of the tokens so far, (S, D) for each layer and head: later tokens need no others of their results.
+    """Keys and values of the tokens so far, (S, D) for each layer and head.
 
+    A later token needs nothing else of the earlier ones, so with a cache only new tokens are computed.
     [openai] `past` and `present` in `model`.
     """
 
@@ -186,13 +193,13 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """S: how many tokens are in it."""
+        """S: the number of tokens in the cache."""
         return len(self._rows[0][0][0])
 
     def append(
         self, layer: int, head: int, keys: list[list[float]], values: list[list[float]]
     ) -> tuple[list[list[float]], list[list[float]]]:
-        """Add keys and values (T, D) of new tokens; returns those of all tokens (S, D)."""
+        """Add the keys and values (T, D) of new tokens. Returns those of all tokens, (S, D) each."""
         all_keys, all_values = self._rows[layer][head]
         all_keys += keys
         all_values += values
@@ -202,22 +209,22 @@ class KVCache:
 def attention_head(queries: Matrix, keys: Matrix, values: Matrix, scale: float) -> list[list[float]]:
     """Queries (T, D), keys and values (S, D) to (T, D): softmax(Q K^T * scale) V, where no token sees a later one.
 
-    A token's query is compared with the keys of all tokens up to itself; the softmax makes shares of these scores, and the
-    result is the mean of the values, weighted by the shares. The queries belong to the last T of the S tokens.
-    [transformer] section 3.2.1, equation 1, with scale = 1 / sqrt(D); [openai] `multihead_attn`.
+    The dot products of a token's query with the keys of all tokens up to itself are its scores. The softmax turns them into
+    weights that sum to 1, and the result is the mean of the values with these weights. The queries belong to the last T of
+    the S tokens. [transformer] section 3.2.1, equation 1, with scale = 1 / sqrt(D); [openai] `multihead_attn`.
     """
-    past = len(keys) - len(queries)
-    shares = []
+    past = len(keys) - len(queries)  # S - T
+    weights = []  # (T, S)
     for t, query in enumerate(queries):
-        scores = [dot(query, key) * scale for key in keys]
-        shares.append(masked_softmax(scores, past + t + 1))
-    return matmul(shares, values)
+        scores = [dot(query, key) * scale for key in keys]  # (S,)
+        weights.append(masked_softmax(scores, past + t + 1))
+    return matmul(weights, values)
 
 
 def attention_scale(config: GPT2Config, layer: int) -> float:
-    """1 / sqrt(D), so that scores do not grow with D, unless the config says otherwise.
+    """1 / sqrt(D), so that the scores do not grow with D. A config can choose another scale.
 
-    [transformer] section 3.2.1, footnote 4. Published GPT-2s have the defaults.
+    [transformer] section 3.2.1, footnote 4. The published GPT-2 models use the default.
     """
     scale = 1 / math.sqrt(config.head_dim) if config.scale_attn_weights else 1.0
     return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
@@ -226,14 +233,15 @@ def attention_scale(config: GPT2Config, layer: int) -> float:
 def multi_head_attention(
     x: Matrix, parameters: Parameters, config: GPT2Config, layer: int, cache: KVCache | None = None
 ) -> list[list[float]]:
-    """(T, C) to (T, C): H heads side by side, each on its own D channels, then a linear layer that mixes them.
+    """(T, C) to (T, C): H heads, each on its own D channels, then a linear layer that mixes their results.
 
-    One linear layer, `c_attn`, makes the queries, keys and values of all heads: (T, 3C) is Q, K, V of C channels each, and
-    in each of them the channels from h D to (h + 1) D are head h. [transformer] section 3.2.2; [openai] `attn`.
+    One linear layer, `c_attn`, computes the queries, keys and values of all heads. Its output (T, 3C) is Q, K and V, of C
+    channels each. In each of them, head h has the channels from h D to (h + 1) D.
+    [transformer] section 3.2.2; [openai] `attn`.
     """
     C, D = config.n_embd, config.head_dim
-    qkv = linear(x, parameters["attn.c_attn.weight"], parameters["attn.c_attn.bias"])
-    heads = []
+    qkv = linear(x, parameters["attn.c_attn.weight"], parameters["attn.c_attn.bias"])  # (T, 3C)
+    heads = []  # H of (T, D)
     for head in range(config.n_head):
         queries, keys, values = ([row[first : first + D] for row in qkv] for first in range(head * D, 3 * C, C))
         if cache is not None:
@@ -250,21 +258,21 @@ def multi_head_attention(
 
 @dataclass(frozen=True)
 class Model:
-    """A GPT-2: its shape and its numbers."""
+    """A GPT-2: its config and its parameters."""
 
     config: GPT2Config
     parameters: Parameters
 
     def layer(self, index: int) -> Parameters:
-        """The parameters of one block, without the `h.{index}.` before their names."""
+        """The parameters of block `index`, whose names lose the prefix `h.{index}.`."""
         prefix = f"h.{index}."
         return {name.removeprefix(prefix): value for name, value in self.parameters.items() if name.startswith(prefix)}
 
 
 def mlp(x: Matrix, parameters: Parameters, config: GPT2Config) -> list[list[float]]:
-    """(T, C) to (T, C): gelu(x W_fc + b_fc) W_proj + b_proj, for each token on its own; inside, 4C channels.
+    """(T, C) to (T, C): gelu(x W_fc + b_fc) W_proj + b_proj, for each token separately. In between it has 4C channels.
 
-    [transformer] section 3.3, with [gpt-1] section 4.1's GELU; [openai] `mlp`.
+    [transformer] section 3.3, with the GELU of [gpt-1] section 4.1; [openai] `mlp`.
     """
     activation = ACTIVATIONS[config.activation_function]
     wide = linear(x, parameters["mlp.c_fc.weight"], parameters["mlp.c_fc.bias"])  # (T, 4C)
@@ -273,7 +281,7 @@ def mlp(x: Matrix, parameters: Parameters, config: GPT2Config) -> list[list[floa
 
 
 def norm(x: Matrix, parameters: Parameters, name: str, config: GPT2Config) -> list[list[float]]:
-    """(T, C) to (T, C): `layer_norm` of each token, with the weight and bias of that name."""
+    """(T, C) to (T, C): `layer_norm` of each token, with the parameters `{name}.weight` and `{name}.bias`."""
     weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
     return [layer_norm(row, weight, bias, config.layer_norm_epsilon) for row in x]
 
@@ -281,18 +289,19 @@ def norm(x: Matrix, parameters: Parameters, name: str, config: GPT2Config) -> li
 def block(
     x: Matrix, parameters: Parameters, config: GPT2Config, layer: int, cache: KVCache | None = None
 ) -> list[list[float]]:
-    """(T, C) to (T, C): x + attention(norm(x)), then the same with the MLP.
+    """(T, C) to (T, C): x = x + attention(norm(x)), then x = x + mlp(norm(x)).
 
-    The norms stand before the layers, not behind them as in the first transformer. [gpt-2] section 2.3; [openai] `block`.
+    GPT-2 normalises the input of each layer; the original transformer normalised the sum after each layer.
+    [gpt-2] section 2.3; [openai] `block`.
     """
     x = add(x, multi_head_attention(norm(x, parameters, "ln_1", config), parameters, config, layer, cache))
     return add(x, mlp(norm(x, parameters, "ln_2", config), parameters, config))
 
 
 def hidden_states(model: Model, ids: Sequence[int], cache: KVCache | None = None) -> list[list[float]]:
-    """(T,) ids to (T, C): token and position embeddings added, then all blocks, then a last norm.
+    """(T,) ids to (T, C): the sum of token and position embeddings, then all blocks, then a final norm.
 
-    With a `cache`, the ids follow the tokens in it. InputError for an id or a position that the model does not have.
+    With a `cache`, the ids continue the tokens in it. InputError for an id or a position that the model does not have.
     [gpt-2] section 2.3; [openai] `model`.
     """
     config, parameters = model.config, model.parameters
@@ -306,7 +315,7 @@ def hidden_states(model: Model, ids: Sequence[int], cache: KVCache | None = None
 
 
 def check_ids(config: GPT2Config, ids: Sequence[int], past: int) -> None:
-    """InputError unless the model has these tokens and as many positions: Python would take -1 for the last one."""
+    """InputError unless the model has these ids and enough positions. Without this check, id -1 would mean the last row."""
     for token in ids:
         if not 0 <= token < config.vocab_size:
             raise InputError(
@@ -320,16 +329,16 @@ def check_ids(config: GPT2Config, ids: Sequence[int], past: int) -> None:
 
 
 def tied_head(hidden: Row, token_embedding: Matrix) -> list[float]:
-    """(C,) to logits (V,): logit_v = hidden . embedding of token v. The next token is likely if its embedding is near.
+    """(C,) to logits (V,): logit_v = hidden . embedding of token v, the score of token v as the next token.
 
-    The embedding is used twice, and no head of its own is stored. [tied] section 3; [gpt-1] section 3.1, W_e; [openai]
-    `model`.
+    The model uses its token embedding a second time here, so no separate output matrix is stored.
+    [tied] section 3; [gpt-1] section 3.1, W_e; [openai] `model`.
     """
     return [dot(hidden, row) for row in token_embedding]
 
 
 def forward(model: Model, ids: Sequence[int], cache: KVCache | None = None) -> list[list[float]]:
-    """(T,) ids to (T, V): after each token, the logits of the next one."""
+    """(T,) ids to (T, V): for each token, the logits of the token after it."""
     return [tied_head(row, model.parameters["wte.weight"]) for row in hidden_states(model, ids, cache)]
 
 
@@ -339,26 +348,26 @@ def forward(model: Model, ids: Sequence[int], cache: KVCache | None = None) -> l
 
 
 def greedy(logits: Row) -> int:
-    """The most probable token, the first of equals."""
+    """(V,) to an id: the token with the largest logit, the smallest id if several are equal."""
     return max(range(len(logits)), key=logits.__getitem__)
 
 
 def logits_to_probs(logits: Row, temperature: float) -> list[float]:
-    """softmax(logits / temperature): below 1 sharper, above 1 flatter. [openai] `sample_sequence`.
+    """(V,) to (V,): softmax(logits / temperature). Below 1, likely tokens become more likely; above 1, less.
 
-    The largest logit becomes 0 first, so that it can be divided by any positive temperature.
+    The largest logit is subtracted first, so that the division cannot overflow to plus infinity. [openai] `sample_sequence`.
     """
     largest = max(logits)
     return softmax([(value - largest) / temperature for value in logits])
 
 
 def sample(probs: Row, uniform: float) -> int:
-    """The first token whose cumulative probability exceeds `uniform`, a number from [0, 1).
+    """(V,) to an id: the first token whose cumulative probability exceeds `uniform`, a random number from [0, 1).
 
-    Tokens divide the line from 0 to 1 among them, each as long as it is probable, and the number falls onto one.
+    The tokens divide the interval from 0 to 1 into parts as long as their probabilities; `uniform` lies in one of them.
     """
     cumulative = list(accumulate(probs))
-    total = cumulative[-1]  # 1, but for rounding
+    total = cumulative[-1]  # 1, apart from rounding
     return bisect_right(cumulative, min(uniform * total, math.nextafter(total, 0.0)))
 
 
@@ -371,10 +380,10 @@ def generate(
     seed: int | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[int]:
-    """The tokens after the prompt, one at a time, up to the end-of-text token. Temperature 0 is greedy.
+    """Yield the tokens after the prompt, up to and including the end-of-text token. Temperature 0 means greedy.
 
-    Only ids below `vocab_size` are chosen, since models are often padded to more rows than there are tokens. When the text
-    outgrows the context, its older half is dropped, and the rest is computed anew: positions are counted from its start.
+    Only ids below `vocab_size` are chosen, because many models are padded to more rows than there are tokens. A text that
+    no longer fits loses its older half, and the cache is computed again, because the rest of the text has new positions.
     """
     config = model.config
     options = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, seed=seed)
@@ -393,16 +402,16 @@ def generate(
 
 
 def start_of(config: GPT2Config, prompt_ids: Sequence[int]) -> list[int]:
-    """The prompt, or the token from which texts begin where it is empty."""
+    """The ids of the prompt, or the bos_token_id if the prompt is empty. InputError if the model has none."""
     if not prompt_ids and config.bos_token_id is None:
         raise InputError("the prompt is empty and this model has no bos_token_id to start from: give it a token")
     return list(prompt_ids) or [config.bos_token_id or 0]
 
 
 def choose(logits: Row, options: GenerationConfig, generator: random.Random) -> int:
-    """The next token, by the largest logit or by chance."""
+    """The next token: the one with the largest logit, or a random one. CheckpointError if a logit is NaN or infinite."""
     if not math.isfinite(sum(logits)):
-        raise CheckpointError("the model computes NaN or infinite logits: its weights are damaged; get them again")
+        raise CheckpointError("the model computes NaN or infinite logits: its weights are damaged; download them again")
     if options.greedy:
         return greedy(logits)
     return sample(logits_to_probs(logits, options.temperature), generator.random())
@@ -414,9 +423,9 @@ def choose(logits: Row, options: GenerationConfig, generator: random.Random) -> 
 
 
 def load_model(name_or_folder: str | os.PathLike[str]) -> Model:
-    """A model from a folder with config.json and model.safetensors, or by name where it ships or is cached.
+    """Load a folder with config.json and model.safetensors, or a shipped or cached model by name.
 
-    A number takes 4 bytes in memory (8 where the file has that many), whether the file has 4 or 2.
+    A number takes 4 bytes in memory if the file stores it in 2 or 4 bytes, and 8 bytes if the file stores it in 8.
     """
     folder = locate_float_model(name_or_folder)
     config = read_config(folder)
@@ -425,7 +434,7 @@ def load_model(name_or_folder: str | os.PathLike[str]) -> Model:
 
 
 def read_parameter(name: str, tensor: StoredTensor) -> Any:
-    """A vector as an array, an embedding as its rows, the weight of a linear layer as its columns."""
+    """A vector as one array, an embedding as a list of its rows, the weight of a linear layer as a list of its columns."""
     numbers = read_floats(tensor)
     if len(tensor.shape) == 1:
         return numbers
@@ -441,7 +450,7 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = _OneLineParser(prog="python -m gpt2.reference.python_gpt2", description="Continue PROMPT, in plain Python.")
     parser.add_argument("prompt")
     parser.add_argument("--from_pretrained", metavar="NAME", default="gpt2", help="a folder, a shipped model or a hub name")
@@ -452,18 +461,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write_continuation(options: argparse.Namespace) -> None:
-    """Print the prompt and what the model adds to it, token by token."""
-    from gpt_encoder import StreamDecoder  # here, for to read this file one needs no tokenizer
+    """Print the prompt and its continuation, token by token."""
+    from gpt_encoder import StreamDecoder  # imported here, because only the command needs a tokenizer
 
     how = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
-    GenerationConfig(**how)  # what is wrong should be said before the weights are read
+    GenerationConfig(**how)  # reports invalid options before the weights are read
     folder = locate_float_model(options.from_pretrained)
     tokenizer = tokenizer_of(folder)
     prompt_ids, text = tokenizer.encode(options.prompt), StreamDecoder(tokenizer)
     model = load_model(folder)
     if len(prompt_ids) > model.config.n_positions:
         n = model.config.n_positions
-        print(f"warning: the prompt has {len(prompt_ids)} tokens and the model sees the last {n}", file=sys.stderr)
+        print(f"warning: the prompt has {len(prompt_ids)} tokens, and the model sees only the last {n}", file=sys.stderr)
     print(options.prompt, end="", flush=True)
     for token in generate(model, prompt_ids, vocab_size=tokenizer.vocab_size, **how):
         if token != model.config.eos_token_id:
@@ -472,7 +481,7 @@ def write_continuation(options: argparse.Namespace) -> None:
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
-    """The folder's own tokenizer; where it has none and the vocabulary is as large as OpenAI's, it is taken for OpenAI's."""
+    """The tokenizer in `folder`. If it has none and the vocabulary has the size of OpenAI's, OpenAI's tokenizer is used."""
     from gpt_encoder.tokenizer import has_tokenizer, load_tokenizer
 
     is_openai = not has_tokenizer(folder) and read_config(folder).vocab_size == GPT2Config().vocab_size
@@ -480,15 +489,15 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: 0 if all went well, 1 after an error, which is one line on stderr."""
+    """Run the command. Returns 0 on success and 1 after an error, which is printed as one line on stderr."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a stand-in for it
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal cannot show is replaced by "?"
     try:
         write_continuation(parse_arguments(arguments))
     except GPT2Error as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    except (KeyboardInterrupt, BrokenPipeError):  # nobody wants to read on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit would complain
+    except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or the program that reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would print an error
     else:
         return 0
     return 1

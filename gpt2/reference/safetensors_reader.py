@@ -1,7 +1,8 @@
-"""A model folder's weights with the standard library: where each tensor lies in the safetensors file, and its name.
+"""Read the weights in a model folder with the standard library: find each tensor in the safetensors file by its name.
 
-The format: eight bytes with the length of a header, the header in JSON, then the raw numbers of all tensors. It is described
-at https://huggingface.co/docs/safetensors. This module knows the format and GPT-2's names and shapes, and computes nothing.
+The format: eight bytes with the length of the header, the header in JSON, then the raw numbers of all tensors. It is
+described at https://huggingface.co/docs/safetensors. This module knows the format and GPT-2's names and shapes; it computes
+nothing.
 """
 
 from __future__ import annotations
@@ -21,33 +22,34 @@ from gpt2.weights.folder import CONFIG_FILES, weight_files
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
-# The floating-point types of the format, and the bytes of one number.
+# The floating-point types of the format, and the size of one number in bytes.
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
-# The format's own limit on its header; without one, eight random bytes could ask for all memory.
+# Bytes. The format's own limit for the header: without a limit, eight random bytes could request all memory.
 _MAX_HEADER_BYTES = 100_000_000
 
-# What torch.compile, DistributedDataParallel and transformers put before the published names.
+# Prefixes that torch.compile, DistributedDataParallel and transformers put before the published names.
 _PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|transformer\.)+")
-# The causal mask and its filler, which old files hold as if they were weights.
+# The causal mask and its fill value, which old files store like weights.
 _NOT_WEIGHTS = re.compile(r"^h\.\d+\.attn\.(?:bias|masked_bias)$")
 _HEAD, _TOKEN_EMBEDDING = "lm_head.weight", "wte.weight"
 
+# Faults that one error message lists; it counts the others.
 _MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its numbers are the `n_bytes` bytes of `path` from `start`, row after row, little-endian."""
+    """Where a tensor is stored: `n_bytes` bytes from byte `start` of the file `path`, row after row, little-endian."""
 
     path: Path
-    dtype: str  # a key of ITEM_SIZES for those that can be read as floats
+    dtype: str  # a key of ITEM_SIZES if the numbers can be read as floats
     shape: tuple[int, ...]
     start: int
     n_bytes: int
 
     def read_bytes(self) -> bytes:
-        """The raw bytes."""
+        """The raw bytes of the tensor. CheckpointError if the file cannot be read."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.start)
@@ -59,13 +61,13 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a safetensors file by name. CheckpointError if the file is damaged or cut short."""
+    """Where each tensor of a safetensors file is stored, by name. CheckpointError if the file is damaged or truncated."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             n_header = int.from_bytes(file.read(8), "little")
             if size < 8 or n_header > min(size - 8, _MAX_HEADER_BYTES):
-                raise ValueError(f"its header should have {n_header} bytes, and the file has {size}")
+                raise ValueError(f"its header should have {n_header} bytes, but the file has {size} bytes")
             header = json.loads(file.read(n_header))
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
@@ -75,7 +77,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"cannot read {path} ({error.strerror}): check the file and its permissions") from None
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is not a readable safetensors file ({reason}): get it again") from None
+        raise CheckpointError(f"{path} is not a readable safetensors file ({reason}): download it again") from None
 
 
 def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> StoredTensor:
@@ -86,21 +88,21 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, file_size
     except (KeyError, TypeError, ValueError):
         is_whole = False
     if not is_whole or not isinstance(dtype, str):
-        raise ValueError(f"the entry of {name!r} lacks a dtype, shape or place")
+        raise ValueError(f"the entry of {name!r} has no valid dtype, shape or data_offsets")
     if begin > end or data_start + end > file_size:
-        raise ValueError(f"{name!r} lies beyond the end of the file")
+        raise ValueError(f"{name!r} does not lie inside the file")
     if dtype in ITEM_SIZES and math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
-        raise ValueError(f"{name!r} of shape {shape} has {end - begin} bytes")
+        raise ValueError(f"{name!r} has {end - begin} bytes, which does not fit {dtype} and shape {shape}")
     return StoredTensor(path, dtype, shape, data_start + begin, end - begin)
 
 
 def read_floats(tensor: StoredTensor) -> array[float]:
-    """The numbers of a tensor in one flat array: of 4 bytes each, or of 8 where the file has that many."""
+    """The numbers of a tensor in one flat array: 8 bytes per number for F64, 4 bytes per number for the other types."""
     raw = tensor.read_bytes()
-    if tensor.dtype == "F16":  # there are only 65,536 such numbers, so each is looked up
+    if tensor.dtype == "F16":  # only 65,536 such numbers exist, so each is looked up in a table
         table = struct.unpack("<65536e", struct.pack("<65536H", *range(65536)))
         return array("f", map(table.__getitem__, _little_endian("H", raw)))
-    if tensor.dtype == "BF16":  # the upper half of a float32
+    if tensor.dtype == "BF16":  # the upper two bytes of a float32, whose lower two bytes are 0
         widened = bytearray(2 * len(raw))
         widened[2::4], widened[3::4] = raw[0::2], raw[1::2]
         return _little_endian("f", widened)
@@ -115,7 +117,7 @@ def _little_endian(code: str, raw: bytes | bytearray) -> array[Any]:
 
 
 def read_config(folder: Path) -> GPT2Config:
-    """The config of a model folder, from `config.json` or OpenAI's `hparams.json`."""
+    """The config of a model folder, from `config.json` or OpenAI's `hparams.json`. CheckpointError if it has neither."""
     for name in CONFIG_FILES:
         if (folder / name).is_file():
             return GPT2Config.from_json_file(folder / name)
@@ -123,7 +125,10 @@ def read_config(folder: Path) -> GPT2Config:
 
 
 def find_parameters(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
-    """Every parameter of the model in `folder` by its published name. CheckpointError if the file is not that model's."""
+    """Where each parameter of the model in `folder` is stored, by its published name.
+
+    CheckpointError if the folder has no single model.safetensors, or if that file does not fit the config.
+    """
     files = weight_files(folder)
     if len(files) != 1 or files[0].suffix != ".safetensors":
         found = f"its weights in {len(files)} files, such as {files[0].name}" if files else "no weights"
@@ -137,7 +142,7 @@ def find_parameters(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]
 
 
 def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """The name and shape of each parameter in the published files. Matrices are (inputs, outputs), for y = x W + b."""
+    """The shape of each parameter by its name in the published files. A linear layer y = x W + b has W (n_in, n_out)."""
     n_embd, n_inner = config.n_embd, config.inner_dim
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, n_embd),
@@ -154,7 +159,10 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def _published_names(tensors: Mapping[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
-    """Without prefixes, masks, or the head, which must be the token embedding: to ignore another would be another model."""
+    """The tensors by published name, without prefixes, masks and the head.
+
+    The head must equal the token embedding, because a model with another head computes other logits.
+    """
     named: dict[str, StoredTensor] = {}
     for key, tensor in tensors.items():
         name = _PREFIXES.sub("", key)
@@ -177,7 +185,7 @@ def _same(a: StoredTensor, b: StoredTensor) -> bool:
 
 
 def _check_fit(path: Path, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """One CheckpointError for all that is missing, extra, of another shape, or not of floating point."""
+    """Raise one CheckpointError for all parameters that are missing, unknown, of another shape or of another type."""
     wrong = [f"{name} is missing" for name in shapes.keys() - tensors.keys()]
     wrong += [f"{name} is unknown" for name in tensors.keys() - shapes.keys()]
     for name in shapes.keys() & tensors.keys():

@@ -1,4 +1,4 @@
-"""Sampling in NumPy against `generation.sampling` where both mean the same, and generation against the PyTorch model's."""
+"""Sampling in NumPy against `generation.sampling`, and generated ids against those of the PyTorch model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_steps_equal_pytorch(logits: np.ndarray, top_k: int, penalty: float, tem
 
 @given(st.permutations(range(7)), st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.floats(0, 1, exclude_max=True))
 def test_cuts_and_draws_equal_pytorch(order: list[int], top_p: float, min_p: float, uniform: float) -> None:
-    """On distinct probabilities: of equal ones either may be the last. On the edges rounding decides."""
+    """Equal probabilities and values at a limit are left out: there the choice is arbitrary or depends on rounding."""
     probs = np.array([[0.37, 0.23, 0.15, 0.11, 0.08, 0.05, 0.01]])[:, order]
     logits, tensor = np.log(probs), torch.tensor(probs).log()
     if np.abs(np.cumsum(-np.sort(-probs)) - top_p).min() > 1e-9:
@@ -68,20 +68,20 @@ def test_frequency_and_presence_penalties() -> None:
     assert numpy_sampling.apply_presence_penalty(logits, seen, -1.0).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
 
 
-def test_the_draw_never_falls_behind_the_last_token() -> None:
+def test_a_token_of_probability_0_is_never_drawn() -> None:
     probs = np.array([[0.0, 0.5, 0.5, 0.0]])
     assert numpy_sampling.sample(probs, [np.nextafter(1, 0)]).tolist() == [2]
     assert numpy_sampling.sample(probs, [0.0]).tolist() == [1]
 
 
-@pytest.mark.filterwarnings("ignore::gpt_config.GPT2Warning")  # of prompts longer than the context
+@pytest.mark.filterwarnings("ignore::gpt_config.GPT2Warning")  # about prompts longer than the context
 @pytest.mark.parametrize("n_positions", [1, 2, 7])
 @pytest.mark.parametrize("penalty", [1.0, 1.8])
 def test_greedy_ids_equal_pytorch_past_the_context(n_positions: int, penalty: float) -> None:
     config = GPT2Config(vocab_size=13, n_positions=n_positions, n_embd=6, n_layer=2, n_head=3, eos_token_id=None)
     model = random_model(config, dtype=torch.float64)
     with torch.no_grad():
-        model.wpe.weight.mul_(20)  # so that the text depends on where its window begins
+        model.wpe.weight.mul_(20)  # so that the text depends on where the window begins
     how = GenerationConfig(max_new_tokens=17, repetition_penalty=penalty)
     for prompt in ([1], [1, 2, 3], list(range(12))):
         theirs = model.generate(torch.tensor([prompt]), how)[0, len(prompt) :].tolist()
@@ -96,14 +96,14 @@ def test_sampled_ids_follow_the_seed_and_the_options() -> None:
     assert ids == list(stream_ids(model, [1], how)) == list(stream_ids(model, [1], how, use_cache=False))
     assert ids != list(stream_ids(model, [1], GenerationConfig(max_new_tokens=30, do_sample=True, temperature=3.0, seed=1)))
     assert max(stream_ids(model, [1], how, vocab_size=4)) < 4
-    # A strong penalty of either kind lets no token come twice while there are others.
+    # With a strong penalty of either kind, no token repeats until all others have been used.
     for name in ("frequency_penalty", "presence_penalty"):
         ids = list(stream_ids(model, [1], GenerationConfig(max_new_tokens=13), **{name: 1e6}))
         assert sorted(ids) == list(range(13))
     assert list(stream_ids(model, [], how)) == list(stream_ids(model, [2], how))  # the bos_token_id
 
 
-def test_dropout_does_not_touch_generation() -> None:
+def test_generation_uses_no_dropout() -> None:
     model = NumpyGPT2(TINY)
     how = GenerationConfig(max_new_tokens=9)
     ids = list(stream_ids(model, [1], how))

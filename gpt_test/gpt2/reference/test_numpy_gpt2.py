@@ -1,4 +1,4 @@
-"""The NumPy engine as a whole against the PyTorch model: logits, loss, every gradient, caches, training, files."""
+"""The whole NumPy engine against the PyTorch model: logits, loss, each gradient, cache, training and files."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def test_logits_loss_and_gradients_equal_pytorch(config: GPT2Config, seed: int, 
 
 @pytest.mark.parametrize(("B", "T"), [(9, 9), (5, 5), (1, 9), (15, 1), (1, 1)])
 def test_a_batch_as_long_as_the_text_and_other_odd_shapes(B: int, T: int) -> None:
-    """B = T, B = n_head, B = n_embd: what a mixed-up axis would not notice elsewhere."""
+    """B = T, B = n_head and B = n_embd: with equal sizes, swapped axes raise no error, so the numbers must show them."""
     ids, targets = batch(ODD, B, T), batch(ODD, B, T, 1)
     assert_engines_agree(random_model(ODD, dtype=torch.float64), ids, targets, 1e-10)
     assert_engines_agree(random_model(ODD), ids, targets, 1e-4)
 
 
-def test_blocks_and_their_parts_equal_the_models() -> None:
+def test_blocks_and_their_parts_equal_those_of_the_model() -> None:
     model = random_model(ODD, dtype=torch.float64)
     x = np.random.default_rng(0).standard_normal((4, 7, 15))
     parameters = numpy_gpt2.layer_parameters(parameters_of(model), 1)
@@ -117,7 +117,7 @@ def test_blocks_and_their_parts_equal_the_models() -> None:
 
 
 def test_gradients_of_the_whole_with_dropout_by_central_differences() -> None:
-    """The same seed drops the same, so the loss is a function of the parameters alone; a few numbers of each of them."""
+    """One seed always drops the same places, so the loss depends on the parameters only. Tests a few numbers of each."""
     model = random_model(DROPPING, dtype=torch.float64)
     parameters = parameters_of(model)
     ids, targets = batch(DROPPING, 3, 5), batch(DROPPING, 3, 5, 1)
@@ -141,7 +141,7 @@ def test_gradients_of_the_whole_with_dropout_by_central_differences() -> None:
 
 
 class RecordedDraws:
-    """In place of a generator: always 0.5, and the shapes that were asked for."""
+    """Replaces a generator: returns 0.5 everywhere and records the requested shapes."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -155,7 +155,7 @@ class RecordedDraws:
     ("name", "shapes"),
     [("embd_pdrop", [(4, 5, 6)]), ("attn_pdrop", [(4, 3, 5, 5)] * 2), ("resid_pdrop", [(4, 5, 6)] * 4)],
 )
-def test_each_dropout_is_where_its_name_says(name: str, shapes: list[tuple[int, ...]]) -> None:
+def test_each_dropout_is_applied_at_its_own_place(name: str, shapes: list[tuple[int, ...]]) -> None:
     config = GPT2Config(**{**vars(DROPPING), **NO_DROPOUT, name: 0.4})
     draws, parameters = RecordedDraws(), parameters_of(random_model(config))
     numpy_gpt2.gpt2_forward(parameters, config, batch(config, 4, 5), draws)
@@ -163,7 +163,7 @@ def test_each_dropout_is_where_its_name_says(name: str, shapes: list[tuple[int, 
 
 
 def test_both_ends_of_the_tied_head_reach_the_embedding() -> None:
-    """A token that stands only in the input has a gradient through the input row too."""
+    """A token of the input also gets a gradient through its row in the input embedding, not only through the head."""
     model = random_model(ODD, dtype=torch.float64)
     ids, targets = np.full((1, 4), 3), np.full((1, 4), 5)
     _, gradients = numpy_gpt2.loss_and_gradients(parameters_of(model), ODD, ids, targets)
@@ -187,7 +187,7 @@ def test_the_cache_changes_nothing(data, seed: int) -> None:
     np.testing.assert_allclose(np.concatenate(parts, 1), model(torch.tensor(ids)).detach().numpy(), rtol=0, atol=1e-10)
 
 
-def test_fifty_training_steps_lie_on_pytorchs() -> None:
+def test_fifty_training_steps_equal_those_of_pytorch() -> None:
     model = random_model(ODD, dtype=torch.float64).train()
     ours = NumpyGPT2(ODD, parameters_of(model), dtype="float64")
     groups = [[p for p in model.parameters() if p.dim() >= 2], [p for p in model.parameters() if p.dim() < 2]]
@@ -226,7 +226,7 @@ def test_training_learns_with_dropout_in_float32() -> None:
     assert (model.eval()(ids) == model(ids)).all()
 
 
-def test_random_batches_are_the_text() -> None:
+def test_random_batches_are_parts_of_the_text() -> None:
     inputs, targets = next(random_batches(range(100, 105), 50, 4, np.random.default_rng(0)))
     assert inputs.shape == targets.shape == (50, 4)
     assert (targets == inputs + 1).all() and inputs.min() == 100 and targets.max() == 104
@@ -234,7 +234,7 @@ def test_random_batches_are_the_text() -> None:
         next(random_batches(range(4), 1, 4, np.random.default_rng(0)))
 
 
-def test_initial_weights_are_spread_as_pytorchs() -> None:
+def test_initial_weights_have_the_standard_deviations_of_the_pytorch_model() -> None:
     config = GPT2Config(vocab_size=500, n_positions=300, n_embd=60, n_layer=4, n_head=2)
     torch.manual_seed(0)
     theirs = dict(GPT2(config).named_parameters())
@@ -249,7 +249,9 @@ def test_initial_weights_are_spread_as_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_folders_go_both_ways_and_round(dtype: str, tmp_path: Path, small_tokenizer, small_config: GPT2Config) -> None:
+def test_folders_are_exchanged_with_the_pytorch_model_without_loss(
+    dtype: str, tmp_path: Path, small_tokenizer, small_config: GPT2Config
+) -> None:
     ours = NumpyGPT2(small_config, dtype=dtype, seed=3)
     ours.save_pretrained(tmp_path / "ours", tokenizer=small_tokenizer)
     theirs = GPT2.from_pretrained(tmp_path / "ours", dtype=dtype)

@@ -1,4 +1,4 @@
-"""Each pair of forward and backward against PyTorch's autograd in float64, over odd shapes, and by central differences."""
+"""Each pair of forward and backward functions against PyTorch's autograd in float64, and against central differences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assert_close(ours: object, theirs: torch.Tensor, tolerance: float = 1e-12) -
 
 
 def against_autograd(forward: Callable, backward: Callable, torch_forward: Callable, inputs: list[np.ndarray]) -> None:
-    """Result and all gradients of inputs, for a random dL/d(result); and no argument may change."""
+    """The result and the gradients of all inputs, for a random dL/d(result), equal PyTorch's. No argument changes."""
     copies = [x.copy() for x in inputs]
     out, saved = forward(*inputs)
     tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
@@ -36,7 +36,7 @@ def against_autograd(forward: Callable, backward: Callable, torch_forward: Calla
     assert_close(out, theirs)
     d_out = np.random.default_rng(1).standard_normal(out.shape)
     theirs.backward(torch.tensor(d_out))
-    for _ in range(2):  # twice, for a backward must leave what was saved as it is
+    for _ in range(2):  # twice, because a backward function must not change what was saved
         gradients = backward(d_out.copy(), saved)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         for gradient, tensor in zip(gradients, tensors, strict=True):
@@ -46,7 +46,7 @@ def against_autograd(forward: Callable, backward: Callable, torch_forward: Calla
 
 
 def by_central_differences(forward: Callable, backward: Callable, inputs: list[np.ndarray]) -> None:
-    """(L(x + h) - L(x - h)) / 2h for every number of every input, without any help from PyTorch."""
+    """Each gradient equals (L(x + h) - L(x - h)) / 2h, for every number of every input. Independent of PyTorch."""
     out, saved = forward(*inputs)
     d_out = np.random.default_rng(2).standard_normal(out.shape)
     gradients = backward(d_out, saved)
@@ -117,7 +117,7 @@ def test_causal_attention(lead: tuple[int, ...], T: int, past: int, D: int, seed
 
 
 @given(leading, sizes, sizes, seeds)
-def test_embedding_adds_up_ids_that_come_twice(lead: tuple[int, ...], V: int, C: int, seed: int) -> None:
+def test_embedding_sums_the_gradients_of_repeated_ids(lead: tuple[int, ...], V: int, C: int, seed: int) -> None:
     (table,) = arrays(seed, (V, C))
     ids = np.random.default_rng(seed).integers(0, V, lead)
     against_autograd(
@@ -136,7 +136,7 @@ def test_tied_head(lead: tuple[int, ...], V: int, C: int, seed: int) -> None:
 
 @given(sizes, sizes, sizes, seeds)
 def test_cross_entropy_over_3d_logits(B: int, T: int, V: int, seed: int) -> None:
-    """Among others with B = T, and T = V."""
+    """The sizes include B = T and T = V."""
     (logits,) = arrays(seed, (B, T, V))
     targets = np.random.default_rng(seed).integers(0, V, (B, T))
     loss, saved = layers.cross_entropy_forward(20 * logits, targets)
@@ -181,8 +181,8 @@ def test_gradients_by_central_differences(forward: Callable, backward: Callable,
     by_central_differences(forward, backward, arrays(5, *shapes))
 
 
-def test_dropout_is_pytorchs() -> None:
-    """A share p of zeros, the rest divided by 1 - p; nothing without a generator; one seed, one mask in both types."""
+def test_dropout() -> None:
+    """A share p becomes 0, the rest is divided by 1 - p. No generator: no change. One seed: one mask in both dtypes."""
     x = np.ones((200, 200))
     dropped, saved = layers.dropout_forward(x, 0.3, np.random.default_rng(0))
     assert set(np.unique(dropped)) == {0.0, 1 / 0.7}
@@ -195,8 +195,8 @@ def test_dropout_is_pytorchs() -> None:
         assert (kept == 1).all() and (layers.dropout_backward(x, saved) == 1).all()
 
 
-def test_the_mask_of_dropped_attention_comes_back() -> None:
-    """Attention with dropout against autograd, given the mask that was drawn."""
+def test_attention_with_dropout_uses_one_mask_forward_and_backward() -> None:
+    """Attention with dropout equals autograd with the same mask."""
     q, k, v = arrays(0, (2, 4, 3), (2, 4, 3), (2, 4, 3))
     out, saved = layers.causal_attention_forward(q, k, v, 0.4, 0.5, np.random.default_rng(7))
     mask = torch.tensor((np.random.default_rng(7).random((2, 4, 4), dtype=np.float32) >= 0.5) / 0.5)

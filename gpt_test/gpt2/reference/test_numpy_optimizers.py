@@ -1,4 +1,4 @@
-"""Each optimizer, clipping and the schedule against torch.optim."""
+"""Each optimizer, gradient clipping and the learning-rate schedule against PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
 
 
 def assert_same_path(ours, parameters: dict[str, np.ndarray], theirs, tensors: dict[str, torch.Tensor]) -> None:
-    """After each of several steps with gradients and rates that change."""
+    """The parameters are equal after each of several steps with changing gradients and learning rates."""
     for step in range(STEPS):
         gradients, rate = arrays(100 + step), 0.1 / (step + 1)
         kept = {name: gradient.copy() for name, gradient in gradients.items()}
@@ -57,7 +57,7 @@ def test_adam(betas: tuple[float, float], epsilon: float) -> None:
     assert_same_path(optimizers.Adam(parameters, betas, epsilon), parameters, theirs, tensors)
 
 
-def test_adamw_decays_matrices_alone() -> None:
+def test_adamw_decays_matrices_only() -> None:
     parameters, tensors = started()
     groups = [
         {"params": [tensors["matrix"]], "weight_decay": 0.3},
@@ -91,7 +91,7 @@ def test_clipping(max_norm: float, seed: int) -> None:
 
 @given(st.integers(0, 20), st.integers(1, 60), st.floats(1e-4, 1), st.floats(0, 1))
 def test_schedule(warmup: int, decay: int, rate: float, share: float) -> None:
-    """The cosine against torch's, step by step; the warm-up against its formula; both ends."""
+    """The cosine equals PyTorch's at each step; the warm-up equals its formula; after `max_steps` the rate is constant."""
     options = {
         "learning_rate": rate, "min_learning_rate": share * rate, "warmup_steps": warmup, "max_steps": warmup + decay,
     }  # fmt: skip
@@ -108,6 +108,6 @@ def test_schedule(warmup: int, decay: int, rate: float, share: float) -> None:
     assert optimizers.warmup_cosine(warmup + decay + 7, **options) == share * rate
 
 
-def test_a_warmup_longer_than_the_training_is_refused() -> None:
+def test_a_warmup_longer_than_max_steps_is_refused() -> None:
     with pytest.raises(InputError, match=r"warmup_steps=5.*max_steps=4"):
         optimizers.warmup_cosine(0, learning_rate=1, min_learning_rate=0, warmup_steps=5, max_steps=4)

@@ -1,4 +1,4 @@
-"""The plain Python engine against PyTorch in double precision: each function, the whole, generation, files, the command."""
+"""The plain Python engine against PyTorch in float64: each function, the whole model, generation, files and the command."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def as_tensor(rows: object) -> torch.Tensor:
 
 
 def twin(model: GPT2) -> py.Model:
-    """The plain Python model with the same weights; only linear layers are held as columns."""
+    """The plain Python model with the same weights. Only linear layers are stored as columns."""
     parameters = {}
     for name, parameter in model.named_parameters():
         is_linear = parameter.dim() == 2 and name not in ("wte.weight", "wpe.weight")
@@ -94,14 +94,14 @@ def test_softmax_of_huge_numbers() -> None:
 
 @given(sizes, st.integers(0, 5), sizes, st.integers(0, 99))
 def test_attention_head(T: int, past: int, D: int, seed: int) -> None:
-    """The queries of the last T of S tokens; among others T = 1, T = S and T = D."""
+    """The queries belong to the last T of S tokens. The sizes include T = 1, T = S and T = D."""
     q, k, v = matrices(T, D, seed), matrices(past + T, D, seed + 1), matrices(past + T, D, seed + 2)
     visible = torch.ones(T, past + T, dtype=torch.bool).tril(past)
     theirs = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible, scale=0.3)[0]
     torch.testing.assert_close(as_tensor(py.attention_head(q.tolist(), k.tolist(), v.tolist(), 0.3)), theirs, **EXACT)
 
 
-def test_attention_mlp_and_block_are_the_models() -> None:
+def test_attention_mlp_and_block_equal_those_of_the_model() -> None:
     model = random_model(TINY, dtype=torch.float64)
     x, parameters = matrices(5, 6, 0), twin(model).layer(1)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_attention_mlp_and_block_are_the_models() -> None:
 @settings(max_examples=40)
 @given(config=configs(), seed=st.integers(0, 99), data=st.data())
 def test_logits_equal_pytorch_with_and_without_cache(config: GPT2Config, seed: int, data) -> None:
-    """Also in two calls with a cache, cut anywhere."""
+    """Also in two calls with a cache, split at any place."""
     model = random_model(config, seed, torch.float64)
     length = data.draw(st.integers(1, config.n_positions))
     ids = data.draw(st.lists(st.integers(0, config.vocab_size - 1), min_size=length, max_size=length))
@@ -131,19 +131,19 @@ def test_logits_equal_pytorch_with_and_without_cache(config: GPT2Config, seed: i
     torch.testing.assert_close(as_tensor([row for part in parts for row in part]), theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore::gpt_config.GPT2Warning")  # of prompts longer than the context
+@pytest.mark.filterwarnings("ignore::gpt_config.GPT2Warning")  # about prompts longer than the context
 @pytest.mark.parametrize("n_positions", [1, 7])
 def test_greedy_ids_equal_pytorch_past_the_context(n_positions: int) -> None:
     config = GPT2Config(vocab_size=13, n_positions=n_positions, n_embd=6, n_layer=2, n_head=3, eos_token_id=None)
     model = random_model(config, dtype=torch.float64)
     with torch.no_grad():
-        model.wpe.weight.mul_(20)  # so that the text depends on where its window begins
+        model.wpe.weight.mul_(20)  # so that the text depends on where the window begins
     for prompt in ([1], [1, 2, 3], list(range(12))):
         theirs = model.generate(torch.tensor([prompt]), max_new_tokens=17)[0, len(prompt) :].tolist()
         assert list(py.generate(twin(model), prompt, max_new_tokens=17)) == theirs
 
 
-def test_sampling_is_drawn_by_the_seed_and_equals_pytorch() -> None:
+def test_sampling_follows_the_seed_and_equals_pytorch() -> None:
     generator = random.Random(1)
     for seed in range(50):
         logits = 5 * matrices(1, 30, seed)
@@ -159,7 +159,7 @@ def test_sampling_is_drawn_by_the_seed_and_equals_pytorch() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_generation_ends_at_the_eot_token_and_keeps_to_the_vocabulary() -> None:
+def test_generation_ends_at_the_eot_token_and_stays_in_the_vocabulary() -> None:
     model = random_model(TINY, dtype=torch.float64)
     free = list(py.generate(twin(model), [1], max_new_tokens=9))
     config = GPT2Config(**{**vars(TINY), "eos_token_id": free[4]})
@@ -241,7 +241,7 @@ def test_the_command_in_a_folder_without_tokenizer(
     for path in small_folder.iterdir():
         shutil.copy(path, tmp_path)
     assert py.main(["x " * 60, "--from_pretrained", str(tmp_path), "--max_new_tokens", "1"]) == 0
-    assert "sees the last 40" in capsys.readouterr().err
+    assert "sees only the last 40" in capsys.readouterr().err
 
 
 def test_no_function_is_longer_than_thirty_lines() -> None:
@@ -254,7 +254,7 @@ def test_no_function_is_longer_than_thirty_lines() -> None:
 
 @pytest.mark.slow
 def test_speed_and_memory_at_the_size_of_gpt2(tmp_path: Path) -> None:
-    """A model of 124M parameters: loaded in 12 bytes a parameter at most, 26 million multiply-adds a second."""
+    """A model of 124M parameters needs at most 12 bytes per parameter; at least 26 million multiply-adds per second."""
     config = GPT2Config.preset("gpt2")
     GPT2(config).save_pretrained(tmp_path, tokenizer=None)
     code = (

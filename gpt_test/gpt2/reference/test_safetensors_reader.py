@@ -1,4 +1,4 @@
-"""The reader against files that the safetensors library wrote, and against damage of every kind."""
+"""The reader on files that the safetensors library wrote, and on damaged files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rewrite(folder: Path, change) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_every_number_of_each_type_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
-    """All bit patterns of the two-byte types, subnormal and infinite ones too."""
+    """All bit patterns of the two-byte types, including subnormal and infinite numbers."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16)
     values = patterns.view(dtype) if dtype.itemsize == 2 else torch.randn(50, dtype=dtype) * 1e30
     save_file({"a": torch.ones(3), "values": values, "none": torch.ones(0)}, tmp_path / "x.safetensors")
@@ -43,12 +43,12 @@ def test_every_number_of_each_type_is_read(dtype: torch.dtype, tmp_path: Path) -
     assert header["a"].shape == (3,) and len(read_floats(header["none"])) == 0
 
 
-def test_names_and_shapes_are_those_of_the_model() -> None:
+def test_names_and_shapes_equal_those_of_the_model() -> None:
     model = GPT2(TINY)
     assert parameter_shapes(TINY) == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def test_what_tools_add_is_taken_away(tiny_folder: Path) -> None:
+def test_prefixes_masks_and_the_head_are_removed(tiny_folder: Path) -> None:
     plain = {name: read_floats(tensor) for name, tensor in find_parameters(tiny_folder, TINY).items()}
     rewrite(
         tiny_folder,
@@ -61,7 +61,7 @@ def test_what_tools_add_is_taken_away(tiny_folder: Path) -> None:
     assert {name: read_floats(tensor) for name, tensor in found.items()} == plain
 
 
-def test_a_head_alone_is_the_embedding(tiny_folder: Path) -> None:
+def test_a_head_without_an_embedding_is_used_as_the_embedding(tiny_folder: Path) -> None:
     rewrite(tiny_folder, lambda tensors: {name.replace("wte", "lm_head"): tensor for name, tensor in tensors.items()})
     assert "wte.weight" in find_parameters(tiny_folder, TINY)
 
@@ -105,8 +105,8 @@ def test_shards_and_pickles_are_refused_with_the_remedy(tiny_folder: Path, tmp_p
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_damage_is_an_error_or_other_numbers(data, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Cut anywhere, or a byte changed anywhere in the header: CheckpointError, or a file that is well-formed by chance."""
+def test_damage_is_a_checkpoint_error_or_undetectable(data, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The file is truncated, or one byte of its header is changed: CheckpointError, unless it is still a valid file."""
     source = tmp_path_factory.getbasetemp() / "whole" / "model.safetensors"
     if not source.exists():
         random_model(TINY).save_pretrained(source.parent)
@@ -127,7 +127,7 @@ def test_damage_is_an_error_or_other_numbers(data, tmp_path_factory: pytest.Temp
         assert "\n" not in str(error)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         read_header(tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors").write_bytes(len(b"[" * 90000).to_bytes(8, "little") + b"[" * 90000)

@@ -1,4 +1,4 @@
-"""Engine against engine, part by part: PyTorch, NumPy, pure Python and, where they are installed, those of others."""
+"""Compare the engines part by part: PyTorch, NumPy, plain Python, and, if installed, transformers and tiktoken."""
 
 from gpt2.verification.checks import Check, Outcome, Status
 from gpt2.verification.verify import verify

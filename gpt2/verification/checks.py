@@ -1,4 +1,4 @@
-"""What a check is: two independent computations of the same numbers, a tolerance and its reason, and what came of it.
+"""A check compares two independent computations of the same numbers within a tolerance, and returns an outcome.
 
 It knows numbers only, no engines.
 """
@@ -15,12 +15,12 @@ import numpy as np
 
 from gpt_config.errors import GPT2Error
 
-# (what it is, what the subject computed, what the oracle computed); numbers, lists of them, arrays or tensors
+# (name, result of the subject, result of the oracle). Results are numbers, nested lists, arrays or tensors.
 Pair = tuple[str, Any, Any]
 
 
 class Status(enum.StrEnum):
-    """What came of a check. A warning is what works here and may break elsewhere."""
+    """The result of a check. WARNING means that it works here but may fail in other programs."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -30,29 +30,31 @@ class Status(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest relative difference that is no mistake, and why."""
+    """The largest relative difference that a check accepts, and the reason for it."""
 
     value: float
     reason: str
 
 
-# Some gradients are zero in theory (a lone token has nothing to compare its query with), and rounding in practice.
+# A relative difference is divided by at least this number, because some gradients are 0 in theory and rounding errors in
+# practice: a single token has nothing to compare its query with.
 SMALL = 0.01
 
-# How far from a point its neighbours are, of which the slope is computed: nearer, rounding would tell; farther, curvature.
+# h in the central difference (L(x + h) - L(x - h)) / 2h. A smaller h increases the error from rounding, a larger h the error
+# from curvature.
 DIFFERENCE_STEP = 1e-5
 
-EXACT = Tolerance(0.0, "whole numbers: they are equal or they are not")
-FLOAT64 = Tolerance(1e-10, "float64 rounds at 1e-16, and each engine adds up in another order")
-FLOAT32 = Tolerance(1e-4, "float32 rounds at 6e-8, and each engine adds up in another order")
-STEPS = Tolerance(1e-9, "what float64 rounds off in one training step, the next ones build on")
+EXACT = Tolerance(0.0, "integers must be equal")
+FLOAT64 = Tolerance(1e-10, "float64 rounds with errors of 1e-16, and the engines add in different orders")
+FLOAT32 = Tolerance(1e-4, "float32 rounds with errors of 6e-8, and the engines add in different orders")
+STEPS = Tolerance(1e-9, "each training step in float64 continues with the rounding errors of the steps before")
 DIFFERENCES = Tolerance(1e-6, "(L(x + h) - L(x - h)) / 2h with h = 1e-5 is the derivative up to about 1e-9")
 BY_DTYPE = {"float64": FLOAT64, "float32": FLOAT32}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a check; the differences are None where nothing was compared, `note` says what the user should know."""
+    """The outcome of a check. The differences are None if nothing was compared; `note` names the faults for the user."""
 
     part: str
     subject: str
@@ -67,7 +69,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """`part` of the engine `subject` against `oracle`: `pairs` computes what both say, when it is run."""
+    """`part` of the engine `subject` against `oracle`. `pairs` computes the results of both when the check runs."""
 
     part: str
     subject: str
@@ -77,13 +79,13 @@ class Check:
     pairs: Callable[[], Iterable[Pair]]
 
     def run(self) -> Outcome:
-        """Compare all pairs. An engine that raises an error has failed."""
+        """Compare all pairs. If an engine raises an error, the check fails and the note gives the error."""
         absolute = relative = 0.0
         status, notes = Status.PASS, []
         try:
             for name, found, expected in self.pairs():
                 pair_absolute, pair_relative = _difference(found, expected)
-                if not pair_relative <= self.tolerance.value:  # NaN is not
+                if not pair_relative <= self.tolerance.value:  # also true for NaN
                     status = Status.FAIL
                     notes.append(name)
                 absolute, relative = _larger(absolute, pair_absolute), _larger(relative, pair_relative)
@@ -95,7 +97,7 @@ class Check:
 
 
 def _difference(found: Any, expected: Any) -> tuple[float, float]:
-    """The largest |found - expected|, and that as a share of the largest |expected|, or of `SMALL` where all are smaller."""
+    """The largest |found - expected|, and that divided by the largest |expected|, or by `SMALL` if that is larger."""
     actual, oracle = (np.asarray(value, dtype=np.float64) for value in (found, expected))
     if actual.shape != oracle.shape:
         raise ValueError(f"shape {actual.shape} instead of {oracle.shape}")

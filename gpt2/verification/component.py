@@ -1,6 +1,6 @@
-"""What a component is: one function of GPT-2, how each engine computes it, and the checks that follow from that.
+"""A component: one function of GPT-2, how each engine computes it, and the checks that compare the engines.
 
-It knows the shapes that are tried and how engines are compared, not the functions: those are listed in `components`.
+It knows which shapes are tested and how engines are compared. The functions themselves are listed in `components`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from gpt2.verification.checks import BY_DTYPE, DIFFERENCE_STEP, DIFFERENCES, FLO
 from gpt_config.model_config import GPT2Config
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Inputs = dict[str, Array]  # those of floating point have gradients
+Inputs = dict[str, Array]  # by name; floating-point inputs have gradients, ids have none
 Gradients = dict[str, Array]
 
 
 class Shape(NamedTuple):
-    """Batch, tokens, channels, heads, vocabulary: what the inputs of a component are as large as."""
+    """The sizes of a component's inputs: batch, tokens, channels, heads, vocabulary."""
 
     B: int
     T: int
@@ -34,21 +34,24 @@ class Shape(NamedTuple):
 
     @property
     def config(self) -> GPT2Config:
-        """A model of that shape, without dropout."""
+        """The config of a model with one layer of this shape, without dropout."""
         return GPT2Config(
             vocab_size=self.V, n_positions=self.T, n_embd=self.C, n_head=self.H, n_layer=1,
             embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
         )  # fmt: skip
 
 
-# As many rows as tokens, one of each, odd numbers, more heads than channels in a head: where ports mix up their axes.
+# Shapes in which swapped axes show: B = T, sizes of 1, odd numbers, more heads than channels per head.
 SHAPES = (Shape(2, 5, 12, 3, 11), Shape(4, 4, 8, 2, 7), Shape(1, 1, 4, 1, 2), Shape(3, 7, 10, 5, 5), Shape(6, 2, 6, 6, 13))
-_DIRECTIONS = 3  # that are tried with each input
+_DIRECTIONS = 3  # random directions per input for the central differences
 
 
 @dataclass(frozen=True)
 class Component:
-    """One function of GPT-2. `numpy` gives the output and what maps its gradient to those of the inputs, by name."""
+    """One function of GPT-2 in each engine that has it.
+
+    `numpy` returns the output and its backward function, which maps dL/d(output) to dL/d(input) for each input by name.
+    """
 
     name: str
     inputs: Callable[[Shape, np.random.Generator], Inputs]
@@ -58,7 +61,7 @@ class Component:
     transformers: Callable[[dict[str, Tensor], Shape], Tensor] | None = None
 
     def checks(self) -> Iterator[Check]:
-        """All that can be compared."""
+        """One check for each pair of engines, direction and dtype. transformers is left out if it is not installed."""
         if self.numpy is not None:
             for dtype, tolerance in BY_DTYPE.items():
                 yield Check(f"{self.name}, forward", "NumPy", "PyTorch", dtype, tolerance, partial(self._forwards, dtype))
@@ -122,7 +125,7 @@ class Component:
                 yield f"{key} at {name}", tensor.grad, theirs[key].grad
 
     def _central_differences(self) -> Iterator[Pair]:
-        """The gradient along a direction, against how much the loss sum(out * d_out) changes along it."""
+        """The gradient along random directions against the change of the loss sum(out * d_out) along them."""
         assert self.numpy is not None
         for name, shape, inputs, rng in self._cases("float64"):
             out, backward = self.numpy(inputs, shape)
@@ -153,7 +156,7 @@ def _tensors(inputs: Inputs, requires_grad: bool = False) -> dict[str, Tensor]:
 
 
 def normal(**shapes: tuple[str, ...]) -> Callable[[Shape, np.random.Generator], Inputs]:
-    """Normal inputs, each of the axes named: a letter is a size of the `Shape`, "3C" three times one."""
+    """Normally distributed inputs with the named axes: a letter is a size of the `Shape`, "3C" three times that size."""
 
     def draw(shape: Shape, rng: np.random.Generator) -> Inputs:
         return {name: rng.standard_normal([_size(axis, shape) for axis in axes]) for name, axes in shapes.items()}

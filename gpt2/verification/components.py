@@ -1,7 +1,7 @@
-"""Every component on its own, forward and backward: NumPy and pure Python against PyTorch, that against transformers.
+"""Each component separately, forward and backward: NumPy and plain Python against PyTorch, PyTorch against transformers.
 
-A list of `Component`s. Engines are asked through their modules at the time of the check, so what is checked is what stands
-there then.
+It defines the `Component`s; `component` compares them. A function of an engine is looked up in its module when the check
+runs, so that a test can replace it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def component_checks() -> Iterator[Check]:
 
 
 def _pointwise(forward: str, backward: str) -> Callable[[Inputs, Shape], tuple[Any, Callable[[Any], Gradients]]]:
-    """A function of `numpy_layers` with one input, by the names of its two halves."""
+    """A function of `numpy_layers` with one input `x`, by the names of its forward and backward functions."""
 
     def run(inputs: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
         out, saved = getattr(numpy_layers, forward)(inputs["x"])
@@ -40,7 +40,7 @@ def _pointwise(forward: str, backward: str) -> Callable[[Inputs, Shape], tuple[A
 
 
 def _by_row(function: Callable[[Any], Any], x: Any, depth: int = 2) -> Any:
-    """`function` of each innermost row of nested lists."""
+    """Nested lists in which `function` has been applied to each item at `depth`."""
     return function(x) if depth == 0 else [_by_row(function, row, depth - 1) for row in x]
 
 
@@ -103,14 +103,15 @@ def _numpy_dropout(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradie
 
 
 def _torch_dropout(i: dict[str, Tensor], shape: Shape) -> Tensor:
-    """The formula, for the places that this seed draws: PyTorch's own would draw others."""
+    """The formula of dropout with NumPy's random numbers, because PyTorch's own dropout would draw others."""
     kept = np.random.default_rng(7).random(tuple(i["x"].shape), dtype=np.float32) >= _DROPOUT
     return torch.where(torch.from_numpy(kept), i["x"] / (1 - _DROPOUT), 0.0)
 
 
-_EPSILON, _DROPOUT = 1e-5, 0.3
+_EPSILON = 1e-5  # of layer norm
+_DROPOUT = 0.3  # probability
 
-# ---- Layers with parameters, by their published names ---------------------------------------------------------------
+# ---- Layers with parameters, under their published names ------------------------------------------------------------
 
 _ATTENTION = {
     "attn.c_attn.weight": ("C", "3C"), "attn.c_attn.bias": ("3C",),
@@ -124,7 +125,7 @@ _NORMS = {"ln_1.weight": ("C",), "ln_1.bias": ("C",), "ln_2.weight": ("C",), "ln
 
 
 def _called(module: nn.Module, parameters: dict[str, Tensor], *arguments: Any) -> Tensor:
-    """What `module` gives with these for its parameters; every one must be named."""
+    """The output of `module` with these `parameters`, which must contain all of its parameters."""
     out: Tensor = torch.func.functional_call(module.eval(), parameters, arguments, strict=True)
     return out
 
@@ -134,7 +135,7 @@ def _without(prefix: str, i: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _columns(i: dict[str, Any]) -> dict[str, Any]:
-    """As the pure-Python engine holds parameters: the weight of a linear layer by its columns."""
+    """The parameters as the plain Python engine stores them: the weight of a linear layer as its columns."""
     return {
         name: [list(column) for column in zip(*value, strict=True)] if "c_" in name and name.endswith("weight") else value
         for name, value in i.items()
@@ -182,7 +183,7 @@ def _transformers_block(i: dict[str, Tensor], shape: Shape) -> Tensor:
     from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
     out: Any = _called(GPT2Block(_transformers_config(shape), layer_idx=0), _without("", i), i["x"])
-    return out if isinstance(out, Tensor) else out[0]  # some versions give the attention's weights too
+    return out if isinstance(out, Tensor) else out[0]  # some versions also return the attention weights
 
 
 def _numpy_attention(i: Inputs, shape: Shape) -> tuple[Any, Callable[[Any], Gradients]]:
@@ -211,7 +212,7 @@ def _python_linear(i: dict[str, Any], shape: Shape) -> Any:
 
 
 def _first_visible(x: Any) -> Any:
-    """Row t of a square of scores sees t + 1 of them."""
+    """The masked softmax of scores (B, T, T): row t sees the first t + 1 scores."""
     return [[python_gpt2.masked_softmax(scores, t + 1) for t, scores in enumerate(square)] for square in x]
 
 

@@ -1,4 +1,4 @@
-"""What breaks model folders in practice, looked for in the files as they are, before any reader has corrected them."""
+"""Check a model folder for faults that occur in practice. It reads the raw files, because loading corrects some faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPILED, _HEAD, _TABLE = "_orig_mod.", "lm_head.weight", "wte.weight"
 
 
 def folder_checks(folder: Path) -> Iterator[Outcome]:
-    """All checks of the files. Without transformers, one outcome names the extra that installs it."""
+    """All checks of the files. If transformers is not installed, one outcome names the extra that installs it."""
     yield _outcome("config: n_ctx", *_n_ctx(folder))
     is_readable = yield from _weights_checks(folder)
     if is_readable or not importlib.util.find_spec("transformers"):
@@ -28,11 +28,15 @@ def folder_checks(folder: Path) -> Iterator[Outcome]:
 
 
 def _weights_checks(folder: Path) -> Generator[Outcome, None, bool]:
-    """Those of one model.safetensors; returns whether it can be read. Other files have a reader that the engines do not
-    share."""
+    """The checks of model.safetensors. Returns whether the file can be read.
+
+    Weights in other files are not checked, because only the PyTorch engine reads them.
+    """
     path = folder / "model.safetensors"
     if not path.is_file():
-        yield _outcome("weights", Status.SKIPPED, "not in one model.safetensors: save the model again to have them checked")
+        yield _outcome(
+            "weights", Status.SKIPPED, "there is no single model.safetensors: save the model again to have it checked"
+        )
         return False
     try:
         tensors = read_header(path)
@@ -52,24 +56,24 @@ def _outcome(part: str, status: Status, note: str = "") -> Outcome:
 
 def _n_ctx(folder: Path) -> tuple[Status, str]:
     if not (folder / "config.json").is_file():
-        return Status.SKIPPED, f"no config.json; {' or '.join(CONFIG_FILES[1:])} has it always"
+        return Status.SKIPPED, f"there is no config.json; {' or '.join(CONFIG_FILES[1:])} always contains n_ctx"
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         positions, context = values.get("n_positions", 1024), values.get("n_ctx")
     except (OSError, ValueError, AttributeError) as error:
-        return Status.FAIL, f"config.json cannot be read ({error})"
+        return Status.FAIL, f"config.json cannot be read ({error}): copy or download it again"
     if context is None:
-        return Status.WARNING, "n_ctx is missing, which older tools ask for: save the model anew, or add it to config.json"
+        return Status.WARNING, "n_ctx is missing, which older tools need: save the model again, or add n_ctx to config.json"
     if context != positions:
-        return Status.FAIL, f"n_ctx is {context} and n_positions {positions}: make them equal"
+        return Status.FAIL, f"n_ctx is {context} and n_positions is {positions}: make them equal"
     return Status.PASS, ""
 
 
 def _names(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
     compiled = [name for name in tensors if _COMPILED in name]
     if compiled:
-        what = f"{len(compiled)} names have {_COMPILED}, such as {compiled[0]}"
-        return Status.FAIL, f"{what}: save the model itself, not what torch.compile made of it"
+        found = f"{len(compiled)} names contain {_COMPILED}, such as {compiled[0]}"
+        return Status.FAIL, f"{found}: save the original model, not the one that torch.compile returned"
     return Status.PASS, ""
 
 
@@ -82,14 +86,14 @@ def _tied(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
     if head is None or table is None:
         return Status.PASS, ""
     if head.shape != table.shape or read_floats(head) != read_floats(table):
-        return Status.FAIL, f"{_HEAD} differs from {_TABLE}: GPT-2's head is its token embedding, so this is another model"
+        return Status.FAIL, f"{_HEAD} differs from {_TABLE}: this is no GPT-2, whose head equals its token embedding"
     return Status.PASS, ""
 
 
 def _finite(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
     for name, tensor in tensors.items():
         if tensor.dtype in ITEM_SIZES and not _is_finite(read_floats(tensor)):
-            return Status.FAIL, f"{name} holds NaN or infinite numbers: get the weights again, or an earlier checkpoint"
+            return Status.FAIL, f"{name} contains NaN or infinite numbers: download it again, or use an earlier checkpoint"
     return Status.PASS, ""
 
 
@@ -106,16 +110,17 @@ def _vocabulary(folder: Path, tensors: dict[str, StoredTensor]) -> tuple[Status,
     except GPT2Error as error:
         return Status.FAIL, str(error)
     if stated != n_rows:
-        return Status.FAIL, f"config.json says vocab_size={stated} and the token embedding has {n_rows} rows"
+        return Status.FAIL, f"vocab_size={stated} in config.json, but the token embedding has {n_rows} rows: make them equal"
     if n_tokens > n_rows:
-        return Status.FAIL, f"the tokenizer has {n_tokens} tokens and the model {n_rows} rows: it belongs to another model"
+        found = f"the tokenizer has {n_tokens} tokens, but the token embedding has {n_rows} rows"
+        return Status.FAIL, f"{found}: use the tokenizer of this model"
     if n_tokens < n_rows:
-        return Status.WARNING, f"{n_rows} rows for {n_tokens} tokens: a padded vocabulary, whose last ids stand for nothing"
+        return Status.WARNING, f"{n_rows} rows for {n_tokens} tokens: a padded vocabulary, whose last ids have no token"
     return Status.PASS, ""
 
 
 def _transformers(folder: Path) -> tuple[Status, str]:
-    """Whether it loads, with every parameter found; the logits are compared among the checks of the whole model."""
+    """Whether transformers finds every parameter in the folder. The checks of the whole model compare its logits."""
     if not importlib.util.find_spec("transformers"):
         return Status.SKIPPED, "transformers is not installed (pip install 'gpt2-from-scratch[verify]')"
     from transformers import GPT2LMHeadModel
@@ -125,9 +130,9 @@ def _transformers(folder: Path) -> tuple[Status, str]:
     logging.disable_progress_bar()
     try:
         found: Any = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # whatever it raises, it did not read the folder
+    except Exception as error:  # any error means that transformers could not read the folder
         return Status.FAIL, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     missing = sorted(found[1]["missing_keys"])
     if missing:
-        return Status.FAIL, f"it finds no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        return Status.FAIL, f"it does not find {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
     return Status.PASS, ""

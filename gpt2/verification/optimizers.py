@@ -1,4 +1,4 @@
-"""The optimizers' steps, clipping and schedule in NumPy against PyTorch's and the trainer's."""
+"""Optimizer steps, gradient clipping and the learning-rate schedule: NumPy against PyTorch and the trainer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from gpt2.training import optimizer as trainer_optimizer
 from gpt2.verification.checks import BY_DTYPE, FLOAT64, Check, Pair
 from gpt_config.training_config import TrainingConfig
 
-_STEPS, _RATE, _MAX_NORM = 5, 0.01, 1.0
+_STEPS = 5  # optimizer steps per check
+_RATE = 0.01  # learning rate
+_MAX_NORM = 1.0  # limit of gradient clipping
 
 
 def optimizer_checks() -> Iterator[Check]:
-    """All of them."""
+    """The checks of all optimizers, of clipping and of the schedule."""
     for name, (ours, theirs) in _OPTIMIZERS.items():
         for dtype, tolerance in BY_DTYPE.items():
             yield Check(f"{name}, 5 steps", "NumPy", "PyTorch", dtype, tolerance, partial(_steps, ours, theirs, dtype))
@@ -28,7 +30,7 @@ def optimizer_checks() -> Iterator[Check]:
 
 
 def _module(dtype: str) -> nn.Module:
-    """A matrix and a vector: some optimizers treat them differently."""
+    """A module with a matrix and a vector, because AdamW decays matrices only."""
     module = nn.Linear(5, 3).to(getattr(torch, dtype))
     rng = np.random.default_rng(0)
     with torch.no_grad():

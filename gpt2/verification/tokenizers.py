@@ -1,4 +1,4 @@
-"""The tokenizer against tiktoken, with the same vocabulary and tiktoken's own pattern."""
+"""The tokenizer against tiktoken with the same vocabulary and tiktoken's own pattern. It knows no models."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from gpt2.verification.checks import EXACT, Check, Pair
 from gpt_encoder.interface import Tokenizer
 from gpt_encoder.tokenizer import GPT2Tokenizer
 
-_N_RANDOM = 300
-# Contractions, blanks of all kinds, numbers, scripts, emoji with joiners, and what spells a special token.
+_N_RANDOM = 300  # random texts, and random lists of ids
+# Contractions, all kinds of whitespace, numbers, scripts, emoji with joiners, and the spelling of a special token.
 _TEXTS = (
     "", " ", "Hello world", "don't we'll I'm THEY'RE", "  two  blanks\tand\ttabs \n\n lines\r\n", "3.14159 1,000,000 ½ ²",
     "naïve café Ångström", "Привет, мир! こんにちは世界 안녕 مرحبا नमस्ते", "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301 \u200b\ufeff",
     "x = [i**2 for i in range(10)]  # ok",
     "<|endoftext|>", "\x00\x7f\x80\xff", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "'''quotes''' \"and\" …",
 )  # fmt: skip
+# Ranges of code points for random texts.
 _RANGES = ((32, 126), (0, 255), (0x400, 0x4FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F6FF), (0, 0xD7FF))
 
 
 def tokenizer_checks(tokenizer: Tokenizer) -> Iterator[Check]:
-    """Ids and texts, both ways; nothing where the tokenizer is of another kind or tiktoken is not installed."""
+    """Checks of encoding and decoding; none if the tokenizer is of another kind or tiktoken is not installed."""
     if isinstance(tokenizer, GPT2Tokenizer) and importlib.util.find_spec("tiktoken"):
         yield Check("ids of texts", "tokenizer", "tiktoken", "integers", EXACT, partial(_ids, tokenizer))
         yield Check("texts of ids", "tokenizer", "tiktoken", "bytes", EXACT, partial(_texts, tokenizer))
@@ -42,7 +43,7 @@ def _tiktoken(tokenizer: GPT2Tokenizer) -> Any:
 def _ids(tokenizer: GPT2Tokenizer) -> Iterator[Pair]:
     theirs, rng = _tiktoken(tokenizer), random.Random(0)
     for text in (*_TEXTS, *(_random_text(rng) for _ in range(_N_RANDOM))):
-        # The length first, or a text whose ids are fewer would be said to have another "shape".
+        # The length comes first, because an empty text has no ids, and a comparison without numbers is an error.
         found, expected = tokenizer.encode(text), theirs.encode_ordinary(text)
         yield repr(text[:20]), [len(found), *found], [len(expected), *expected]
 

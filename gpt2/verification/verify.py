@@ -1,4 +1,7 @@
-"""All checks of a model, in the order in which a doubt would be followed: its files, the parts, then the whole."""
+"""All checks of a model: first its files, then components and optimizers, then the tokenizer and the whole model.
+
+It only runs the checks; the other modules of this package define them.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from gpt_encoder.tokenizer import has_tokenizer, load_tokenizer
 
 
 def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Outcome]:
-    """Run every check on the model in `folder`, and yield what came of each.
+    """Run all checks on the model in `folder`, and yield the Outcome of each.
 
-    `progress` is told how many are done, and how many there are. Where the engines cannot read the folder, the checks of
-    the whole model are left out, and one outcome says why.
+    `progress` is called with the number of finished checks and their total. If an engine cannot read the folder, the checks
+    of the whole model are skipped, and one failed outcome gives the reason.
     """
     yield from folder_checks(folder)
     checks = [*component_checks(), *optimizer_checks()]

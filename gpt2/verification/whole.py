@@ -1,7 +1,7 @@
-"""The whole model in every engine: logits, loss, gradients, greedy ids, training steps.
+"""Checks of the whole model in every engine: logits, loss, gradients, greedy ids, training steps.
 
-Each engine reads the weights from the folder by its own reader, so that the readers are compared too. transformers takes
-part where it is installed.
+Each engine reads the weights from the folder with its own reader, so the readers are compared too. transformers is included
+if it is installed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from gpt_config.training_config import TrainingConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_BATCHES = ((2, 8), (4, 4))  # (B, T); as many rows as tokens too
-_NEW_TOKENS, _TRAINING_STEPS, _RATE = 8, 20, 1e-3
+_BATCHES = ((2, 8), (4, 4))  # (B, T); B = T shows swapped axes
+_NEW_TOKENS = 8  # compared per greedy text
+_TRAINING_STEPS = 20
+_RATE = 1e-3  # learning rate of the training steps
 
 
 def model_checks(folder: Path) -> Iterator[Check]:
@@ -67,12 +69,12 @@ def model_checks(folder: Path) -> Iterator[Check]:
 
 
 class _Engines:
-    """The same model in each engine, loaded when it is first asked for."""
+    """The same model in each engine, loaded at the first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @functools.cache  # noqa: B019  it lives as long as the checks
+    @functools.cache  # noqa: B019  the object lives as long as the checks
     def torch(self, dtype: str) -> GPT2:
         return load_model(self.folder, dtype=dtype)
 
@@ -95,7 +97,7 @@ class _Engines:
 
     @property
     def batches(self) -> list[tuple[str, Array]]:
-        """Ids (B, T + 1), the last of which are targets only."""
+        """(name, ids (B, T + 1)) of each batch; the last column holds targets only."""
         config, rng = self.torch("float64").config, np.random.default_rng(0)
         sizes = [(B, min(T, config.n_positions)) for B, T in _BATCHES]
         return [(f"shape {(B, T)}", rng.integers(0, config.vocab_size, (B, T + 1))) for B, T in sizes]
@@ -135,7 +137,7 @@ def _transformers_logits(engines: _Engines, dtype: str) -> Iterator[Pair]:
 
 
 def _parts(ids: Array) -> list[Array]:
-    """The tokens of (B, T) as they come to a cache: some at once, then two, which need a mask, then one by one."""
+    """The tokens of (B, T) in the parts given to a cache: T // 2 at once, then two, which need a mask, then one by one."""
     T = ids.shape[1]
     return [part for part in np.split(ids, [T // 2, *range(T // 2 + 2, T)], axis=1) if part.size]
 
@@ -184,22 +186,22 @@ def _numpy_gradients(engines: _Engines, dtype: str) -> Iterator[Pair]:
 
 
 def _central_differences(engines: _Engines) -> Iterator[Pair]:
-    """The slope of the loss when all parameters move at once, each tensor as far as its numbers are large."""
+    """The slope of the loss along random directions of all parameters together, scaled to the size of each tensor."""
     model, rng = engines.numpy("float64"), np.random.default_rng(2)
     for name, ids in engines.batches:
         inputs, targets = ids[:, :-1], ids[:, 1:]
         _, gradients = numpy_gpt2.loss_and_gradients(model.parameters, model.config, inputs, targets)
         found, expected = [], []
         for _ in range(3):
-            way = {key: rng.standard_normal(value.shape) * np.abs(value).mean() for key, value in model.parameters.items()}
-            found.append(sum(float(np.vdot(gradients[key], step)) for key, step in way.items()))
-            above, below = (_loss_along(model, way, sign * DIFFERENCE_STEP, inputs, targets) for sign in (1, -1))
+            line = {key: rng.standard_normal(value.shape) * np.abs(value).mean() for key, value in model.parameters.items()}
+            found.append(sum(float(np.vdot(gradients[key], step)) for key, step in line.items()))
+            above, below = (_loss_along(model, line, sign * DIFFERENCE_STEP, inputs, targets) for sign in (1, -1))
             expected.append((above - below) / (2 * DIFFERENCE_STEP))
         yield name, found, expected
 
 
-def _loss_along(model: NumpyGPT2, way: dict[str, Array], step: float, inputs: Array, targets: Array) -> float:
-    parameters = {key: value + step * way[key] for key, value in model.parameters.items()}
+def _loss_along(model: NumpyGPT2, line: dict[str, Array], step: float, inputs: Array, targets: Array) -> float:
+    parameters = {key: value + step * line[key] for key, value in model.parameters.items()}
     logits, _ = numpy_gpt2.gpt2_forward(parameters, model.config, inputs)
     return numpy_layers.cross_entropy_forward(logits, targets)[0]
 
@@ -241,7 +243,7 @@ def _greedy(engines: _Engines, of_engine: Callable[[_Engines, Array], list[int]]
 
 
 def _until(end: int | None, ids: list[int]) -> list[int]:
-    """Some engines return the end of text, and some go on with it."""
+    """`ids` up to and including the first `end`: some engines stop there, others continue after it."""
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
@@ -265,8 +267,11 @@ def _transformers_greedy(engines: _Engines, prompt: Array) -> list[int]:
 
 
 def _training(engines: _Engines, of_engine: Callable[[_Engines], list[float]]) -> Iterator[Pair]:
-    """Without dropout: each engine draws its own. The weights after it are not compared, for the bias of the keys cancels
-    in the softmax: its gradient is nothing but rounding, of which Adam makes steps as long as any other."""
+    """The losses of training without dropout, because each engine draws other random numbers.
+
+    The weights after training are not compared. The bias of the keys cancels in the softmax, so its gradient consists of
+    rounding errors only, and Adam turns these into steps as long as all others.
+    """
     model = copy.deepcopy(engines.torch("float64"))
     loss = LanguageModelLoss(model)
     expected = _losses(model, lambda ids: loss(torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:])), engines)
@@ -299,7 +304,7 @@ def _transformers_losses(engines: _Engines) -> list[float]:
 
 @contextlib.contextmanager
 def random_model() -> Iterator[Path]:
-    """A folder with a tiny model of random weights, large enough that every part of it matters."""
+    """A temporary folder with a tiny model. Its random weights are large enough for every part to change the result."""
     import tempfile
 
     from gpt_config.model_config import GPT2Config

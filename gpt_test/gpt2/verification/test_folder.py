@@ -1,4 +1,4 @@
-"""Folders as they break in practice: each fault is named, and nothing else is."""
+"""Folders with faults that occur in practice: each fault is reported, and nothing else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_names_of_a_compiled_model(folder: Path) -> None:
     assert found.status == Status.FAIL and "_orig_mod." in found.note
 
 
-def test_a_head_of_its_own(folder: Path) -> None:
+def test_a_separate_head(folder: Path) -> None:
     rewrite(folder, lambda tensors: {**tensors, "lm_head.weight": tensors["wte.weight"].clone()})
     assert outcome(folder, "weights: tied head").status == Status.PASS
     rewrite(folder, lambda tensors: {**tensors, "lm_head.weight": -tensors["wte.weight"]})
@@ -55,7 +55,7 @@ def test_a_head_of_its_own(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_none(folder: Path, value: float) -> None:
+def test_numbers_that_are_not_finite(folder: Path, value: float) -> None:
     def change(tensors: Tensors) -> Tensors:
         tensors["ln_f.bias"][-1] = value
         return tensors
@@ -84,7 +84,7 @@ def test_a_vocabulary_of_another_size(folder: Path, more: int, status: Status) -
     assert found.status == status and str(n_rows) in found.note
 
 
-def test_what_transformers_does_not_find(folder: Path) -> None:
+def test_a_parameter_that_transformers_does_not_find(folder: Path) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[test]')")
     assert outcome(folder, "transformers: reads the folder").status == Status.PASS
     rewrite(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "ln_f.bias"})
@@ -93,7 +93,7 @@ def test_what_transformers_does_not_find(folder: Path) -> None:
 
 
 def test_without_transformers_one_line_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the checks of the other engines are made."""
+    """The checks of the other engines still run."""
     monkeypatch.setitem(sys.modules, "transformers", None)
     outcomes = list(verify(folder))
     assert not any("transformers" in (found.subject, found.oracle) for found in outcomes)
@@ -106,7 +106,7 @@ def test_without_transformers_one_line_names_the_extra(folder: Path, monkeypatch
     assert outcome(folder, "transformers: reads the folder") == line
 
 
-def test_a_file_that_is_cut_off(folder: Path) -> None:
+def test_a_truncated_file(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     assert outcome(folder, "weights").status == Status.FAIL

@@ -1,6 +1,6 @@
-"""Every check fails when its subject is broken: one sign or one transposition, put into the source of one function."""
+"""Every check fails if its subject is broken: one sign or one transposition is changed in the source of one function."""
 
-# ruff: noqa: E501  tables are easier to compare with one mutant on a line
+# ruff: noqa: E501  tables are easier to compare with one mutant per line
 from __future__ import annotations
 
 import inspect
@@ -20,7 +20,7 @@ from gpt2.verification.components import component_checks
 from gpt2.verification.optimizers import optimizer_checks
 from gpt2.verification.whole import model_checks, random_model
 
-# (the part that must fail, its engine, where the function stands, its name, what is there, what comes in its place)
+# (the part that must fail, its engine, the module or class of the function, its name, the code to replace, its replacement)
 COMPONENT_MUTANTS = [
     ("matrix product, forward", "Python", python_gpt2, "matmul", "columns = transpose(b)", "columns = b"),
     ("transpose, forward", "Python", python_gpt2, "transpose", "zip(*a, strict=True)", "a"),
@@ -89,7 +89,7 @@ OPTIMIZER_MUTANTS = [
     ("gradient clipping", numpy_optimizers, "clip_gradients", "gradient *= scale", "gradient *= -scale"),
     ("warm-up and cosine", numpy_optimizers, "warmup_cosine", "1 + math.cos", "1 - math.cos"),
 ]  # fmt: skip
-# What only shows in the whole: the subject's engine, or PyTorch as the subject of transformers.
+# Faults in functions that only the whole model uses: in the subject, or in PyTorch where it is compared with transformers.
 MODEL_MUTANTS = [
     ("logits", "Python", "PyTorch", python_gpt2, "hidden_states", "range(past, past", "range(past + 1, past + 1"),
     ("logits", "NumPy", "PyTorch", numpy_model, "gpt2_forward", "tokens + positions", "tokens - positions"),
@@ -112,14 +112,14 @@ def mutate(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, old: str, new
     """Replace `old` by `new` in the function `name` of a module or class."""
     function = getattr(place, name)
     source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) >= 1, f"{old!r} is not in {name}: the mutant has to follow the code"
+    assert source.count(old) >= 1, f"{old!r} is not in {name}: the mutant must be changed with the code"
     namespace: dict[str, Any] = {}
     exec(compile(source.replace(old, new), f"mutant of {name}", "exec"), function.__globals__, namespace)
     monkeypatch.setattr(place, name, namespace[name])
 
 
 def statuses(checks: Iterator[Check], part: str, subject: str, oracle: str | None = None) -> list[Status]:
-    """What comes of the checks of that part and engine; where no oracle is named, PyTorch may be the engine too."""
+    """The results of the checks of `part` with the engine `subject`. Without an `oracle`, it may also be on the other side."""
     chosen = [
         check
         for check in checks

@@ -1,4 +1,4 @@
-"""The tokenizer's checks: they pass, and fail when encoding or decoding is broken."""
+"""The tokenizer checks pass, and they fail if encoding or decoding is broken."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_openais_and_a_learned_vocabulary_pass(openai_tokenizer: GPT2Tokenizer, 
 
 
 @pytest.mark.parametrize(("method", "part"), [("encode", "ids of texts"), ("decode", "texts of ids")])
-def test_what_is_broken_fails(small_tokenizer: GPT2Tokenizer, method: str, part: str) -> None:
+def test_a_broken_tokenizer_fails(small_tokenizer: GPT2Tokenizer, method: str, part: str) -> None:
     whole = getattr(GPT2Tokenizer, method)
     broken = type("Broken", (GPT2Tokenizer,), {method: lambda self, given: whole(self, given)[::-1]})
     found = statuses(broken(small_tokenizer.vocabulary))
     assert found.pop(part) == Status.FAIL and set(found.values()) == {Status.PASS}
 
 
-def test_another_kind_of_tokenizer_has_no_counterpart() -> None:
+def test_another_kind_of_tokenizer_has_no_checks() -> None:
     assert list(tokenizer_checks(CharTokenizer("ab"))) == []

@@ -1,4 +1,4 @@
-"""What each section of a benchmark is given: settings, the model, texts, and where results go. It measures nothing."""
+"""The object that each section of a benchmark receives: settings, model, texts and results. It measures nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 
 class Measure(NamedTuple):
-    """The sections that `run` measures, in one call."""
+    """The sections that one call of `run` measures."""
 
     sections: tuple[str, ...]
     run: Callable[[Bench], None]
@@ -31,19 +31,19 @@ class Measure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a benchmark is made of. The defaults are those of `gpt2 benchmark`; tests exchange some."""
+    """The replaceable parts of a benchmark. The defaults are those of `gpt2 benchmark`; tests replace some."""
 
-    open_engine: OpenEngine = EngineApart  # the engines of decode, prefill and batch
-    run_python: Callable[[list[str], int], str] = run_python  # the processes of load and scaling
+    open_engine: OpenEngine = EngineApart  # opens the engines of decode, prefill and batch
+    run_python: Callable[[list[str], int], str] = run_python  # runs the processes of load and scaling
     installed_version: Callable[[str], str | None] = installed_version
-    free_memory: Callable[[], int | None] = free_memory  # bytes, for the models of scaling
-    measures: Sequence[Measure] | None = None  # None: those of all sections
-    temporary_root: Path | None = None  # where the temporary folder is made; None: where Python makes them
+    free_memory: Callable[[], int | None] = free_memory  # bytes; limits the models of scaling
+    measures: Sequence[Measure] | None = None  # None: all sections
+    temporary_root: Path | None = None  # folder of the temporary folder; None: Python's default
 
 
 @dataclasses.dataclass
 class Bench:
-    """What each section is given. `say` tells the user what is being done."""
+    """What each section receives. `say` prints a line of progress for the user."""
 
     settings: Settings
     subject: Subject
@@ -54,17 +54,17 @@ class Bench:
 
     @property
     def place(self) -> Place:
-        """Where engines compute."""
+        """The threads and the device of the engines."""
         return Place(self.settings.threads, self.settings.device)
 
     @property
     def device(self) -> torch.device:
-        """The same as a torch.device."""
+        """The device of the engines as a torch.device."""
         import torch
 
         return torch.device(self.settings.device)
 
     @property
     def pause(self) -> float:
-        """Seconds between two engines: with several threads, some still spin after their work."""
+        """Seconds to wait between two engines, because some keep several threads spinning for a while after their work."""
         return 0.0 if self.settings.threads == 1 else 0.25

@@ -1,4 +1,4 @@
-"""Tokenizers of this package and of its peers, each with the subject's vocabulary, and at work on texts."""
+"""Tokenizers of this package and of its peers, each with the subject's vocabulary. It knows no clocks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from gpt_encoder.tokenizer import GPT2Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class Codec:
-    """A tokenizer just made: ordinary text to ids, and ids to text."""
+    """A new tokenizer: ordinary text to ids, and ids to text."""
 
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
 
 
 class CodecAtWork:
-    """The tokenizer of that name and its texts, which go nowhere while it is timed. LeftOutError if there is none."""
+    """The tokenizer `name` with its texts, which are not sent to another process while it is timed.
+
+    LeftOutError if the tokenizer cannot take part.
+    """
 
     def __init__(self, name: str, subject: Subject, texts: dict[str, str]) -> None:
         self._make = partial(MAKERS[name], subject)
@@ -32,26 +35,26 @@ class CodecAtWork:
         self._ids = {text: list[int]() for text in texts}
 
     def digests(self, text: str) -> tuple[str, str]:
-        """Of the ids of a text and of what they decode to, to be compared with those of others."""
+        """The SHA-256 of the ids of a text, and of the text that they decode to. Equal tokenizers have equal digests."""
         ids = self._ids[text] = self._codec.encode(self._texts[text])
         results = array("q", ids).tobytes(), self._codec.decode(ids).encode("utf-8", "surrogatepass")
         first, second = (hashlib.sha256(result).hexdigest() for result in results)
         return first, second
 
     def renew(self) -> None:
-        """Make the tokenizer for `encode_new`."""
+        """Make a new tokenizer for `encode_new`."""
         self._new = self._make()
 
     def encode_new(self, text: str) -> None:
-        """By a tokenizer that has seen nothing since `renew`."""
+        """Encode with the tokenizer that `renew` made, which has no cached words yet."""
         self._new.encode(self._texts[text])
 
     def encode_seen(self, text: str) -> None:
-        """By the one that `digests` were made by."""
+        """Encode with the tokenizer of `digests`, which has already encoded this text."""
         self._codec.encode(self._texts[text])
 
     def decode(self, text: str) -> None:
-        """Decode what `digests` were made of."""
+        """Decode the ids that `digests` computed."""
         self._codec.decode(self._ids[text])
 
 
@@ -62,11 +65,11 @@ def _ours(subject: Subject) -> Codec:
 
 def _tiktoken(subject: Subject) -> Codec:
     import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str  # its own pattern, not ours
+    from tiktoken_ext.openai_public import r50k_pat_str  # tiktoken's own pattern, not ours
 
     tokenizer = subject.tokenizer
     if not isinstance(tokenizer, GPT2Tokenizer):
-        raise LeftOutError("has byte pairs only")
+        raise LeftOutError("supports only byte-pair tokenizers")
     ranks = {token: rank for rank, token in tokenizer.token_bytes.items() if rank not in tokenizer.special_tokens.values()}
     special = dict(tokenizer.special_tokens)
     encoding = tiktoken.Encoding("subject", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
@@ -78,7 +81,7 @@ def _tokenizers(subject: Subject) -> Codec:
 
     path = subject.folder / "tokenizer.json"
     if not path.is_file():
-        raise LeftOutError("needs a tokenizer.json, which this tokenizer does not write")
+        raise LeftOutError("needs tokenizer.json, which the tokenizer of this model does not write")
     tokenizer = Tokenizer.from_file(str(path))
     return Codec(lambda text: tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.decode)
 

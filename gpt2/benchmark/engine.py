@@ -1,4 +1,4 @@
-"""What an engine is: a model in memory that generates token ids. Interfaces only; it knows no engine."""
+"""Interfaces of an engine: a model in memory that generates token ids. It knows no particular engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an engine computes."""
+    """The number of threads and the device of an engine."""
 
     threads: int
     device: str = "cpu"
@@ -27,29 +27,29 @@ class Engine(Protocol):
     dtype: str
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
-        """The greedy `n_new` tokens after each prompt; no token ends a text early."""
+        """The `n_new` greedy tokens after each prompt. No token ends a text early."""
         ...
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the memory of the model."""
         ...
 
 
 class OpenableEngine(Engine, Protocol):
-    """An engine that is opened in two steps. Both raise LeftOutError for a dtype that the engine does not have."""
+    """An engine that is opened in two steps. Both raise LeftOutError for a dtype that the engine does not support."""
 
     def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
-        """Read what `prepare` has written."""
+        """Load the files that `prepare` wrote to `path`."""
 
     @staticmethod
     def prepare(subject: Subject, dtype: str) -> Path:
-        """Write the subject in the engine's own format; returns the path."""
+        """Write the subject in the engine's own format. Returns the path."""
         ...
 
 
 class OpenEngine(Protocol):
-    """A function or class that opens the engine of a name on what `prepare` has written."""
+    """A function or class that opens an engine by its name, with the files that `prepare` wrote."""
 
     def __call__(self, name: str, path: Path, subject: Subject, dtype: str, place: Place, /) -> Engine:
-        """LeftOutError if the engine cannot take part."""
+        """The opened engine. LeftOutError if it cannot take part."""
         ...

@@ -11,13 +11,13 @@ from gpt2.benchmark.subject import Subject
 
 
 class EngineApart(Apart):
-    """The engine of that name, as `engines.open_engine` opens it. LeftOutError if it cannot take part, or breaks."""
+    """The engine that `engines.open_engine` opens, in another process. LeftOutError if it cannot take part or fails."""
 
     def __init__(self, name: str, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         self.name, self.dtype = name, dtype
         super().__init__(open_engine, name, path, subject, dtype, place)
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
-        """As `Engine.generate`."""
+        """The same as `Engine.generate`."""
         ids: list[list[int]] = self.ask("generate", prompts, n_new)
         return ids

@@ -1,4 +1,4 @@
-"""Which engines there are, and how one is opened. Our own engine is here; those of other packages are in peers.py."""
+"""The list of engines, and how one is opened. It contains our own engine; those of other packages are in peers.py."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gpt_config.errors import DeviceError
 
 
 class OurEngine:
-    """This package."""
+    """The engine of this package."""
 
     name = OURS
 
     @staticmethod
     def prepare(subject: Subject, dtype: str) -> Path:
-        """The folder as it is."""
+        """The subject's folder, unchanged."""
         return subject.folder
 
     def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
-        locate_model(path)  # before torch is imported, which takes seconds
+        locate_model(path)  # raises an error before torch is imported, which takes seconds
         import torch
 
         from gpt2.pretrained import GPT2
@@ -40,7 +40,7 @@ class OurEngine:
             raise LeftOutError(f"not available: {error}") from None
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
-        """By GPT2.generate: one call for all prompts, the shorter ones padded on the left."""
+        """Ids from GPT2.generate: one call for all prompts, padded on the left."""
         import torch
 
         longest = max(map(len, prompts))
@@ -50,11 +50,11 @@ class OurEngine:
         return ids[:, longest:].tolist()
 
     def close(self) -> None:
-        """Delete the model."""
+        """Free the memory of the model."""
         del self._model
 
 
-# Peers by the names of their packages, which are imported when an engine is prepared or opened.
+# Engines by the names of their packages. A package is imported only when its engine is prepared or opened.
 _ENGINES: dict[str, type[OpenableEngine]] = {
     OURS: OurEngine,
     "transformers": TransformersEngine,
@@ -64,20 +64,20 @@ _ENGINES: dict[str, type[OpenableEngine]] = {
 
 
 def generating_engines(peers: Sequence[str]) -> list[str]:
-    """The names of our engine and of those peers that generate."""
+    """The names of our engine and of the `peers` that generate text."""
     return [OURS, *(name for name in peers if name in _ENGINES)]
 
 
 def prepare_engine(name: str, subject: Subject, dtype: str) -> Path:
-    """Write the subject in the format of the engine `name`; returns the path. LeftOutError if it cannot take part."""
+    """Write the subject in the format of the engine `name`. Returns the path. LeftOutError if it cannot take part."""
     return _ENGINES[name].prepare(subject, dtype)
 
 
 def open_engine(name: str, path: Path, subject: Subject, dtype: str, place: Place) -> Engine:
-    """The engine `name`, on what it has prepared. LeftOutError if it cannot take part, or does not fit into memory."""
+    """The engine `name`, loaded from its prepared files. LeftOutError if it cannot take part or needs too much memory."""
     needed, free = n_parameters(subject.config) * DTYPES[dtype], free_memory(place.device)
     if free is not None and needed > free:
-        raise LeftOutError(f"no room: its weights take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+        raise LeftOutError(f"not enough memory: its weights need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
     if name != OURS:
         spin_as_usual()  # what `gpt2` sets for itself would change how another program computes
     return _ENGINES[name](path, subject, dtype, place)

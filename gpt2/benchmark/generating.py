@@ -1,5 +1,6 @@
-"""Sections decode, prefill and batch: how fast tokens come. All engines are in memory at once,
-each in a process of its own, and take turns.
+"""Sections decode, prefill and batch: the speed of generation.
+
+All engines are in memory at once, each in a separate process, and take turns.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from gpt2.benchmark.settings import DTYPES
 from gpt2.benchmark.subject import prompt_rows
 
 SECTIONS = ("decode", "prefill", "batch")
-MEMORY = "memory"  # stands among the engines, for what reading all weights allows
+MEMORY = "memory"  # listed like an engine: the speed at which reading all weights limits decoding
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What all engines generate, and what is counted of it."""
+    """The prompts and number of tokens for all engines, and the quantity that is measured."""
 
     quantity: Quantity
     prompts: Prompts
@@ -33,7 +34,7 @@ class _Task:
 
 
 def generating(bench: Bench) -> None:
-    """Measure those of the sections that are asked for."""
+    """Measure those of the three sections that the settings contain."""
     oracle = Oracle(bench.subject.folder)
     with _all_engines(bench) as engines:
         if "decode" in bench.settings.sections:
@@ -48,7 +49,7 @@ def generating(bench: Bench) -> None:
 
 @contextlib.contextmanager
 def _all_engines(bench: Bench) -> Iterator[list[Engine]]:
-    """Every engine in every dtype; those that cannot take part are noted."""
+    """Every engine in every dtype. The results say why others cannot take part."""
     engines: list[Engine] = []
     section = next(section for section in SECTIONS if section in bench.settings.sections)
     try:
@@ -58,7 +59,7 @@ def _all_engines(bench: Bench) -> Iterator[list[Engine]]:
                 try:
                     path = prepare_engine(name, bench.subject, dtype)
                     engines.append(bench.parts.open_engine(name, path, bench.subject, dtype, bench.place))
-                except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
+                except Exception as error:  # an error in another library must not stop the benchmark
                     bench.results.leave_out(section, name, dtype, error)
         yield engines
     finally:
@@ -89,13 +90,13 @@ def _decode(bench: Bench, engines: list[Engine], oracle: Oracle) -> None:
 
 
 def _memory_limits(bench: Bench, stream: WeightStream, seconds: list[float]) -> dict[str, Row]:
-    """By dtype, how many tokens a second come if all weights are read for each and nothing else takes time."""
+    """For each dtype, the tokens per second if each token reads all weights once and nothing else takes time."""
     bandwidth = spread([stream.n_bytes / value for value in seconds])
     rows = {}
     for dtype in bench.settings.dtypes:
         of_float32 = DTYPES[dtype] / DTYPES["float32"]
         limit = speed([value * of_float32 for value in seconds], 1)
-        entrant = Entrant(MEMORY, dtype, note="its limit: all weights read once a token")
+        entrant = Entrant(MEMORY, dtype, note="the limit: each token reads all weights once")
         rows[dtype] = Row("decode", "after the first token", None, entrant, "tokens/s", limit)
     bench.results.memory = {
         "gigabytes_per_second": round(bandwidth.median / 1e9, 2),
@@ -105,7 +106,7 @@ def _memory_limits(bench: Bench, stream: WeightStream, seconds: list[float]) -> 
 
 
 def _with_share(row: Row, seconds: list[float], stream_seconds: list[float], n_tokens: int) -> Row:
-    """The median of the rounds' shares: each round's two sides met the same machine."""
+    """`row` with its share of the memory limit: the median over rounds, because both sides of a round ran alike."""
     if row.value is None:
         return row
     of_float32 = DTYPES[row.entrant.dtype] / DTYPES["float32"]
@@ -120,7 +121,7 @@ def _prefill(bench: Bench, engines: list[Engine], oracle: Oracle, length: int) -
 
 
 def _batch(bench: Bench, engines: list[Engine], oracle: Oracle, batch_size: int) -> None:
-    """Prompts of different lengths, for those of real users are: from half of `prompt_tokens` to all of them."""
+    """Prompts of different lengths, as in practice: from half of `prompt_tokens` to `prompt_tokens`."""
     settings = bench.settings
     half, span = (settings.prompt_tokens + 1) // 2, settings.prompt_tokens // 2
     lengths = [settings.prompt_tokens - span * row // max(1, batch_size - 1) for row in range(batch_size)]
@@ -140,7 +141,7 @@ def _in_turns(bench: Bench, engines: list[Engine], oracle: Oracle, task: _Task) 
 
 
 def _checked(bench: Bench, engines: list[Engine], oracle: Oracle, task: _Task) -> tuple[list[Engine], list[Entrant]]:
-    """The engines that give the right ids, if their precision is float32; each other one gets a row without a figure."""
+    """The engines to time: in float32 only those with the right ids. Each of the others gets a row without a value."""
     section, number = task.quantity.section, task.quantity.number
     bench.say(f"{section}{'' if number is None else f' {number}'}: comparing the ids of {len(engines)} engines")
     sound, entrants = [], []
@@ -148,7 +149,7 @@ def _checked(bench: Bench, engines: list[Engine], oracle: Oracle, task: _Task) -
         try:
             found = engine.generate(task.prompts, task.n_new)
             entrant = oracle.judge(engine, task.prompts, task.n_new, found)
-        except Exception as error:  # as above
+        except Exception as error:  # the same reason as above
             bench.results.leave_out(section, engine.name, engine.dtype, error)
             continue
         if entrant.agrees is False:

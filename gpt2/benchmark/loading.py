@@ -1,4 +1,4 @@
-"""Section load: from a shell's prompt to the first token, in a fresh process, with the files in the page cache."""
+"""Section load: the time from starting a process to the first token, with the files in the page cache."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gpt2.benchmark.subject import prompt_rows
 
 _SETTING = "start a process, load, first token"
 
-# The shortest programs that do it. Ours is its own command, which reads options and tokenizes besides; so does that of
-# transformers, and the other two are given ids. Arguments: where the model is, dtype, threads, prompt, as ids, as strings,
-# device.
+# The shortest program of each peer. Ours is the command `gpt2 generate`, which also parses options and tokenizes; the
+# program of transformers tokenizes too, and the other two receive ids or token strings. Arguments: path of the model, dtype,
+# threads, prompt as text, as ids, as token strings, device.
 _PROGRAMS = {
     "transformers": """
 import json, sys
@@ -51,7 +51,7 @@ print(json.dumps({"ids": [int(next(llama.generate(json.loads(ids), temp=0.0)))]}
 
 
 def loading(bench: Bench) -> None:
-    """Start a process for each token, once a round."""
+    """Start a process for each engine and dtype once per round; each generates one token."""
     bench.say("load: comparing the first token")
     entrants, runs = [], []
     expected: list[int] | None = None
@@ -60,7 +60,7 @@ def loading(bench: Bench) -> None:
             try:
                 run = _start(bench, name, dtype)
                 found = json.loads(run())["ids"]
-            except Exception as error:  # whatever goes wrong with an engine, the rest is measured
+            except Exception as error:  # an error in another library must not stop the benchmark
                 bench.results.leave_out("load", name, dtype, error)
                 continue
             expected = found if expected is None else expected
@@ -76,7 +76,7 @@ def loading(bench: Bench) -> None:
 
 
 def _judge(name: str, dtype: str, found: list[int], expected: list[int]) -> Entrant:
-    """Against the first of all, which is ours."""
+    """Compare the first token with `expected`, that of the first engine, which is ours."""
     if dtype != "float32" or found == expected:
         return Entrant(name, dtype, True if dtype == "float32" else None)
     return Entrant(name, dtype, False, f"its first token is {found}, not {expected}: not timed")

@@ -1,4 +1,4 @@
-"""The machine a benchmark runs on: its names and versions, how fast it reads memory, how much of that there is."""
+"""The machine of a benchmark: hardware, versions, memory size and memory bandwidth. It knows configs, not engines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "ctranslate2", "llama-cpp-python", "gguf",
 
 
 def environment(threads: int, device: torch.device) -> dict[str, Any]:
-    """What a reader must know to compare figures: processor, cores, threads, accelerator, versions, date."""
+    """What a reader needs to compare results: date, processor, cores, threads, accelerator, memory and versions."""
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -34,7 +34,7 @@ def environment(threads: int, device: torch.device) -> dict[str, Any]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package that pip installed, or None."""
+    """The version of an installed package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -42,18 +42,20 @@ def installed_version(package: str) -> str | None:
 
 
 def free_memory(device: str = "cpu") -> int | None:
-    """Bytes of the device's memory that can be had, without swapping, where the system says so."""
+    """Free memory of the device in bytes, without swapping; None if the system does not report it."""
     if device == "cpu":
         return _meminfo("MemAvailable")
     import torch
 
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, to be used again
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved by torch for reuse
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """The most bytes of the device's memory that this process has had: of a CPU's, mapped files that it has read among them,
-    of a GPU's, what tensors took."""
+    """The peak memory of this process on the device, in bytes.
+
+    On a CPU it includes the pages of mapped files that were read. On a GPU it is the memory of tensors.
+    """
     if device != "cpu":
         import torch
 
@@ -69,20 +71,22 @@ def peak_memory(device: str = "cpu") -> int:
 
 
 def n_parameters(config: GPT2Config) -> int:
-    """Weights and biases of a model."""
+    """The number of parameters of a model, with biases and norms."""
     C, inner = config.n_embd, config.inner_dim
     a_layer = 4 * C + (C + 1) * 3 * C + (C + 1) * C + (C + 1) * inner + (inner + 1) * C
     return (config.vocab_size + config.n_positions) * C + config.n_layer * a_layer + 2 * C
 
 
 def read_per_token(config: GPT2Config) -> int:
-    """Parameters that are read for each token: all but the positions, of which it is one row."""
+    """The number of parameters read per token: all except the position embeddings, of which only one row is read."""
     return n_parameters(config) - config.n_positions * config.n_embd
 
 
 class WeightStream:
-    """Reads as many bytes as the float32 weights of a model have, as fast as the machine can: the least that a token of
-    a model that does not fit the caches takes, whatever computes it."""
+    """Reads as many bytes as the float32 weights of a model have, as fast as the machine can.
+
+    This is a lower limit for the time per token of a model that does not fit into the caches, in any engine.
+    """
 
     N_READS = 16
 
@@ -95,8 +99,10 @@ class WeightStream:
         self.n_bytes = 4 * self._matrix.numel()
 
     def read(self) -> None:
-        """Read it all N_READS times: the first after a pause is slower than the others. A product with a vector does next
-        to nothing else, and is shared among the threads."""
+        """Read all bytes N_READS times, because the first read after a pause is slower than the others.
+
+        It is a matrix-vector product: it does little except reading, and PyTorch divides it among the threads.
+        """
         from gpt2.training.hardware import synchronize
 
         for _ in range(self.N_READS):

@@ -1,4 +1,4 @@
-"""How contenders are timed: in turns, so that whatever else the machine does meets all of them. It knows no engines."""
+"""Time contenders in turns, so that other work on the machine affects all of them alike. It knows no engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Contender:
-    """What is timed: `run`, with the arguments that `set_up` makes for it just before, which is not timed."""
+    """Something to time: `run`, with the arguments that `set_up` returns. `set_up` is called before each run, untimed."""
 
     run: Callable[..., object]
     set_up: Callable[[], tuple[Any, ...]] = tuple
@@ -19,7 +19,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of several measurements, the least and the greatest."""
+    """The median of several measurements, and the smallest and largest of them."""
 
     median: float
     low: float
@@ -34,10 +34,10 @@ def take_turns(
     pause: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Seconds of each contender in each round; `warm_ups` rounds before them are not counted.
+    """The seconds of each contender in each round, one list per contender. `warm_ups` rounds are run first, uncounted.
 
-    Each round begins with another contender, so that none always runs after the same one. `pause` seconds lie before each
-    run: the threads of some engines go on spinning for a while after their work.
+    Each round starts with another contender, so that none always runs after the same one. There is a pause of `pause`
+    seconds before each run, because the threads of some engines keep spinning for a while after their work.
     """
     times: list[list[float]] = [[] for _ in contenders]
     for number in range(-warm_ups, rounds):
@@ -54,16 +54,18 @@ def take_turns(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """The median, minimum and maximum of `values` (at least one)."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def speed(seconds: Sequence[float], amount: float) -> Spread:
-    """How much of `amount` was done a second."""
+    """The speed per second, if each of `seconds` was the time for `amount`."""
     return spread([amount / value for value in seconds])
 
 
 def times_as_fast(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """How many times as fast ours is, from the seconds of both: the ratios of each round, for a round's two sides met the
-    same machine."""
+    """How many times as fast as theirs ours is: the ratio theirs / ours in each round.
+
+    Ratios are taken per round, because both sides of a round ran under the same conditions.
+    """
     return spread([their_seconds / our_seconds for our_seconds, their_seconds in zip(ours, theirs, strict=True)])

@@ -1,4 +1,4 @@
-"""The engines of other packages, each used as its own documentation says. A package is imported when its engine is made."""
+"""The engines of other packages, each used as its documentation describes. A package is imported when its engine is made."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TransformersEngine:
 
     @staticmethod
     def prepare(subject: Subject, dtype: str) -> Path:
-        """The folder as it is."""
+        """The subject's folder, unchanged."""
         if dtype == "int8":
-            raise LeftOutError("has no int8 of its own")
+            raise LeftOutError("has no int8 format of its own")
         return subject.folder
 
     def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
@@ -47,12 +47,12 @@ class TransformersEngine:
         return rows
 
     def close(self) -> None:
-        """Drop the model."""
+        """Free the memory of the model."""
         del self._model
 
 
 def load_transformers(folder: Path, dtype: Any) -> Any:
-    """transformers' GPT-2 of that folder, in eval mode; it prints nothing."""
+    """The GPT2LMHeadModel of transformers for that folder, in eval mode. Prints nothing."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -61,19 +61,19 @@ def load_transformers(folder: Path, dtype: Any) -> Any:
 
 
 class CTranslate2Engine:
-    """CTranslate2's Generator. Its int8 keeps activations between the products in float32."""
+    """CTranslate2's Generator. With int8, activations between the matrix products stay in float32."""
 
     name = "ctranslate2"
 
     @staticmethod
     def prepare(subject: Subject, dtype: str) -> Path:
-        """Converted with its own converter."""
+        """The subject, converted by CTranslate2's own converter."""
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
 
         known = ctranslate2.get_supported_compute_types("cpu")
         if dtype not in known:
-            raise LeftOutError(f"does not compute {dtype} on this processor: it has {', '.join(sorted(known))}")
+            raise LeftOutError(f"does not support {dtype} on this processor, only {', '.join(sorted(known))}")
         folder = subject.work / f"ctranslate2-{dtype}"
         if not folder.exists():
             import transformers
@@ -100,24 +100,24 @@ class CTranslate2Engine:
         return [list(result.sequences_ids[0]) for result in results]
 
     def close(self) -> None:
-        """Drop the model."""
+        """Free the memory of the model."""
         self._generator.unload_model()
 
 
 class LlamaEngine:
-    """llama.cpp by llama-cpp-python. Its int8 is q8_0: blocks of 32 weights with a scale each."""
+    """llama.cpp through llama-cpp-python. Its int8 is q8_0: one scale per block of 32 weights."""
 
     name = "llama-cpp-python"
 
     @staticmethod
     def prepare(subject: Subject, dtype: str) -> Path:
-        """A GGUF file."""
+        """The subject as a GGUF file."""
         from gpt2.formats.gguf import write_gguf
         from gpt2.pretrained import load_model
 
         tokenizer = subject.tokenizer
         if not isinstance(tokenizer, GPT2Tokenizer):
-            raise LeftOutError("has byte pairs only")
+            raise LeftOutError("supports only byte-pair tokenizers")
         path = subject.work / f"{dtype}.gguf"
         if not path.exists():
             write_gguf(load_model(subject.folder), tokenizer, path, dtype)
@@ -126,7 +126,7 @@ class LlamaEngine:
     def __init__(self, path: Path, subject: Subject, dtype: str, place: Place) -> None:
         import llama_cpp
 
-        # In float32 the cache too; else it is float16, llama.cpp's own choice.
+        # With float32 weights the cache is float32 too; otherwise it is float16, llama.cpp's default.
         cache = llama_cpp.GGML_TYPE_F32 if dtype == "float32" else llama_cpp.GGML_TYPE_F16
         self.dtype = dtype
         self._llama = llama_cpp.Llama(
@@ -135,14 +135,14 @@ class LlamaEngine:
         )  # fmt: skip
 
     def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
-        """Prompts one after another: llama-cpp-python has no call for several."""
+        """Continue one prompt after another, because llama-cpp-python has no call for several prompts."""
         return [self._continue(list(prompt), n_new) for prompt in prompts]
 
     def _continue(self, prompt: list[int], n_new: int) -> list[int]:
-        self._llama.reset()  # or the prompt of the last call would be found in the cache
+        self._llama.reset()  # otherwise the prompt of the last call would still be in the cache
         tokens = self._llama.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0)
         return [int(next(tokens)) for _ in range(n_new)]
 
     def close(self) -> None:
-        """Drop the model."""
+        """Free the memory of the model."""
         self._llama.close()

@@ -1,8 +1,8 @@
-"""Processes of their own: Python with this package importable and a number of threads, and objects to ask things of.
+"""Separate processes: a Python program with a number of threads, and an object whose methods are called from here.
 
-What shares a process slows each other. Several engines bring OpenMP along, which stops its threads from waiting actively as
-soon as all of them together are more than the cores. And what a tokenizer leaves of the heap makes another's allocations
-slow: encoding with NumPy took 1.4 times as long behind one that had left many small pieces.
+Engines in one process slow each other down. Several of them include OpenMP, whose threads stop waiting actively once all of
+them together outnumber the cores. A tokenizer that leaves a fragmented heap makes the allocations of the next one slow:
+encoding with NumPy took 1.4 times as long after one that had left many small pieces. It knows no engine and no tokenizer.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from typing import Any
 import gpt2
 from gpt2.benchmark.results import LeftOutError
 
-_SECONDS_TO_END = 5
+_SECONDS_TO_END = 5  # before a process is killed
 
 
 def run_python(arguments: list[str], threads: int) -> str:
-    """The standard output of `python ARGUMENTS`. LeftOutError with the last line of its errors if it fails."""
+    """The standard output of `python ARGUMENTS`, in which this package can be imported.
+
+    LeftOutError with the last line of its standard error if it fails.
+    """
     root = str(Path(gpt2.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     result = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, encoding="utf-8")
     if result.returncode < 0:
-        raise LeftOutError(f"was ended by signal {-result.returncode}: most likely there was not enough memory")
+        raise LeftOutError(f"was ended by signal {-result.returncode}, most likely because memory ran out")
     if result.returncode:
         raise LeftOutError(f"failed: {(result.stderr.strip().splitlines() or ['no message'])[-1]}")
     return result.stdout
 
 
 class Apart:
-    """What `make(*arguments)` makes, in a process of its own. LeftOutError if that fails, or an answer does."""
+    """The object that `make(*arguments)` returns, in a separate process. LeftOutError if making it or a method fails."""
 
     def __init__(self, make: Callable[..., object], *arguments: object) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit our threads' locks
+        context = multiprocessing.get_context("spawn")  # a fork would inherit locks held by our threads
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
         self._process.start()
@@ -54,8 +57,8 @@ class Apart:
             raise
 
     def ask(self, method: str, *arguments: object) -> Any:
-        """What the method of that name returns there."""
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+        """The result of the object's method of that name. LeftOutError if it fails or the process has ended."""
+        with contextlib.suppress(BrokenPipeError):  # the process has ended, which `_answer` reports
             self._connection.send((method, arguments))
         return self._answer()
 
@@ -69,18 +72,18 @@ class Apart:
         try:
             value, error = self._connection.recv()
         except (EOFError, ConnectionResetError):
-            raise LeftOutError("its process ended: most likely there was not enough memory") from None
+            raise LeftOutError("its process ended, most likely because memory ran out") from None
         if error is not None:
             raise LeftOutError(error)
         return value
 
 
 def _serve(connection: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the benchmark, and its end of the pipe this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the benchmark, which closes the pipe and so ends this process
     with contextlib.suppress(EOFError, ConnectionError):  # the other end is closed
         try:
             made = make(*arguments)
-        except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
+        except Exception as error:  # an error in another library must not stop the benchmark
             connection.send((None, _in_a_line(error)))
             return
         connection.send((None, None))
@@ -88,7 +91,7 @@ def _serve(connection: Connection, make: Callable[..., object], arguments: tuple
             method, arguments = connection.recv()
             try:
                 answer: tuple[Any, str | None] = getattr(made, method)(*arguments), None
-            except Exception as error:  # as above
+            except Exception as error:  # the same reason as above
                 answer = None, _in_a_line(error)
             connection.send(answer)
 

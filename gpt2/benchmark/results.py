@@ -1,4 +1,4 @@
-"""What a benchmark found: rows of figures, and what was left out and why. It knows nothing of how they were measured."""
+"""The results of a benchmark: rows of values, and what was left out and why. It measures nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from gpt2.benchmark.settings import OURS
 
 
 class LeftOutError(Exception):
-    """An engine cannot take part; the message says why. It never leaves the benchmark."""
+    """An engine cannot take part; the message gives the reason. The benchmark always catches this error."""
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """An engine in one setting. `agrees`: it gives the ids that our float32 model gives; None where precision differs."""
+    """An engine in one setting.
+
+    `agrees` says whether its ids equal those of our float32 model; None if its precision is another one.
+    """
 
     engine: str
     dtype: str = ""
@@ -26,19 +29,19 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Row:
-    """One engine's figure in one setting; `value` is None if its results are wrong, for then it is not timed."""
+    """The value of one engine in one setting. `value` is None if the engine was not timed because its results are wrong."""
 
     section: str
     setting: str
-    number: int | None  # what a section varies: tokens of a prompt, rows of a batch, tokens of context
+    number: int | None  # the size that a section varies: tokens of a prompt, rows of a batch, tokens of context
     entrant: Entrant
     unit: str
     value: Spread | None
-    times_as_fast: Spread | None = None  # ours of the same dtype, against this
-    share_of_limit: float | None = None  # of what reading all weights from memory allows; in training, multiplying
+    times_as_fast: Spread | None = None  # how many times as fast as this engine ours is, in the same dtype
+    share_of_limit: float | None = None  # share of the limit by memory bandwidth; in training, of peak arithmetic speed
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON has it."""
+        """The row as a dict for JSON."""
         ratio = self.times_as_fast
         values: dict[str, Any] = {"section": self.section, "setting": self.setting, "number": self.number}
         values |= {"engine": self.entrant.engine, "dtype": self.entrant.dtype or None, "unit": self.unit}
@@ -60,17 +63,17 @@ class LeftOut:
 
 @dataclass
 class Results:
-    """All that a run found, so far."""
+    """All results of a run so far."""
 
     environment: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    peers: dict[str, str] = field(default_factory=dict)  # name -> version, or that it is not installed
-    memory: dict[str, Any] = field(default_factory=dict)  # what its speed allows
+    peers: dict[str, str] = field(default_factory=dict)  # name -> version, or "... not installed"
+    memory: dict[str, Any] = field(default_factory=dict)  # bandwidth, and the tokens per second that it allows
     rows: list[Row] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
     def leave_out(self, section: str, engine: str, dtype: str, error: Exception) -> None:
-        """Note why, once: a LeftOutError says it itself, of any other the first line of its message is kept."""
+        """Record once why something is left out: the message of a LeftOutError, or type and first line of another error."""
         lines = str(error).strip().splitlines() or [""]
         reason = lines[0] if isinstance(error, LeftOutError) else f"failed with {type(error).__name__}: {lines[0]}"
         item = LeftOut(section, engine, dtype, reason[:300])
@@ -78,7 +81,7 @@ class Results:
             self.left_out.append(item)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """All results as a dict for JSON."""
         return {
             "environment": self.environment,
             "settings": self.settings,
@@ -91,9 +94,9 @@ class Results:
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a section times: its names in the results, the unit, and how many of these units one run does.
+    """What a section measures: its names in the results, the unit, and the `amount` that one run processes.
 
-    An `amount` of None leaves seconds as they are.
+    The value is `amount` per second, or the seconds themselves if `amount` is None.
     """
 
     section: str
@@ -103,15 +106,15 @@ class Quantity:
     amount: float | None = None
 
     def row(self, entrant: Entrant, value: Spread | None, times_as_fast: Spread | None = None) -> Row:
-        """An engine's figure of this quantity."""
+        """The row of one engine for this quantity."""
         return Row(self.section, self.setting, self.number, entrant, self.unit, value, times_as_fast)
 
 
 def timed_rows(quantity: Quantity, entrants: Sequence[Entrant], seconds: Sequence[Sequence[float]]) -> list[Row]:
-    """A row for each of `entrants`, from its seconds in each round.
+    """One row for each of `entrants`, from its seconds in each round.
 
-    Each is compared with ours of the same dtype, if that is among them. If a round took zero seconds or less (a difference
-    of two times may be lost in noise), the row has no figure.
+    Each peer is compared with our engine of the same dtype, if that was measured. If a round took zero seconds or less,
+    which may happen if the value is a small difference of two times, the row has no value.
     """
     amount = quantity.amount
     ours = {entrant.dtype: times for entrant, times in zip(entrants, seconds, strict=True) if entrant.engine == OURS}

@@ -1,4 +1,4 @@
-"""A whole benchmark: runs its sections in order and collects their results. It measures nothing itself."""
+"""Run a whole benchmark: its sections in order, with one object for the results. It measures nothing itself."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gpt2.benchmark.subject import Subject, make_subject, temporary_folder
 from gpt2.benchmark.texts import Texts
 from gpt_config.errors import InputError
 
-# The packages that a peer's model files are made with.
+# Packages that are also needed, to write a peer's model files.
 _NEEDED_TOO = {"ctranslate2": ("transformers",), "llama-cpp-python": ("gguf",)}
 
-# Measured on a CPU only: which other devices they support depends on how they were built.
+# Peers that are measured on a CPU only, because their support of other devices depends on how they were built.
 _ON_A_CPU = ("ctranslate2", "llama-cpp-python")
 
 
@@ -32,10 +32,11 @@ def run_benchmark(
     *,
     parts: Parts | None = None,
 ) -> Results:
-    """Measure what `settings` ask for on the model `name`, or on random weights in the shape of `preset`.
+    """The results of the sections in `settings`, on the model `name` or on random weights in the shape of `preset`.
 
-    ConfigError or InputError if they do not fit the model. If an engine fails, the results say why and the rest goes on.
-    If Ctrl-C or SIGTERM ends the process, `show_unfinished` is called before, unless nothing was measured yet.
+    ConfigError or InputError if the settings do not fit the model. If an engine fails, the results give the reason, and the
+    others are still measured. If Ctrl-C or SIGTERM ends the process, `show_unfinished` is called first, unless nothing was
+    measured yet.
     """
     import torch
 
@@ -56,7 +57,7 @@ def run_benchmark(
 
     def last_words() -> None:
         if results.rows:
-            results.leave_out("the rest", "all", "", LeftOutError("stopped by a signal, amid what was being measured"))
+            results.leave_out("the rest", "all", "", LeftOutError("stopped by a signal during a measurement"))
             show_unfinished(results)
 
     try:
@@ -72,7 +73,7 @@ def run_benchmark(
 def able_peers(
     settings: Settings, results: Results, installed_version: Callable[[str], str | None] = installed_version
 ) -> tuple[str, ...]:
-    """The peers that are installed and compute on the device of `settings`; `results` say why others are left out."""
+    """The peers that are installed and can run on the device of `settings`. `results` say why others are left out."""
     able = []
     for peer in settings.peers:
         missing = [package for package in (peer, *_NEEDED_TOO.get(peer, ())) if installed_version(package) is None]
@@ -81,7 +82,7 @@ def able_peers(
             error = LeftOutError(f"{results.peers[peer]} (pip install 'gpt2-from-scratch[benchmark]')")
             results.leave_out("", peer, "", error)
         elif peer in _ON_A_CPU and settings.device != "cpu":
-            results.leave_out("", peer, "", LeftOutError("is measured on a CPU alone"))
+            results.leave_out("", peer, "", LeftOutError("is measured on a CPU only"))
         else:
             able.append(peer)
     return tuple(able)
@@ -89,7 +90,7 @@ def able_peers(
 
 def _subject(settings: Settings, name: str | None, preset: str, work: Path, say: Say) -> Subject:
     if set(settings.sections) == {"scaling"}:
-        return Subject(work / "model", work)  # it makes its own models and does not use this one
+        return Subject(work / "model", work)  # section scaling makes its own models
     say(f"model: {name or f'random weights, {preset}'}")
     subject = make_subject(name, preset, settings.seed, work)
     _check_lengths(settings, subject.config.n_positions)
@@ -112,20 +113,20 @@ def _check_lengths(settings: Settings, limit: int) -> None:
 
 
 def run_sections(bench: Bench) -> None:
-    """Measure the sections that are asked for, in order. If an engine's process ends, the other sections are measured."""
+    """Measure the sections in the settings, in order. If the process of an engine ends, the next sections still run."""
     wanted = [section for section in SECTIONS if section in bench.settings.sections]
     measures = all_measures() if bench.parts.measures is None else bench.parts.measures
     for measure in measures:
         if mine := [section for section in wanted if section in measure.sections]:
             try:
                 measure.run(bench)
-            except LeftOutError as error:  # a process that ended while it was timed
+            except LeftOutError as error:  # a process ended while it was timed
                 bench.results.leave_out(mine[0], "the rest", "", error)
 
 
 def all_measures() -> list[Measure]:
-    """Those of all sections, in order."""
-    # Imported here: a section imports what it measures, torch and some of the peers.
+    """The measures of all sections, in order."""
+    # Imported here, because the sections import torch and some of the peers.
     from gpt2.benchmark.generating import SECTIONS as GENERATING
     from gpt2.benchmark.generating import generating
     from gpt2.benchmark.loading import loading

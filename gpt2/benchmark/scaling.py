@@ -1,5 +1,7 @@
-"""Section scaling: time per token against context and model size, and peak memory. Every model has a process of its own,
-so that one's memory is not another's; they run one after another, not in turns."""
+"""Section scaling: time per token against context and model size, and peak memory.
+
+Each measurement has a separate process, so that its peak memory is its own. They run one after another, not in turns.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,16 @@ from gpt2.benchmark.results import Entrant, LeftOutError, Row
 from gpt2.benchmark.subject import is_preset
 from gpt_config.model_config import GPT2Config
 
-# Besides the weights: torch, the cache and what is computed at a time.
+# Bytes needed in addition to the weights: torch, the cache and intermediate results.
 _BESIDE = 1_000_000_000
 
 
 def scaling(bench: Bench) -> None:
-    """Measure each size that there is room for."""
+    """Measure each size for which there is enough memory and disk space."""
     for size in bench.settings.sizes:
         try:
             _check_room(bench, size)
-            # Before the next size: the weights of the largest take 6 GB.
+            # Removed before the next size is made: the weights of the largest take 6 GB.
             with tempfile.TemporaryDirectory(dir=bench.subject.work) as work:
                 bench.say(f"scaling {size}: making the model")
                 _in_a_process(bench, "make", size=size, work=work, seed=bench.settings.seed)
@@ -37,12 +39,12 @@ def scaling(bench: Bench) -> None:
 
 def _check_room(bench: Bench, size: str) -> None:
     if not is_preset(size):
-        return  # a model of the user's: its size is known when it is loaded
-    needed = 4 * n_parameters(GPT2Config.preset(size)) + _BESIDE  # it is made in float32, whatever it then runs in
+        return  # the size of a named model is known only when it is loaded
+    needed = 4 * n_parameters(GPT2Config.preset(size)) + _BESIDE  # made in float32, even if it runs in another dtype
     free, disk = bench.parts.free_memory(), shutil.disk_usage(bench.subject.work).free
-    for what, there in (("memory", free), ("the temporary folder's disk", disk)):
+    for what, there in (("memory", free), ("disk space in the temporary folder", disk)):
         if there is not None and needed > there:
-            raise LeftOutError(f"no room: it takes {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB of {what} are free")
+            raise LeftOutError(f"not enough {what}: it needs {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB are free")
 
 
 def _measure_size(bench: Bench, size: str, work: Path) -> None:

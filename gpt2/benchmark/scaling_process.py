@@ -1,4 +1,4 @@
-"""What section scaling runs in processes of their own: make a model, put it into an engine's format, measure it.
+"""The tasks that section scaling runs in separate processes: make a model, write it in an engine's format, measure it.
 
 python -m gpt2.benchmark.scaling_process make|prepare|measure JSON    prints JSON
 """
@@ -21,26 +21,27 @@ from gpt2.benchmark.results import LeftOutError
 from gpt2.benchmark.subject import Subject, is_preset, make_subject
 from gpt_config.errors import GPT2Error
 
-# Tokens that are made at a context, of which each is taken to cost the same. The prompt's time is taken off, and what it
-# varies by is divided by their number: with 8 of them, int8 at 1,024 tokens had 28 to 59 ms in two runs, with 24 29 to 38.
+# Tokens generated at each context; all of them are assumed to take the same time. The time of the prompt is subtracted, so
+# its variation is divided by this number. At 1,024 tokens, int8 took 28 to 59 ms per token in two runs with 8 tokens, and 29
+# to 38 ms with 24.
 _TOKENS = 24
 
 
 def make(*, size: str, work: str, seed: int) -> dict[str, Any]:
-    """The model of that size in `work`."""
+    """Make the model of this size in `work`. Returns its folder."""
     folder = make_subject(None if is_preset(size) else size, size, seed, Path(work)).folder
     return {"folder": str(folder)}
 
 
 def prepare(*, work: str, name: str, dtype: str) -> dict[str, Any]:
-    """The engine's files."""
+    """Write the model in the engine's format. Returns the path."""
     return {"path": str(prepare_engine(name, _subject(work), dtype))}
 
 
 def measure(
     *, work: str, name: str, dtype: str, path: str, threads: int, device: str, rounds: int, contexts: list[int]
 ) -> dict[str, Any]:
-    """Milliseconds a token at each context, and the most memory after loading and after all."""
+    """Milliseconds per token at each context: (median, low, high). Peak memory in bytes after loading and at the end."""
     subject = _subject(work)
     engine = open_engine(name, Path(path), subject, dtype, Place(threads, device))
     peak_load = peak_memory(device)
@@ -50,7 +51,7 @@ def measure(
         n_new = min(_TOKENS, context // 2) + 1
         prompt = [[token % subject.config.vocab_size for token in range(100, 100 + context - n_new + 1)]]
         whole, first = take_turns([Contender(partial(engine.generate, prompt, n)) for n in (n_new, 1)], rounds)
-        # Less the usual time to the first token: that of the same round may have met a pause of the machine.
+        # The median time to the first token is subtracted, because that of one round may include a pause of the machine.
         each = [max(0.0, seconds - statistics.median(first)) * 1000 / (n_new - 1) for seconds in whole]
         found = spread(each)
         milliseconds.append((context, (found.median, found.low, found.high)))
@@ -65,7 +66,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "prepare": prep
 
 
 def main() -> None:
-    """Run the task; what an engine cannot do is part of the answer."""
+    """Run the task and print its result. If an engine cannot do it, the result says why under "left_out"."""
     try:
         print(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))
     except (LeftOutError, GPT2Error) as error:

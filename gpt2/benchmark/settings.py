@@ -1,4 +1,4 @@
-"""Settings: what a benchmark measures, with whom, and how often. It measures nothing and needs no torch."""
+"""Settings: what a benchmark measures, on which engines and how often. It measures nothing and does not import torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from gpt_config.errors import ConfigError
 from gpt_config.validation import check_real, check_seed, check_whole, plain_numbers
 
 OURS = "gpt2-from-scratch"
-# In the order in which they run. The last takes minutes and gigabytes, and must be asked for.
+# In the order in which they run. The last one takes minutes and gigabytes, so it is not a default.
 SECTIONS = ("tokenizer", "decode", "prefill", "batch", "load", "training", "scaling")
 DEFAULT_SECTIONS = SECTIONS[:-1]
-# Those that generate, then those that only tokenize; the names are those of the packages that pip installs.
+# Packages, by their names for pip: first those that generate text, then those that only tokenize.
 PEERS = ("transformers", "ctranslate2", "llama-cpp-python", "tiktoken", "tokenizers")
-# Bytes that a weight takes; the scales of int8 are left out.
+# Bytes per weight; the scales of int8 are not counted.
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One benchmark; every field is validated on construction.
+    """The settings of one benchmark. ConfigError if a field is invalid.
 
     >>> Settings(sections=("decode",), rounds=3).new_tokens
     128
@@ -29,20 +29,20 @@ class Settings:
     peers: tuple[str, ...] = PEERS
     dtypes: tuple[str, ...] = tuple(DTYPES)
     threads: int = 1
-    device: str = "cpu"  # or cuda, cuda:1: where models compute
+    device: str = "cpu"  # device of the models: cpu, cuda or cuda:1
     beside: int = 0  # processes that keep a core busy while engines are timed
-    rounds: int = 5  # timed turns of each, after one to warm up
+    rounds: int = 5  # timed runs of each engine, after one warm-up
     seed: int = 0  # of random weights
     prompt_tokens: int = 32
     new_tokens: int = 128
-    prefill_tokens: tuple[int, ...] = (128, 512)  # lengths of prompts
+    prefill_tokens: tuple[int, ...] = (128, 512)  # prompt lengths of section prefill
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     train_rows: int = 4
     train_context: int = 256
     dropout: float = 0.0  # in training
-    compile: bool = False  # in training, by torch.compile
-    sizes: tuple[str, ...] = ("124M", "355M", "774M", "1558M")  # of scaling: presets, or names of models
-    contexts: tuple[int, ...] = (64, 128, 256, 512, 1024)  # of scaling
+    compile: bool = False  # whether training uses torch.compile
+    sizes: tuple[str, ...] = ("124M", "355M", "774M", "1558M")  # of section scaling: presets or names of models
+    contexts: tuple[int, ...] = (64, 128, 256, 512, 1024)  # of section scaling, in tokens
 
     def __post_init__(self) -> None:
         plain_numbers(self)
@@ -51,7 +51,7 @@ class Settings:
         _check_names("dtypes", self.dtypes, tuple(DTYPES))
         for name in ("threads", "rounds", "prompt_tokens", "train_rows", "train_context"):
             check_whole(name, getattr(self, name), 1)
-        # The time of the first token is told from that of those after it.
+        # At least 2, because the first token and the tokens after it are timed separately.
         check_whole("new_tokens", self.new_tokens, 2)
         check_whole("beside", self.beside, 0)
         check_seed(self.seed)

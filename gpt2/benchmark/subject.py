@@ -1,4 +1,4 @@
-"""The model that all engines are given: a folder of float32 weights with a tokenizer, in a place that is gone afterwards."""
+"""The model that all engines receive: float32 weights and a tokenizer in a temporary folder. It knows no engine."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from gpt2.pretrained import GPT2
     from gpt_encoder.interface import Tokenizer
 
-# Weights as they are drawn for training repeat the last token of the prompt for ever, which any engine gets right. With
-# matrices and positions that say more, texts wander: of 56 tokens 39 differ.
-_MATRICES, _POSITIONS = 3.0, 10.0
+# Factors for random weights. Weights as initialised for training repeat the last token of the prompt for ever, which even a
+# wrong engine may do. With larger matrices and position embeddings the text varies: 39 of 56 tokens differ.
+_MATRICES = 3.0
+_POSITIONS = 10.0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`folder` holds the model; in `work` engines put it in their own formats."""
+    """`folder` contains the model. Engines write it in their own formats to `work`."""
 
     folder: Path
     work: Path
@@ -46,14 +47,14 @@ class Subject:
 
     @cached_property
     def token_strings(self) -> list[str]:
-        """The token of each id, in the printable alphabet of the vocabulary files."""
+        """The token of each id, in the printable alphabet of vocab.json."""
         vocabulary = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
         names = {token_id: name for name, token_id in vocabulary.items()}
         return [names[token_id] for token_id in range(len(names))]
 
 
 def make_subject(name: str | None, preset: str, seed: int, work: Path) -> Subject:
-    """The model `name`, or one of random weights in the shape of `preset`, as one safetensors file in `work`."""
+    """Save the model `name`, or a random one in the shape of `preset` if it is None, as one safetensors file in `work`."""
     from gpt2.pretrained import load_model
     from gpt2.weights.tokenizer import load_tokenizer_for
     from gpt_encoder.tokenizer import GPT2Tokenizer
@@ -65,7 +66,7 @@ def make_subject(name: str | None, preset: str, seed: int, work: Path) -> Subjec
 
 
 def random_model(config: GPT2Config, seed: int) -> GPT2:
-    """A model whose greedy texts do not repeat themselves from the start."""
+    """A model in eval mode with random weights, whose greedy text does not repeat one token."""
     import torch
 
     from gpt2.pretrained import GPT2
@@ -81,29 +82,32 @@ def random_model(config: GPT2Config, seed: int) -> GPT2:
 
 
 def is_preset(size: str) -> bool:
-    """Whether a size names a shape, of which random weights are drawn, and not a model."""
+    """Whether `size` is a preset, for which random weights are drawn, and not the name of a model."""
     return size in PRESETS
 
 
 @contextlib.contextmanager
 def temporary_folder(last_words: Callable[[], object] = lambda: None, root: Path | None = None) -> Iterator[Path]:
-    """A folder in `root` that is removed afterwards, also if Ctrl-C or SIGTERM ends the process: it may hold gigabytes.
+    """A folder in `root` that is removed afterwards, also if Ctrl-C or SIGTERM ends the process: it may contain gigabytes.
 
-    `last_words` is called before such an end. Whatever it raises, the process ends.
+    `last_words` is called before such an end. The process ends even if it raises an error. WriteError if no folder can be
+    made.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="gpt2-benchmark-", dir=root))
     except OSError as error:
-        raise WriteError(f"cannot make a temporary folder ({error}): make room, or set TMPDIR to another place") from None
+        raise WriteError(
+            f"cannot make a temporary folder ({error}): free disk space, or set TMPDIR to another folder"
+        ) from None
 
     def end(number: int, frame: FrameType | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        for each in before:  # the next one ends it at once
+        for each in before:  # a second signal ends the process at once
             signal.signal(each, signal.SIG_DFL)
         try:
             last_words()
         finally:
-            os.kill(os.getpid(), number)  # as if it had not been caught: no exception could get lost in a library
+            os.kill(os.getpid(), number)  # ends the process; a library could catch an exception
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -115,7 +119,7 @@ def temporary_folder(last_words: Callable[[], object] = lambda: None, root: Path
 
 
 def prompt_rows(subject: Subject, text: str, lengths: list[int]) -> list[list[int]]:
-    """Prompts of these lengths: one stretch of the text after another, from its start again where it ends."""
+    """Prompts of these lengths in tokens: consecutive parts of the text, which starts again when it ends."""
     ids = subject.tokenizer.encode(text)
     rows, place = [], 0
     for length in lengths:

@@ -1,4 +1,4 @@
-"""Texts that every machine has: English and Python code from the standard library, or a file of the user's."""
+"""Texts for tokenizers and prompts: English and code from Python's standard library, or a file. It knows no tokenizer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from gpt_config.errors import DataError, InputError
 
-# Characters of each: so many that what a tokenizer prepares and learns at first counts as little as in use.
+# Characters per text. A tokenizer prepares and caches data at first; in a long text, that counts as little as in normal use.
 _LIMIT = 10_000_000
-# Folders of the standard library that hold other packages, or tests, which are full of odd data.
+# Folders of the standard library to leave out: other packages, and tests, which contain unusual data.
 _NOT_ITS_OWN = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts by name. The first of them is what prompts are cut from."""
+    """Texts by name. Prompts are taken from the first one."""
 
     by_name: dict[str, str]
     source: str
@@ -26,14 +26,16 @@ class Texts:
         return next(iter(self.by_name.values()))
 
     def described(self) -> str:
-        """What the texts are, in a line."""
+        """One line with the name, size and source of the texts."""
         sizes = ", ".join(f"{name} {len(text.encode()) / 1e6:.2g} MB" for name, text in self.by_name.items())
         return f"{sizes}: {self.source}"
 
 
 def texts_of(file: str | None) -> Texts:
-    """The user's file, or prose (documentation) and code of Python's standard library. DataError or InputError if the file
-    cannot be used."""
+    """The text of `file`, or prose (documentation) and code of Python's standard library if it is None.
+
+    InputError if the file is not UTF-8; DataError if it is empty.
+    """
     if file is None:
         library = Path(sysconfig.get_paths()["stdlib"])
         paths = sorted(path for path in library.rglob("*.py") if not _NOT_ITS_OWN & set(path.relative_to(library).parts))
@@ -50,7 +52,7 @@ def texts_of(file: str | None) -> Texts:
 
 
 def _documentation(sources: list[str]) -> str:
-    """What stands between triple quotes, which is English mostly: a line each without its indent; at most `_LIMIT`."""
+    """The text between triple quotes, mostly English: lines without indentation, at most `_LIMIT` characters."""
     parts = [part for source in sources for part in source.split('"""')[1::2]]
     lines = [stripped for part in parts for line in part.split("\n") if (stripped := line.strip())]
     return "\n".join(lines)[:_LIMIT]

@@ -1,4 +1,4 @@
-"""Section tokenizer: text to ids and back, on text whose words are new to a tokenizer and on text it has seen."""
+"""Section tokenizer: encode text that is new to a tokenizer, encode it again, and decode it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt2.benchmark.settings import OURS
 
 
 def tokenizing(bench: Bench) -> None:
-    """Measure each text three times: encoded by a new tokenizer, encoded once more, and decoded."""
+    """Measure three things for each text: encoding by a new tokenizer, encoding once more, and decoding."""
     codecs: dict[str, Apart] = {}
     with contextlib.ExitStack() as stack:
         for name in MAKERS:
@@ -22,7 +22,7 @@ def tokenizing(bench: Bench) -> None:
                 continue
             try:
                 codecs[name] = Apart(CodecAtWork, name, bench.subject, bench.texts.by_name)
-            except Exception as error:  # whatever goes wrong in a library of others, the rest is measured
+            except Exception as error:  # an error in another library must not stop the benchmark
                 bench.results.leave_out("tokenizer", name, "", error)
             else:
                 stack.callback(codecs[name].close)
@@ -31,7 +31,7 @@ def tokenizing(bench: Bench) -> None:
 
 
 def measure_text(bench: Bench, text: str, codecs: dict[str, Apart]) -> None:
-    """Check and time all codecs on the text of that name."""
+    """Compare the results of all codecs on the text named `text`, then time those that agree with ours."""
     codecs = _checked(bench, text, codecs)
     megabytes = len(bench.texts.by_name[text].encode()) / 1e6
     settings = {
@@ -58,7 +58,7 @@ def _encode_new(text: str, codec: Apart) -> None:
 
 
 def _checked(bench: Bench, text: str, codecs: dict[str, Apart]) -> dict[str, Apart]:
-    """Those that give our ids, and the text that ours give; the others get a row without a figure."""
+    """The codecs whose ids and decoded text equal ours. Each of the others gets a row without a value."""
     expected, sound = codecs[OURS].ask("digests", text), {}
     for peer, codec in codecs.items():
         try:
@@ -69,6 +69,6 @@ def _checked(bench: Bench, text: str, codecs: dict[str, Apart]) -> dict[str, Apa
         if found == expected:
             sound[peer] = codec
         else:
-            wrong = Entrant(peer, agrees=False, note="its ids or texts are others: not timed")
+            wrong = Entrant(peer, agrees=False, note="its ids or texts differ: not timed")
             bench.results.rows.append(Row("tokenizer", f"encode {text}", None, wrong, "MB/s", None))
     return sound

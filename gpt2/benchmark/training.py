@@ -1,5 +1,7 @@
-"""Section training: a step of our training loop beside that of the loop people write around transformers' GPT-2, and the
-share of the device's operations that it makes use of."""
+"""Section training: one step of our training loop beside one step of a typical loop around transformers' GPT-2.
+
+It also computes the share of the device's peak arithmetic speed that each of them reaches.
+"""
 
 from __future__ import annotations
 
@@ -30,38 +32,38 @@ from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.objective import Objective
 from gpt_config.training_config import TrainingConfig
 
-_PRECISIONS = ("float32", "bfloat16")  # of the products; weights and moments are float32
-_RATE = 1e-4
-# Both compute the same loss, and after a step with the same rule still do, up to rounding.
+_PRECISIONS = ("float32", "bfloat16")  # of matrix products; weights and optimizer moments are float32
+_RATE = 1e-4  # learning rate
+# Largest relative difference of the losses before and after a step. Both sides use the same rule, so only rounding differs.
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A model in training: `step` learns from the batch, `loss` is that of the batch, in nats, without dropout."""
+    """A model in training. `step` trains on the batch; `loss` returns the loss of the batch without dropout, in nats."""
 
     step: Callable[[], object]
     loss: Callable[[], float]
 
 
-# The bench, the rows of ids (B, T + 1), and the dtype of the products.
+# A function of the bench, the ids (B, T + 1) and the dtype of the matrix products.
 MakeLearner = Callable[[Bench, NDArray[Any], str], Learner]
 
 
 def training(bench: Bench, makers: Mapping[str, MakeLearner] | None = None) -> None:
-    """Measure each precision that is asked for. `makers` are by default `LEARNERS`: ours, and those of the peers."""
+    """Measure each precision in the settings. `makers` are the training loops by name; the default is `LEARNERS`."""
     settings = bench.settings
     setting = f"{settings.train_rows} rows of {settings.train_context}, dropout {settings.dropout:g}"
     setting += ", compiled" * settings.compile
     if bench.device.type == "cpu":
-        # As our loop does; in one process it holds for both, and what it saves is no advantage of ours here.
+        # Our loop does this too. It applies to the whole process, so it is no advantage for our side.
         keep_freed_memory()
     for dtype in settings.dtypes:
         if dtype not in _PRECISIONS:
             continue
         try:
             _measure(bench, setting, dtype, LEARNERS if makers is None else makers)
-        except Exception as error:  # most likely memory, in a step that was timed; the rest is measured
+        except Exception as error:  # most likely a lack of memory in a timed step; it must not stop the benchmark
             bench.results.leave_out("training", "all", dtype, error)
 
 
@@ -84,7 +86,7 @@ def _timed_step(learner: Learner, device: torch.device) -> None:
 
 
 def _tokens_at_peak(bench: Bench, dtype: str) -> float:
-    """Tokens a second if all operations were as fast as those of a large matrix product."""
+    """Tokens per second if all operations were as fast as those of a large matrix product."""
     config = bench.subject.config
     operations = training_operations(read_per_token(config), config, _config(bench.settings, dtype))
     return measured_peak(bench.device, getattr(torch, dtype)) / operations
@@ -101,36 +103,36 @@ def _learners(bench: Bench, dtype: str, makers: Mapping[str, MakeLearner]) -> di
         try:
             _check_room(bench)
             learners[name] = make(bench, ids, dtype)
-        except Exception as error:  # whatever goes wrong with an engine, the rest is measured
+        except Exception as error:  # an error in another library must not stop the benchmark
             bench.results.leave_out("training", name, dtype, error)
     return learners
 
 
 def _check_room(bench: Bench) -> None:
-    # Weights, gradients and two moments, in float32. What the activations take depends on the batch.
+    # Weights, gradients and two moments in float32. Activations are not counted, because they depend on the batch.
     needed, free = 16 * n_parameters(bench.subject.config), free_memory(bench.settings.device)
     if free is not None and needed > free:
-        raise LeftOutError(f"no room: it takes more than {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+        raise LeftOutError(f"not enough memory: it needs more than {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def _checked(bench: Bench, setting: str, learners: dict[str, Learner], dtype: str) -> list[tuple[Entrant, Learner]]:
-    """Those whose loss is ours, before a step and, where no dropout makes the steps differ, after it."""
+    """The learners whose loss equals ours before a step, and after it if there is no dropout, which differs by chance."""
     bench.say(f"training {dtype}: comparing the losses")
     losses = {}
     for name, learner in learners.items():
         try:
             losses[name] = _losses(learner, with_step=bench.settings.dropout == 0)
-        except Exception as error:  # as above
+        except Exception as error:  # the same reason as above
             bench.results.leave_out("training", name, dtype, error)
     sound = []
     for name in losses:
         learner = learners[name]
         if OURS not in losses:
-            bench.results.leave_out("training", name, dtype, LeftOutError("ours has no losses to hold its own against"))
+            bench.results.leave_out("training", name, dtype, LeftOutError(f"cannot be checked: {OURS} has no losses"))
         elif all(abs(a - b) <= _TOLERANCE[dtype] * abs(b) for a, b in zip(losses[name], losses[OURS], strict=True)):
             sound.append((Entrant(name, dtype, True if dtype == "float32" else None), learner))
         else:
-            note = f"its losses are {losses[name]}, not {losses[OURS]}: not timed"
+            note = f"its losses are {losses[name]} instead of {losses[OURS]}: not timed"
             bench.results.rows.append(Row("training", setting, None, Entrant(name, dtype, False, note), "tokens/s", None))
     return sound
 
@@ -144,7 +146,7 @@ def _losses(learner: Learner, *, with_step: bool) -> list[float]:
 
 
 class _OneBatch(Objective):
-    """The same rows in every step: to time a step, nothing more is needed."""
+    """An objective with the same batch in every step, which is enough to time a step."""
 
     def __init__(self, ids: NDArray[Any]) -> None:
         self._batch = (ids[:, :-1].copy(), ids[:, 1:].copy())
@@ -180,7 +182,7 @@ def _ours(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
 
 
 def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
-    """transformers' model, torch's AdamW with the same numbers, and the gradient shortened: what one writes by hand."""
+    """A typical training loop: transformers' model, torch's AdamW with the same settings, and gradient clipping."""
     settings, device = bench.settings, bench.device
     model = load_transformers(bench.subject.folder, torch.float32).to(device).train()
     for module in model.modules():
@@ -194,7 +196,7 @@ def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
     rows, targets = (torch.from_numpy(part.copy()).to(device) for part in (ids[:, :-1], ids[:, 1:]))
 
     def loss() -> torch.Tensor:
-        # It would move the labels on by one itself, and so learn from one token less than it is given.
+        # With `labels` alone, transformers shifts them by one itself and so trains on one token less per row.
         value: torch.Tensor = compute(input_ids=rows, labels=targets, shift_labels=targets, use_cache=False).loss
         return value
 
@@ -220,5 +222,5 @@ def _transformers(bench: Bench, ids: NDArray[Any], dtype: str) -> Learner:
     return Learner(step, evaluated)
 
 
-# What trains, by the name of its package.
+# Training loops by the name of their package.
 LEARNERS: dict[str, MakeLearner] = {OURS: _ours, "transformers": _transformers}

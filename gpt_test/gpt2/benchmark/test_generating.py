@@ -1,4 +1,4 @@
-"""Engines that are right, wrong, or break: which are timed, and what the results say of the others."""
+"""Engines that are right, wrong or fail: which of them are timed, and what the results say about the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def subject(small_folder: Path, tmp_path: Path) -> Subject:
 
 
 class FakeEngine:
-    """Says what `change` makes of what our model says."""
+    """An engine that returns our model's ids after `change`."""
 
     name, dtype = "transformers", "float32"
 
@@ -64,7 +64,7 @@ def breaks(rows: list[list[int]]) -> list[list[int]]:
 
 
 def measured(subject: Subject, fake: FakeEngine, sections: tuple[str, ...]) -> Results:
-    """The sections with our engine and `fake`, which has the name of transformers."""
+    """The results of the sections with our engine and `fake`, which is named transformers."""
 
     def open_engine(name: str, *arguments: object) -> Engine:
         return OurEngine(*arguments) if name == OURS else fake
@@ -80,7 +80,7 @@ def measured(subject: Subject, fake: FakeEngine, sections: tuple[str, ...]) -> R
     return results
 
 
-def test_a_peer_that_says_the_same_is_timed(subject: Subject) -> None:
+def test_a_peer_with_the_same_ids_is_timed(subject: Subject) -> None:
     results = measured(subject, FakeEngine(subject, list), ("decode", "prefill", "batch"))
     rows = [row for row in results.rows if row.entrant.engine == "transformers"]
     assert [row.section for row in rows] == ["decode", "decode", "prefill", "batch"]
@@ -92,17 +92,17 @@ def test_a_peer_that_says_the_same_is_timed(subject: Subject) -> None:
 
 
 def test_on_a_gpu_transformers_is_the_only_peer() -> None:
-    """The others depend on how they were built; tokenizers run on a CPU anyway."""
+    """The GPU support of the others depends on how they were built. Tokenizers always run on a CPU."""
     results = Results()
     assert able_peers(Settings(device="cuda"), results, lambda name: "1") == ("transformers", "tiktoken", "tokenizers")
     assert [(item.engine, item.reason) for item in results.left_out] == [
-        (peer, "is measured on a CPU alone") for peer in ("ctranslate2", "llama-cpp-python")
+        (peer, "is measured on a CPU only") for peer in ("ctranslate2", "llama-cpp-python")
     ]
     assert able_peers(Settings(), results, lambda name: "1") == PEERS
 
 
 def test_without_transformers_one_line_names_the_extra() -> None:
-    """ctranslate2 needs it too, to convert the model."""
+    """ctranslate2 also needs transformers, to convert the model."""
     results = Results()
     able = able_peers(Settings(), results, lambda name: None if name == "transformers" else "1")
     assert able == ("llama-cpp-python", "tiktoken", "tokenizers")
@@ -120,7 +120,7 @@ def test_a_peer_with_other_tokens_is_reported_and_not_timed(subject: Subject) ->
     assert " NO " in line and "not timed" in line
 
 
-def test_a_peer_that_breaks_is_a_line_and_the_rest_goes_on(subject: Subject) -> None:
+def test_a_peer_that_fails_is_left_out_and_the_others_are_timed(subject: Subject) -> None:
     results = measured(subject, FakeEngine(subject, breaks), ("decode",))
     [item] = results.left_out
     assert item.reason == "failed with RuntimeError: no kernel"
@@ -134,15 +134,15 @@ def test_too_few_tokens_are_wrong_in_any_dtype(subject: Subject, change: Callabl
     assert Oracle(subject.folder).judge(fake, prompts, 4, fake.generate(prompts, 4)).agrees is False
 
 
-def test_what_a_lower_precision_says_is_counted_not_judged(subject: Subject) -> None:
+def test_equal_tokens_of_a_lower_precision_are_counted(subject: Subject) -> None:
     fake, prompts = FakeEngine(subject, another_third_token), [[1, 2, 3], [4, 5, 6]]
     fake.dtype = "int8"
     entrant = Oracle(subject.folder).judge(fake, prompts, 4, fake.generate(prompts, 4))
-    assert entrant.agrees is None and entrant.note == "4 of 8 tokens until it differs"
+    assert entrant.agrees is None and entrant.note == "4 of 8 tokens before the first difference"
 
 
-def test_a_tie_is_no_difference(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
-    """Two tokens with one embedding have one logit: either is right, and so is what follows."""
+def test_a_tie_is_not_a_difference(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    """Two tokens with equal embeddings have equal logits, so both are right, and later tokens are not compared."""
     prompt = [[1, 2, 3]]
     model = GPT2(small_model.config).eval()
     model.load_state_dict(small_model.state_dict())
@@ -157,18 +157,18 @@ def test_a_tie_is_no_difference(small_model: GPT2, small_tokenizer: GPT2Tokenize
     assert expected[0] in (token, twin)
     fake = FakeEngine(subject, lambda rows: [[token + twin - rows[0][0], *rows[0][1:]]])
     entrant = oracle.judge(fake, prompt, 3, fake.generate(prompt, 3))
-    assert entrant.agrees is True and entrant.note == "the same up to a tie at token 1"
+    assert entrant.agrees is True and entrant.note == "equal up to a tie at token 1"
 
 
-def test_random_weights_do_not_say_one_thing_only() -> None:
-    """Else any engine would pass: weights as they are drawn for training repeat the last token."""
+def test_random_weights_generate_varied_tokens() -> None:
+    """Weights as initialised for training repeat the last token, which even a wrong engine may do."""
     config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2)
     prompt = torch.arange(8)[None]
     ids = random_model(config, 0).generate(prompt, max_new_tokens=40, stop_at_eot=False)[0, 8:]
     assert len(set(ids.tolist())) > 10
 
 
-def test_the_subject_of_a_name_is_that_model(small_folder: Path, tmp_path: Path) -> None:
+def test_a_named_subject_is_that_model(small_folder: Path, tmp_path: Path) -> None:
     made = make_subject(str(small_folder), "gpt2", 0, tmp_path)
     ours, theirs = (GPT2.from_pretrained(folder).state_dict() for folder in (made.folder, small_folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -201,7 +201,7 @@ def test_texts(tmp_path: Path) -> None:
     assert texts_of(str(path)).prompts == "the cat" and json.dumps(texts_of(str(path)).described())
 
 
-def test_an_engine_apart_says_what_it_says_here(subject: Subject) -> None:
+def test_an_engine_in_another_process_returns_the_same_ids(subject: Subject) -> None:
     prompts, others = [[1, 2, 3], [4, 5]], set(multiprocessing.active_children())
     here, apart = (kind(OURS, subject.folder, subject, "float32", Place(1)) for kind in (open_engine, EngineApart))
     assert apart.generate(prompts, 4) == here.generate(prompts, 4)
@@ -216,6 +216,6 @@ def test_an_engine_apart_says_what_it_says_here(subject: Subject) -> None:
     apart.close()
 
 
-def test_an_engine_apart_that_cannot_be_opened_is_left_out(subject: Subject, tmp_path: Path) -> None:
+def test_an_engine_that_cannot_be_opened_in_another_process_is_left_out(subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(LeftOutError, match="ModelNotFoundError: "):
         EngineApart(OURS, tmp_path / "none", subject, "float32", Place(1))

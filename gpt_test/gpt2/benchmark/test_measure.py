@@ -1,4 +1,4 @@
-"""Turns, medians and ratios, on a clock that only the contenders move."""
+"""Turns, medians and ratios, with a clock that only the contenders advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt2.benchmark.settings import OURS
 
 
 class FakeClock:
-    """Seconds pass when `wait` is called, and what waited is noted."""
+    """A clock that advances when a `waiter` is called. `order` records the names of the waiters."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -31,7 +31,7 @@ class FakeClock:
         return wait
 
 
-def test_turns_go_round_and_only_runs_after_the_warm_up_count() -> None:
+def test_turns_rotate_and_warm_ups_and_set_ups_are_not_counted() -> None:
     clock = FakeClock()
 
     def set_up() -> tuple[str]:
@@ -45,14 +45,14 @@ def test_turns_go_round_and_only_runs_after_the_warm_up_count() -> None:
     assert clock.order == list("ab" + "ab" + "ba" + "ab") and given == ["given"] * 4
 
 
-def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+def test_a_ratio_is_the_median_of_the_ratios_per_round() -> None:
     ours, theirs = [1.0, 10.0, 2.0], [3.0, 10.0, 10.0]  # the machine was slow in the second round
     assert times_as_fast(ours, theirs) == Spread(3.0, 1.0, 5.0)
-    assert spread(theirs).median / spread(ours).median == 5.0  # which is not that
+    assert spread(theirs).median / spread(ours).median == 5.0  # the ratio of the medians is another number
     assert speed([0.5, 2.0, 1.0], 4) == Spread(4.0, 2.0, 8.0)
 
 
-def test_rows_are_held_against_ours_of_the_same_dtype() -> None:
+def test_rows_are_compared_with_ours_of_the_same_dtype() -> None:
     entrants = [Entrant(OURS, "float32"), Entrant("peer", "float32"), Entrant("peer", "int8")]
     seconds = [[1.0, 2.0, 4.0], [2.0, 4.0, 2.0], [1.0, 1.0, 1.0]]
     rows = timed_rows(Quantity("decode", "", None, "tokens/s", 8), entrants, seconds)
@@ -72,7 +72,7 @@ def test_rows_are_held_against_ours_of_the_same_dtype() -> None:
         (KeyError(), "failed"),
     ],
 )
-def test_what_is_left_out_is_said_in_one_line_and_once(error: Exception, reason: str) -> None:
+def test_each_reason_for_leaving_out_is_one_line_and_recorded_once(error: Exception, reason: str) -> None:
     results = Results()
     for section in ("decode", "batch"):
         results.leave_out(section, "peer", "int8", error)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a benchmark: no temporary folder stays, and what was measured is shown."""
+"""Ctrl-C and SIGTERM during a benchmark: the temporary folder is removed, and finished measurements are shown."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="tests POSIX signals")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("last_words", ["", "lambda: 1 / 0", "lambda: os.kill(os.getpid(), 2)"])
 def test_a_signal_leaves_no_temporary_folder(number: signal.Signals, last_words: str, tmp_path: Path) -> None:
-    """Whatever goes wrong in the last words, another signal included."""
+    """Also if `last_words` raises an error, or another signal arrives during it."""
     code = (
         "import os\nfrom gpt2.benchmark.subject import temporary_folder\n"
         f"with temporary_folder({last_words}) as folder:\n"
@@ -30,8 +30,9 @@ def test_a_signal_leaves_no_temporary_folder(number: signal.Signals, last_words:
     assert str(tmp_path) in result.stdout and not list(tmp_path.iterdir())
 
 
-# Runs the command once for each of the lists of sections, in a process of its own, and prints the exit status of each. The
-# processes are forks of one that has imported torch, which takes seconds. Standard output of the last one is closed.
+# Runs the command once for each list of sections, each in a separate process, and prints the exit status of each. The
+# processes are forks of one that has imported torch, because the import takes seconds. The standard output of the last one
+# is closed.
 FORKS = """
 import os, sys
 import gpt2.benchmark.training
@@ -61,8 +62,8 @@ for case, sections in enumerate(cases):
 """
 
 
-def test_a_signal_does_not_lose_what_was_measured(small_folder: Path, tmp_path: Path) -> None:
-    """Here it comes in the second section; in the first one, the command ends silently."""
+def test_finished_measurements_are_shown_after_a_signal(small_folder: Path, tmp_path: Path) -> None:
+    """The signal arrives in the second section. If it arrives in the first one, the command ends without output."""
     (tmp_path / "story.txt").write_text("the cat sat " * 20)
     options = [
         "--from_pretrained", small_folder, "--text", tmp_path / "story.txt", "--peers", "none", "--rounds", 1,
@@ -74,7 +75,7 @@ def test_a_signal_does_not_lose_what_was_measured(small_folder: Path, tmp_path: 
     outs = [(tmp_path / f"{case}.out").read_text() for case in (0, 1)]
     errs = [(tmp_path / f"{case}.err").read_text() for case in (0, 1, 2)]
     assert not outs[0] and not any("Traceback" in err for err in errs)
-    for shown in (outs[1], errs[2]):  # a reader such as `tee` may be gone by then: the results go to standard error
+    for shown in (outs[1], errs[2]):  # if the reader, such as `tee`, has ended, the results go to standard error
         values = json.loads(shown.splitlines()[-1])
         assert {row["section"] for row in values["rows"]} == {"tokenizer"}
-        assert [item["reason"] for item in values["left_out"]] == ["stopped by a signal, amid what was being measured"]
+        assert [item["reason"] for item in values["left_out"]] == ["stopped by a signal during a measurement"]

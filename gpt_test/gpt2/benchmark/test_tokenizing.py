@@ -1,4 +1,4 @@
-"""Section tokenizer: who is timed, and what a tokenizer at work says of itself. No times are asserted."""
+"""Section tokenizer: which tokenizers are timed, and the digests by which they are compared. No times are asserted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = {"short": "the cat sat", "other": "é 😀\ud800"}
 
 
 class Peer:
-    """In place of a process: it gives these digests, or breaks."""
+    """Replaces a process: returns these digests, or fails in one method."""
 
     def __init__(self, *, ids: str = "right", breaks_at: str = "") -> None:
         self._ids, self._breaks_at = ids, breaks_at
@@ -35,7 +35,7 @@ class Peer:
         return (self._ids, "text") if method == "digests" else None
 
 
-def test_only_who_gives_the_same_ids_is_timed() -> None:
+def test_only_tokenizers_with_the_same_ids_are_timed() -> None:
     peers = {OURS: Peer(), "same": Peer(), "other": Peer(ids="wrong"), "broken": Peer(breaks_at="digests")}
     results = Results()
     bench: Any = SimpleNamespace(
@@ -56,7 +56,7 @@ def test_only_who_gives_the_same_ids_is_timed() -> None:
     assert peers["other"].asked == ["digests"]
 
 
-def test_what_breaks_while_it_is_timed_leaves_the_other_sections() -> None:
+def test_a_failure_during_timing_does_not_stop_the_other_sections() -> None:
     done: list[str] = []
     measures = [
         Measure(("tokenizer",), lambda bench: Peer(breaks_at="renew").ask("renew")),
@@ -71,7 +71,7 @@ def test_what_breaks_while_it_is_timed_leaves_the_other_sections() -> None:
     assert (left_out.section, left_out.reason) == ("tokenizer", "broke")
 
 
-def test_digests_tell_ids_and_texts_apart(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_distinguish_ids_and_texts(openai_tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     def maker(encode: Any, decode: Any) -> Any:
         return lambda subject: Codec(encode, decode)
 

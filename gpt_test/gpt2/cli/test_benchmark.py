@@ -125,7 +125,7 @@ def test_a_peer_that_is_not_installed_and_a_size_without_room(options: list[obje
     assert values["peers"] == {"llama-cpp-python": "llama-cpp-python not installed"}
     reasons = [item["reason"] for item in values["left_out"]]
     assert reasons[0].startswith("llama-cpp-python not installed (pip install")
-    assert reasons[1] == "no room: it takes 7.2 GB, and 7.0 GB of memory are free"
+    assert reasons[1] == "not enough memory: it needs 7.2 GB, and 7.0 GB are free"
     assert len(reasons) == 2 and all(reason in result.stdout for reason in reasons)
 
 

@@ -38,7 +38,7 @@ class Parts:
     installed_version: Callable[[str], str | None] = installed_version
     free_memory: Callable[[], int | None] = free_memory  # bytes; limits the models of scaling
     measures: Sequence[Measure] | None = None  # None: all sections
-    temporary_root: Path | None = None  # folder of the temporary folder; None: Python's default
+    temporary_root: Path | None = None  # parent of the temporary folder; None: Python's default
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""Tokenizers of this package and of its peers, each with the subject's vocabulary. It knows no clocks."""
+"""Tokenizers of this package and of its peers, each with the subject's vocabulary. It times nothing."""
 
 from __future__ import annotations
 

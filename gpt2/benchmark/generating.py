@@ -106,7 +106,7 @@ def _memory_limits(bench: Bench, stream: WeightStream, seconds: list[float]) -> 
 
 
 def _with_share(row: Row, seconds: list[float], stream_seconds: list[float], n_tokens: int) -> Row:
-    """`row` with its share of the memory limit: the median over rounds, because both sides of a round ran alike."""
+    """`row` with its share of the memory limit: the median of the rounds, whose two sides ran under equal conditions."""
     if row.value is None:
         return row
     of_float32 = DTYPES[row.entrant.dtype] / DTYPES["float32"]

@@ -85,7 +85,7 @@ def read_per_token(config: GPT2Config) -> int:
 class WeightStream:
     """Reads as many bytes as the float32 weights of a model have, as fast as the machine can.
 
-    This is a lower limit for the time per token of a model that does not fit into the caches, in any engine.
+    If the model does not fit into the CPU's caches, no engine can compute a token in less time than one read.
     """
 
     N_READS = 16

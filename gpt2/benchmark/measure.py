@@ -59,13 +59,13 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def speed(seconds: Sequence[float], amount: float) -> Spread:
-    """The speed per second, if each of `seconds` was the time for `amount`."""
+    """`amount` per second, where each of `seconds` is the time for one `amount`."""
     return spread([amount / value for value in seconds])
 
 
 def times_as_fast(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """How many times as fast as theirs ours is: the ratio theirs / ours in each round.
+    """How many times as fast our side is: their seconds divided by ours, for each round.
 
-    Ratios are taken per round, because both sides of a round ran under the same conditions.
+    Ratios are computed per round, because both sides of a round ran under the same conditions.
     """
     return spread([their_seconds / our_seconds for our_seconds, their_seconds in zip(ours, theirs, strict=True)])

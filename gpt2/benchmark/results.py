@@ -37,7 +37,7 @@ class Row:
     entrant: Entrant
     unit: str
     value: Spread | None
-    times_as_fast: Spread | None = None  # how many times as fast as this engine ours is, in the same dtype
+    times_as_fast: Spread | None = None  # our speed divided by this engine's, in the same dtype
     share_of_limit: float | None = None  # share of the limit by memory bandwidth; in training, of peak arithmetic speed
 
     def to_dict(self) -> dict[str, Any]:

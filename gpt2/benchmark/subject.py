@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from gpt2.pretrained import GPT2
     from gpt_encoder.interface import Tokenizer
 
-# Factors for random weights. Weights as initialised for training repeat the last token of the prompt for ever, which even a
-# wrong engine may do. With larger matrices and position embeddings the text varies: 39 of 56 tokens differ.
+# Factors for random weights. Weights as initialised for training repeat the last token of the prompt, which any engine gets
+# right. With larger matrices and position embeddings the text varies: of 56 tokens, 39 differ.
 _MATRICES = 3.0
 _POSITIONS = 10.0
 

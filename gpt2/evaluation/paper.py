@@ -1,4 +1,4 @@
-"""What the GPT-2 paper reports: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), table 3."""
+"""Results of the GPT-2 paper: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), table 3."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ BESIDE = {
     ),
     "wikitext": (
         ("WikiText2 PPL",),
-        "it is a perplexity per word, so compare word_perplexity; its de-tokenizers and windows are not published",
+        "it reports perplexity per word, so compare word_perplexity; its de-tokenizers and windows are not published",
     ),
     "ptb": (
         ("PTB PPL",),
-        "it is a perplexity per word, so compare word_perplexity; its de-tokenizers and windows are not published",
+        "it reports perplexity per word, so compare word_perplexity; its de-tokenizers and windows are not published",
     ),
 }
 

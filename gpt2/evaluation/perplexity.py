@@ -36,12 +36,12 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits to encode one byte of the text, comparable between tokenizers; None if `n_bytes` is."""
+        """Bits to encode one byte of the text, comparable between tokenizers; None without `n_bytes`."""
         return self.loss * self.n_tokens / math.log(2) / self.n_bytes if self.n_bytes else None
 
     @property
     def word_perplexity(self) -> float | None:
-        """Per word: exp(total loss / number of words); None if `n_words` is. Radford et al. 2019, section 3.1."""
+        """Per word: exp(total loss / number of words); None without `n_words`. Radford et al. 2019, section 3.1."""
         return bounded_exp(self.loss * self.n_tokens / self.n_words) if self.n_words else None
 
 

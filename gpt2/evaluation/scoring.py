@@ -54,7 +54,7 @@ class _Row:
     positions: list[int]
     branches: list[int]  # the branch of each token, from 1; 0 for context and shared tokens
     n_context: int
-    wanted: list[_Wanted]  # each token from the context's last on predicts one or several of these
+    wanted: list[_Wanted]  # each token from the end of the context on predicts one or several of these
 
 
 class _Wanted(NamedTuple):
@@ -119,7 +119,7 @@ def log_likelihoods(
 
 
 def _rows(request: Request, place: int, model: GPT2) -> Iterator[_Row]:
-    """The rows of a request, at least one for each visible part of the context: a long continuation shortens that part."""
+    """The rows of a request, nearly always one. A long continuation sees less of the context and needs another row."""
     limit, first = model.config.n_positions, model.config.bos_token_id
     context = list(request.context) or ([] if first is None else [first])
     if not context:

@@ -97,7 +97,7 @@ def attention_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
 
 
 def mlp_forward(x: Array, parameters: Parameters, config: GPT2Config) -> tuple[Array, Saved]:
-    """(..., C) to (..., C): a linear layer to 4C channels, the activation, and a linear layer back to C channels."""
+    """(..., C) to (..., C): a linear layer to n_inner channels (by default 4C), the activation, a linear layer back to C."""
     wide, fc_saved = linear_forward(x, parameters["mlp.c_fc.weight"], parameters["mlp.c_fc.bias"])
     forward, backward = ACTIVATIONS[config.activation_function]
     active, activation_saved = forward(wide)
@@ -161,7 +161,7 @@ def block_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
 
 
 def layer_parameters(parameters: Parameters, layer: int) -> Parameters:
-    """The parameters of block `layer`, whose names lose the prefix `h.{layer}.`."""
+    """The parameters of block `layer`, without the prefix `h.{layer}.` in their names."""
     prefix = f"h.{layer}."
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
 

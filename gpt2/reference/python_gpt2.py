@@ -61,7 +61,7 @@ def _sum_of_products(a: Row, b: Row) -> float:
 
 
 # The dot product of two rows of equal length: sum_i a_i b_i. Nearly all of the time is spent here, so it avoids a loop in
-# Python, in which each step would cost more than the multiplication. Python 3.12 added math.sumprod, which is faster.
+# Python, in which each step would cost more than the multiplication. Python 3.12 has it as math.sumprod.
 dot: Callable[[Row, Row], float] = getattr(math, "sumprod", _sum_of_products)
 
 
@@ -264,15 +264,16 @@ class Model:
     parameters: Parameters
 
     def layer(self, index: int) -> Parameters:
-        """The parameters of block `index`, whose names lose the prefix `h.{index}.`."""
+        """The parameters of block `index`, without the prefix `h.{index}.` in their names."""
         prefix = f"h.{index}."
         return {name.removeprefix(prefix): value for name, value in self.parameters.items() if name.startswith(prefix)}
 
 
 def mlp(x: Matrix, parameters: Parameters, config: GPT2Config) -> list[list[float]]:
-    """(T, C) to (T, C): gelu(x W_fc + b_fc) W_proj + b_proj, for each token separately. In between it has 4C channels.
+    """(T, C) to (T, C): gelu(x W_fc + b_fc) W_proj + b_proj, for each token separately.
 
-    [transformer] section 3.3, with the GELU of [gpt-1] section 4.1; [openai] `mlp`.
+    In between, a token has n_inner channels, by default 4C. [transformer] section 3.3, with the GELU of [gpt-1] section 4.1;
+    [openai] `mlp`.
     """
     activation = ACTIVATIONS[config.activation_function]
     wide = linear(x, parameters["mlp.c_fc.weight"], parameters["mlp.c_fc.bias"])  # (T, 4C)

@@ -161,7 +161,7 @@ def test_a_tie_is_not_a_difference(small_model: GPT2, small_tokenizer: GPT2Token
 
 
 def test_random_weights_generate_varied_tokens() -> None:
-    """Weights as initialised for training repeat the last token, which even a wrong engine may do."""
+    """Weights as initialised for training repeat the last token, which any engine gets right."""
     config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2)
     prompt = torch.arange(8)[None]
     ids = random_model(config, 0).generate(prompt, max_new_tokens=40, stop_at_eot=False)[0, 8:]

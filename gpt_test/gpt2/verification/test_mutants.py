@@ -119,7 +119,7 @@ def mutate(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, old: str, new
 
 
 def statuses(checks: Iterator[Check], part: str, subject: str, oracle: str | None = None) -> list[Status]:
-    """The results of the checks of `part` with the engine `subject`. Without an `oracle`, it may also be on the other side."""
+    """The results of the checks of `part` with the engine `subject`. If `oracle` is None, `subject` may also be the oracle."""
     chosen = [
         check
         for check in checks

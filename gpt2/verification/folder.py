@@ -93,7 +93,7 @@ def _tied(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
 def _finite(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
     for name, tensor in tensors.items():
         if tensor.dtype in ITEM_SIZES and not _is_finite(read_floats(tensor)):
-            return Status.FAIL, f"{name} contains NaN or infinite numbers: download it again, or use an earlier checkpoint"
+            return Status.FAIL, f"{name} contains NaN or infinite numbers: use an earlier or an undamaged checkpoint"
     return Status.PASS, ""
 
 

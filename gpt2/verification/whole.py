@@ -193,15 +193,17 @@ def _central_differences(engines: _Engines) -> Iterator[Pair]:
         _, gradients = numpy_gpt2.loss_and_gradients(model.parameters, model.config, inputs, targets)
         found, expected = [], []
         for _ in range(3):
-            line = {key: rng.standard_normal(value.shape) * np.abs(value).mean() for key, value in model.parameters.items()}
-            found.append(sum(float(np.vdot(gradients[key], step)) for key, step in line.items()))
-            above, below = (_loss_along(model, line, sign * DIFFERENCE_STEP, inputs, targets) for sign in (1, -1))
+            direction = {
+                key: rng.standard_normal(value.shape) * np.abs(value).mean() for key, value in model.parameters.items()
+            }
+            found.append(sum(float(np.vdot(gradients[key], step)) for key, step in direction.items()))
+            above, below = (_loss_along(model, direction, sign * DIFFERENCE_STEP, inputs, targets) for sign in (1, -1))
             expected.append((above - below) / (2 * DIFFERENCE_STEP))
         yield name, found, expected
 
 
-def _loss_along(model: NumpyGPT2, line: dict[str, Array], step: float, inputs: Array, targets: Array) -> float:
-    parameters = {key: value + step * line[key] for key, value in model.parameters.items()}
+def _loss_along(model: NumpyGPT2, direction: dict[str, Array], step: float, inputs: Array, targets: Array) -> float:
+    parameters = {key: value + step * direction[key] for key, value in model.parameters.items()}
     logits, _ = numpy_gpt2.gpt2_forward(parameters, model.config, inputs)
     return numpy_layers.cross_entropy_forward(logits, targets)[0]
 

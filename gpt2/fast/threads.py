@@ -35,6 +35,10 @@ class TrialLimits:
     # A step that takes this many times its usual time is slow.
     slow: float = 2.0
 
+    # In the first step of a kind, which has no usual time, the kernel took cores from its threads more often than this per
+    # second. Beside a busy process it is 100 to 300; alone, a few.
+    preemptions: float = 50.0
+
     # Another number of threads is better if a step takes less than this part of the time.
     better: float = 0.9
 
@@ -67,27 +71,28 @@ class _Wait:
 
 
 class _Trial(NamedTuple):
-    """Steps with another number of threads: what it was before, and how many steps were better so far."""
+    """Steps of one kind with another number of threads, and how many of them were better so far."""
 
-    before: int
+    kind: Hashable
+    threads: int
     n_better: int = 0
 
 
 @dataclass
 class ThreadCount:
-    """The number of threads for the next step: `count`, between 1 and `most`. It learns from `measured`.
+    """The number of threads for the next step: `of(kind)`, between 1 and `most`. It learns from `measured`.
 
-    If a step is slow, or the first of its kind was preempted, the next step runs with half as many threads, and if that is
+    If a step is slow, or the first of its kind lost its cores often, the next step runs with half as many threads, and if that is
     faster the others do too. While there are fewer than `most`, more are tried now and then: half of the way up to a number
     that was too slow, and from time to time all.
 
     >>> threads = ThreadCount(2)
-    >>> threads.measured("decode", 0.7, preempted=True)  # beside a busy process
-    >>> threads.count
-    1
+    >>> threads.measured("decode", 0.7, preemptions=100)  # beside a busy process
+    >>> threads.of("decode"), threads.of("train")  # a trial is of one kind
+    (1, 2)
     >>> threads.measured("decode", 0.05)
-    >>> threads.count
-    1
+    >>> threads.of("decode"), threads.of("train")
+    (1, 1)
     """
 
     most: int
@@ -104,51 +109,49 @@ class ThreadCount:
         self._too_many = self.most + 1
         self._fewer, self._more = _Wait(self.limits), _Wait(self.limits)
 
-    def measured(self, kind: Hashable, seconds: float, work: float = 1.0, *, preempted: bool = False) -> None:
-        """A step has taken `seconds` with `count` threads. Steps of one `kind` cost the same per unit of `work`.
+    def of(self, kind: Hashable) -> int:
+        """The number of threads for a step of this kind: that of a trial, if there is one of this kind, or `count`."""
+        return self._trial.threads if self._trial is not None and self._trial.kind == kind else self.count
 
-        `preempted`: the kernel has taken the core from one of the threads during the step.
+    def measured(self, kind: Hashable, seconds: float, work: float = 1.0, *, preemptions: int = 0) -> None:
+        """A step has taken `seconds` with `of(kind)` threads. Steps of one `kind` cost the same per unit of `work`.
+
+        `preemptions`: how often the kernel has taken a core from one of its threads.
         """
         self._now += seconds
-        cost, at = seconds / work, (kind, self.count)
+        cost, at = seconds / work, (kind, self.of(kind))
         usual = self._usual.get(at)
-        if self._trial is None:
-            self._latest[at] = cost
-            is_slow = preempted if usual is None else cost > self.limits.slow * usual
-            if self.count > 1 and is_slow and self._now >= self._fewer.until:
-                self._begin(max(1, self.count // 2))
-            elif self.count < self.most and self._now >= self._more.until:
-                self._begin(self._next_more())
+        if self._trial is not None and self._trial.kind == kind:
+            self._judge(self._trial, cost, work)
         else:
-            self._judge(self._trial, kind, cost, work)
+            self._latest[at] = cost
+            is_crowded = preemptions > self.limits.preemptions * seconds
+            is_slow = is_crowded if usual is None else cost > self.limits.slow * usual
+            if self._trial is None and is_slow and self.count > 1 and self._now >= self._fewer.until:
+                self._trial = _Trial(kind, max(1, self.count // 2))
+            elif self._trial is None and self.count < self.most and self._now >= self._more.until:
+                self._trial = _Trial(kind, self._next_more())
         # Falls at once and rises slowly, so that the first step, which warms up, and slow ones do not count for long.
         self._usual[at] = cost if usual is None else min(cost, usual + 0.1 * (cost - usual))
 
-    def _begin(self, count: int) -> None:
-        self._trial, self.count = _Trial(self.count), count
-
-    def _judge(self, trial: _Trial, kind: Hashable, cost: float, work: float) -> None:
+    def _judge(self, trial: _Trial, cost: float, work: float) -> None:
         """End a trial that failed or was better often enough."""
-        before = self._latest.get((kind, trial.before))
-        if before is None:  # nothing to compare this kind with
-            return
-        tried, is_more = self.count, self.count > trial.before
-        self._latest[kind, tried] = cost
+        before, is_more = self._latest[trial.kind, self.count], trial.threads > self.count
         if cost >= self.limits.better * before:
             (self._more if is_more else self._fewer).fail(self._now, (cost - before) * work)
-            if is_more:
-                self._too_many = tried
-            self._trial, self.count = None, trial.before
+            self._too_many = trial.threads if is_more else self._too_many
+            self._trial = None
         elif trial.n_better + 1 < (self.limits.steps_of_more if is_more else 1):
             self._trial = trial._replace(n_better=trial.n_better + 1)
         else:
-            self._trial = None
             if is_more:
                 self._more.until, self._more.seconds = self._now, 0.0
-                self._too_many = self.most + 1 if tried == self.most else self._too_many
+                self._too_many = self.most + 1 if trial.threads == self.most else self._too_many
             else:  # and after two more steps it is tried whether that was only a moment
-                self._too_many = trial.before
+                self._too_many = self.count
                 self._more.until, self._more.seconds = self._now + 2 * cost * work, 0.0
+            self._trial, self.count = None, trial.threads
+            self._latest[trial.kind, trial.threads] = cost
 
     def _next_more(self) -> int:
         """Half of the way to what was too many; from where there is nothing between, all."""
@@ -206,11 +209,12 @@ def step(kind: Hashable, device: torch.device, work: float = 1.0) -> Iterator[No
         if count is None or process_limit().is_fixed:
             yield
             return
+        torch.set_num_threads(count.of(kind))
         n_measured, preemptions, start = _active.n_measured, _preemptions(), time.perf_counter()
         yield
         if _active.n_measured == n_measured:
             _active.n_measured += 1
-            count.measured(kind, time.perf_counter() - start, work, preempted=_preemptions() > preemptions)
+            count.measured(kind, time.perf_counter() - start, work, preemptions=_preemptions() - preemptions)
             torch.set_num_threads(count.count)
 
 

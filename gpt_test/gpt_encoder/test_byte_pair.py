@@ -98,9 +98,9 @@ def test_time_is_not_quadratic_in_the_length(openai_tokenizer: GPT2Tokenizer, te
         ids = [byte_ids[byte] for byte in repeated]
         best = float("inf")
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.thread_time()  # of this thread alone: other processes do not count
             merge(ids)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
     assert seconds(100_000) < 40 * seconds(10_000)

@@ -36,10 +36,11 @@ class Machine:
         seconds = 0.0
         for _ in range(n_steps):
             self.n_steps += 1
-            is_crowded = threads.count + self.busy > self.cores and self.busy > 0
-            took = self.best(threads.count) * (10 if is_crowded and self.n_steps % 4 else 1)
+            count = threads.of(kind)
+            is_crowded = count + self.busy > self.cores and self.busy > 0
+            took = self.best(count) * (10 if is_crowded and self.n_steps % 4 else 1)
             seconds += took
-            threads.measured(kind, took, preempted=is_crowded)
+            threads.measured(kind, took, preemptions=round(100 * took) if is_crowded else 0)
         return n_steps / seconds
 
     def best(self, count: int) -> float:
@@ -51,7 +52,7 @@ def test_alone_all_cores_compute_every_step() -> None:
     threads = ThreadCount(8)
     machine = Machine(8)
     for _ in range(1000):
-        assert threads.count == 8
+        assert threads.of("decode") == 8
         machine.run(threads, 1)
 
 
@@ -93,7 +94,7 @@ def test_a_model_that_is_slow_by_itself_is_not_taken_for_a_busy_machine() -> Non
     threads, machine = ThreadCount(4), Machine(4)
     threads.measured("decode", 50 * machine.best(4))
     for _ in range(100):
-        assert threads.count == 4
+        assert threads.of("decode") == 4
         machine.run(threads, 1)
 
 
@@ -101,8 +102,9 @@ def test_fewer_threads_that_are_no_faster_are_given_up() -> None:
     """Where steps are slow now and then and fewer threads do not help, trials become rare."""
     threads, n_trials = ThreadCount(4), 0
     for number in range(1000):
-        n_trials += threads.count < 4
-        threads.measured("decode", 2.0 if threads.count < 4 else 1.0 if number % 3 == 0 else 0.05, preempted=True)
+        is_trial = threads.of("decode") < 4
+        n_trials += is_trial
+        threads.measured("decode", 2.0 if is_trial else 1.0 if number % 3 == 0 else 0.05, preemptions=1000)
     assert 0 < n_trials < 30
 
 
@@ -113,15 +115,14 @@ def test_kinds_are_compared_with_themselves() -> None:
         threads.measured("decode", 0.01)
         threads.measured("train", 1.0)
         threads.measured("prefill", 0.5, work=500)
-        assert threads.count == 4
-    threads.measured("prefill", 1.0, work=500)
-    assert threads.count == 4
+        assert threads.of("prefill") == 4
+    threads.measured("prefill", 1.0, work=1000)
+    assert threads.of("prefill") == 4
     threads.measured("prefill", 4.0, work=500)
-    assert threads.count == 2
+    assert (threads.of("prefill"), threads.of("decode"), threads.of("other")) == (2, 4, 4)
     threads.measured("other", 1.0)  # it says nothing about the trial
-    assert threads.count == 2
     threads.measured("prefill", 9.0, work=500)
-    assert threads.count == 4
+    assert threads.of("prefill") == 4
 
 
 @given(
@@ -134,8 +135,8 @@ def test_kinds_are_compared_with_themselves() -> None:
 def test_the_count_stays_in_its_limits(most: int, steps: list[tuple[str, float, float, bool]]) -> None:
     threads = ThreadCount(most)
     for kind, seconds, work, preempted in steps:
-        threads.measured(kind, seconds, work, preempted=preempted)
-        assert 1 <= threads.count <= most
+        threads.measured(kind, seconds, work, preemptions=10**6 * preempted)
+        assert 1 <= threads.of(kind) <= most
 
 
 @contextmanager
@@ -202,9 +203,9 @@ def test_slow_steps_are_noticed() -> None:
     """Steps that sleep as those of a busy machine wait: fewer threads are used, and the report says why."""
     used = []
     with torch_threads(6), use_thread_limit(ThreadLimit(6, "six", False)), adjusted_threads(CPU):
-        for number in range(12):
-            used.append(torch.get_num_threads())
+        for number in range(9):
             with step("sleep", CPU):
+                used.append(torch.get_num_threads())
                 time.sleep(0.2 if number >= 5 and used[-1] > 3 else 0.01)
     assert used[:6] == [6] * 6 and used[6:8] == [3, 3]
     with torch_threads(6), use_thread_limit(ThreadLimit(6, "six", False)):

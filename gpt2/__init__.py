@@ -1,6 +1,6 @@
 """The GPT-2 model, its weights, generation and the command line. Importing it does not import torch.
 
-It makes the models in `assets` known by name, for this package and for those below it.
+The import registers the models in `assets`, so that this package and `gpt_encoder` find them by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["GPT2", "Completion", "KVCache", "complete", "stream"]
 
 
 def __getattr__(name: str) -> Any:
-    """PEP 562: a public name is imported when it is first used, so that `gpt2 --help` need not wait for torch."""
+    """Import a public name when it is first used (PEP 562), so that `gpt2 --help` does not wait for torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'gpt2' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)

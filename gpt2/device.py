@@ -1,4 +1,4 @@
-"""Which device and dtype: from the names that users write to torch's own, or an error that says what there is."""
+"""Convert the names of devices and dtypes that users write to torch's objects. It depends on torch only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = {
 
 
 def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The floating-point dtype of that name; DeviceError lists those there are."""
+    """Return the floating-point dtype of that name. Raises DeviceError with a list of the names if it is unknown."""
     if isinstance(name, torch.dtype) and name in DTYPES.values():
         return name
     if not isinstance(name, str) or name not in DTYPES:
@@ -30,7 +30,10 @@ def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The device of that name ("auto" is an accelerator if there is one, else the CPU); DeviceError if it is not there."""
+    """Return the device of that name; "auto" is an accelerator if there is one, otherwise the CPU.
+
+    Raises DeviceError with a list of the available devices if the name is unknown or this machine has no such device.
+    """
     if isinstance(name, torch.device):
         name = str(name)
     available = _available_devices()
@@ -47,16 +50,20 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def _available_devices() -> list[str]:
-    """Device types, the preferred one last."""
+    """Return the device types of this machine, the preferred one last."""
     mps = getattr(torch.backends, "mps", None)
     return ["cpu"] + ["mps"] * bool(mps and mps.is_available()) + ["cuda"] * torch.cuda.is_available()
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU has AMX, and oneDNN is allowed to use it: matrices of bfloat16 and of bytes are then multiplied
-    faster than of float32."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"  # the new name and the old
+    """Return whether this CPU has AMX and oneDNN may use it.
+
+    Matrices of bfloat16 and of int8 are then multiplied faster than matrices of float32.
+    """
+    # oneDNN reads both names; the second is the older one.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
     if not {"AMX", "ALL", "DEFAULT"} & set(limit.upper().split("_")):
         return False
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: without it, the safe answer
+    # The function is private: if a version of torch lacks it, assume that there is no AMX.
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return bool(has_amx())

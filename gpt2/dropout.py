@@ -1,7 +1,8 @@
-"""Dropout (Srivastava et al. 2014) at the speed of a CPU. It knows tensors, and no model.
+"""Dropout (Srivastava et al. 2014), fast on a CPU. It depends on torch and NumPy, and works on plain tensors.
 
-torch draws a Bernoulli variable for each activation, one by one: a quarter of a small model's training step on two cores.
-Here sixteen random bits decide on each, and numpy draws them four at a time. On other devices it is torch's own.
+On a CPU, torch draws one Bernoulli variable after another, which takes a quarter of a small model's training step on two
+cores. Here 16 random bits decide about each activation, and NumPy draws 64 bits at a time. On other devices, torch's own
+dropout is used.
 """
 
 from __future__ import annotations
@@ -11,30 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_BITS = 16  # so p is met to within 2**-17; what is kept is scaled by the rate that is met, so the mean is exact
+# Random bits for each element. They represent p with an error of at most 2**-17. The kept elements are scaled by the rate
+# that results, so the mean is exact.
+_BITS = 16
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """`x` with each element zeroed with probability `p` and the others scaled up, so that the mean stays.
+    """Return `x` with each element zeroed with probability `p` and the others scaled up, so that the mean is unchanged.
 
-    What is drawn depends on torch's seed alone.
+    If not `training`, it returns `x` itself. The draws depend only on the state of torch's default generator.
     """
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # there the draws are fused into what surrounds them
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # the draws are then fused with the neighbouring operations
         return F.dropout(x, p)
     threshold = _threshold(p)
     if threshold == 0:
         return x
-    # A product with bytes of 0 and 1: the same as masked_fill, at a quarter of its time, and so are the gradients.
+    # Multiplying by bytes of 0 and 1 gives the values and gradients of masked_fill in a quarter of its time.
     return x.mul(_kept(x.shape, threshold)).mul_(_scale(threshold))
 
 
 def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
-    """Attention of q (B, H, T, D) to k and v (B, H, S, D), with dropout on its weights: (B, H, T, D).
+    """Return the attention of q (B, H, T, D) to k and v (B, H, S, D), with dropout on its weights: (B, H, T, D).
 
-    `mask` is True where a query may look; None is all up to itself, the last query being at the last key. On a CPU
-    `scaled_dot_product_attention` has no fused kernel for dropout, so it is written out here.
+    `mask` is boolean, (B or 1, 1, T, S), and True where a query may attend to a key. None is causal attention in which the
+    last query is at the last key. On a CPU `scaled_dot_product_attention` has no fused kernel with dropout, so the steps
+    are written out here.
     """
     T, S = q.shape[2], k.shape[2]
     if q.device.type != "cpu":
@@ -56,7 +60,7 @@ def _scale(threshold: int) -> float:
 
 
 def _kept(shape: torch.Size, threshold: int) -> Tensor:
-    """Bytes (uint8) for the elements of `shape`: 0 with probability `threshold` / 2**16, otherwise 1."""
+    """Return a uint8 tensor of `shape` whose elements are 0 with probability `threshold` / 2**16, otherwise 1."""
     seed = int(torch.randint(2**62, ()).item())
     n = shape.numel()
     words = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-n // 4), np.uint64)

@@ -1,8 +1,8 @@
-"""GPT-2 as an `nn.Module`: the architecture, to be read in one sitting. It knows nothing of files, names or generation.
+"""GPT-2 as an `nn.Module`: the architecture only. Files and names are in `gpt2/pretrained.py`, text in `gpt2/generation`.
 
-"Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3, and `src/model.py` of OpenAI's
-gpt-2 repository. Parameters have the names and shapes of the published files; `gpt2/pretrained.py` loads and saves them.
-B is the batch, T the tokens of this call, S those and the cached ones, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+Sources: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3, and `src/model.py` of
+OpenAI's gpt-2 repository. Parameters have the names and shapes of the published files.
+B: batch, T: tokens of this call, S: cached tokens and T, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Conv1D(nn.Module):
-    """y = x W + b with W of shape (inputs, outputs): a linear layer, stored as the published files store it.
+    """A linear layer, y = x W + b, with W of shape (inputs, outputs) as in the published files.
 
-    OpenAI wrote it as a convolution of width one, hence the name; `nn.Linear` would hold the transpose of W.
+    OpenAI wrote it as a convolution of width 1, hence the name. `nn.Linear` stores the transpose of W.
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:
@@ -52,15 +52,15 @@ class Conv1D(nn.Module):
 
 
 class TokenEmbedding(nn.Embedding):
-    """The vector of each token of the vocabulary, (V, C): what stands at the beginning, and once more as the head."""
+    """The token embedding (V, C), used at the input and again as the head (tied weights)."""
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """How well each token's vector agrees with `hidden_states`: (..., C) to (..., V)."""
+        """Return the dot product of `hidden_states` with each token's vector: (..., C) to (..., V)."""
         return F.linear(hidden_states, self.weight)
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what stands before it."""
+    """Multi-head attention in which a token attends to itself and to the tokens before it."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class CausalSelfAttention(nn.Module):
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
     def forward(self, x: Tensor, mask: Tensor | None, store: KVStore | None) -> Tensor:
-        """(B, T, C) to (B, T, C). `mask` (B or 1, 1, T, S) is True where a token looks, None where at all up to itself."""
+        """(B, T, C) to (B, T, C). `mask` (B or 1, 1, T, S) is True where a token attends; None is plain causal attention."""
         B, T, C = x.shape
         qkv = self.c_attn(x).split(C, dim=2)  # three of (B, T, C)
         q, k, v = (y.view(B, T, self.n_head, self.head_dim).transpose(1, 2) for y in qkv)  # (B, H, T, D) each
@@ -82,7 +82,7 @@ class CausalSelfAttention(nn.Module):
         if self.training and self.attn_pdrop:
             y = attention_with_dropout(q, k, v, mask, self.attn_pdrop, self.scale)  # (B, H, T, D)
         else:
-            # A single token after stored ones sees all of S. Without a store T is not looked at: torch.export has a symbol.
+            # A single token after stored ones attends to all of S. T is symbolic in torch.export, which has no store.
             is_causal = mask is None and (store is None or T > 1)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=self.scale)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
@@ -90,7 +90,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The position-wise network: widen, activate, narrow."""
+    """The position-wise feed-forward network: n_embd to inner_dim, the activation, and back to n_embd."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each after a layer norm and added to the stream (pre-norm, section 2.3)."""
+    """One layer: attention, then the MLP, each after a layer norm and added to the residual stream (section 2.3)."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2: embeddings, blocks, a final norm, and the token embedding once more as the head.
+    """GPT-2: embeddings, blocks, a final layer norm, and the token embedding again as the head.
 
     >>> model = GPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)).eval()
     >>> model(torch.tensor([[1, 2, 3]])).shape
@@ -138,8 +138,8 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """OpenAI's: normal weights, half as wide for positions, zero biases; what each layer adds to the stream is scaled
-        by 1/sqrt(2 n_layer), the number of additions (section 2.3)."""
+        """Initialise as OpenAI did: normal weights with std initializer_range (half for positions), zero biases. `c_proj`
+        writes to the residual stream, so it is scaled by 1/sqrt(2 n_layer), 2 n_layer being the additions (section 2.3)."""
         std = self.config.initializer_range
         nn.init.normal_(self.wte.weight, std=std)
         nn.init.normal_(self.wpe.weight, std=std / 2)
@@ -150,25 +150,25 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) for the token after each of `input_ids` (B, T) int64.
+        """Return the logits (B, T, V) of the token after each of `input_ids` (B, T), int64.
 
-        `attention_mask` (B, S) is 1 for a token and 0 for padding, over the cached tokens too; without it all are tokens.
-        Padding is never attended to, and positions count tokens only, so a padded row gets the logits it has alone; the
-        logits at padding itself mean nothing. With a `kv_cache` the tokens are appended to it. InputError for ids outside
-        the vocabulary, more than n_positions tokens, or a mask of another shape.
+        `attention_mask` (B, S) is 1 for a token and 0 for padding, and includes the cached tokens; None means no padding.
+        No token attends to padding, and positions count tokens only. A padded row therefore has the logits that it has
+        without padding; logits at padding are undefined. With `kv_cache`, the tokens are appended to it. Raises InputError
+        for ids outside the vocabulary, more than n_positions tokens, a mask of another shape, or a cache that does not fit.
         """
         length = 0 if kv_cache is None else kv_cache.length
         try:
             return self.logits(self.hidden_states(input_ids, attention_mask=attention_mask, kv_cache=kv_cache))
         except BaseException:
             if kv_cache is not None:
-                kv_cache.length = length  # because the head failed, or Ctrl-C came there
+                kv_cache.length = length  # the head raised an error or was interrupted (Ctrl-C)
             raise
 
     def hidden_states(
         self, input_ids: Tensor, *, attention_mask: Tensor | None = None, kv_cache: KVCache | None = None
     ) -> Tensor:
-        """What the head reads: (B, T, C) after the final norm. Arguments as for `forward`."""
+        """Return the input of the head, (B, T, C): the residual stream after `ln_f`. Arguments as for `forward`."""
         past = 0 if kv_cache is None else kv_cache.length
         self._check_shapes(input_ids, past, attention_mask)
         B, T = input_ids.shape
@@ -182,36 +182,36 @@ class GPT2(nn.Module):
         return x
 
     def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The vectors of tokens (B, T) and of their positions (B, T) or (T,), added: (B, T, C)."""
+        """Return the sum of the token embeddings of (B, T) and the position embeddings of (B, T) or (T,): (B, T, C)."""
         try:
             x = self.wte(input_ids) + self.wpe(positions)
-        except IndexError:  # raised on the CPU only; elsewhere to look at the ids first would stall the device
+        except IndexError:  # on the CPU only; on other devices, checking the ids would wait for the device in each call
             raise self._out_of_range(input_ids, positions) from None
         return dropout(x, self.config.embd_pdrop, self.training)
 
     def stream(self, x: Tensor, mask: Tensor | None, store: KVStore | None) -> Tensor:
-        """All blocks and the final norm: (B, T, C) to (B, T, C). `mask` and `store` as for `CausalSelfAttention`."""
+        """Run all blocks and `ln_f`: (B, T, C) to (B, T, C). `mask` and `store` are those of `CausalSelfAttention`."""
         for block in self.h:
             x = block(x, mask, store)
         x = self.ln_f(x)
         return x
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """The head: (..., C) to (..., V), by the token embedding."""
+        """Return the logits of hidden states, (..., C) to (..., V), computed with the token embedding."""
         return self.wte.logits(hidden_states)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.wpe.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in, also where the weights are stored in fewer bits."""
+        """The dtype of the computation; quantized weights are stored in fewer bits."""
         return self.wpe.weight.dtype
 
     def set_dropout(self, rate: float) -> None:
-        """Drop activations at this rate everywhere from now on, in training mode."""
+        """Set all dropout rates of the config and of the layers; they apply in training mode."""
         self.config = dataclasses.replace(self.config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
         for block in cast("list[Block]", self.h):
             block.attn.attn_pdrop = block.attn.resid_pdrop = block.mlp.resid_pdrop = rate

@@ -1,8 +1,8 @@
-"""From a name to a model and back: `GPT2` with its three verbs, and what they call. It knows folders, dtypes and adapters.
+"""Load and save models: the class `gpt2.GPT2`, and the functions that its methods call.
 
-The class in `model.py` is the architecture alone. The one here, which is `gpt2.GPT2`, computes the same and adds
-`from_pretrained`, `save_pretrained` and `generate`. What most who load a model do not need is imported inside functions,
-because the first token of a command waits for imports.
+The class in `model.py` is the architecture. `GPT2` here computes the same and adds `from_pretrained`, `save_pretrained` and
+`generate`. It depends on `gpt2.weights`, `gpt2.quantization`, `gpt2.generation` and `gpt2.adapters`. Modules that loading
+rarely needs are imported inside functions, because imports delay the first token of a command.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from gpt2.adapters.files import Adapter
     from gpt_encoder.interface import Tokenizer
 
-# What `dtype="auto"` tries out a dtype with.
+# Tokens that `dtype="auto"` generates to test a dtype.
 _N_TOKENS = 48
 
-# A token that float32 holds for this much less probable than its own choice, in nats, is as good as that: a tie.
+# Nats. Two tokens are tied if their log-probabilities in float32 differ by less than this.
 _TIE = 0.01
 
 
 class GPT2(architecture.GPT2):
-    """GPT-2: embeddings, blocks, a final norm, and the token embedding once more as the head.
+    """GPT-2: embeddings, blocks, a final layer norm, and the token embedding again as the head.
 
     >>> from gpt_config import GPT2Config
     >>> model = GPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)).eval()
@@ -50,15 +50,15 @@ class GPT2(architecture.GPT2):
     torch.Size([1, 3, 11])
     """
 
-    pretrained_from: Path | None = None  # the folder it was loaded from, which has its tokenizer
+    pretrained_from: Path | None = None  # the folder of the model and its tokenizer
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> GPT2:
-        """Load a model, in eval mode, from a folder, the models that ship, or the hub: see `load_model`."""
+        """Load a model, in eval mode, from a folder, the shipped models or the hub: see `load_model`."""
         return load_model(name_or_folder, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
-        """Write a folder that this package and transformers load: see `save_model`."""
+        """Write a folder that this package and transformers can load: see `save_model`."""
         save_model(self, folder, tokenizer=tokenizer)
 
     def generate(
@@ -71,7 +71,7 @@ class GPT2(architecture.GPT2):
         draft_model: architecture.GPT2 | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Tensor:
-        """Continue each row of `input_ids`: see `gpt2.generation.loop.generate`."""
+        """Return `input_ids` (B, T) followed by new tokens: see `gpt2.generation.loop.generate`."""
         return generate(
             self,
             input_ids,
@@ -86,17 +86,18 @@ class GPT2(architecture.GPT2):
 def load_model(
     name_or_folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
 ) -> GPT2:
-    """Load a GPT-2, in eval mode.
+    """Return a GPT-2 model in eval mode.
 
-    `name_or_folder` is a folder, the name of a model that ships, or a hub name such as gpt2 or openai-community/gpt2-xl.
-    On the CPU, weights that have the wanted dtype stay views of the mapped file: they are read when they are first
-    used, and take no memory beside the page cache. Others are converted one by one. Of an adapter's folder it is the model
-    it was learned on, with the adapter merged into it.
+    `name_or_folder` is a folder, the name of a shipped model, or a hub name such as gpt2 or openai-community/gpt2-xl. For
+    the folder of an adapter, the base model is loaded and the adapter merged into it.
 
-    `dtype` "int8" is float32 with a byte a weight (`gpt2.quantization`), and so is a folder that was saved as such; "auto"
-    is the fastest on this machine with the same greedy text (`load_fastest`).
+    `dtype` "int8" stores one byte per weight and computes in float32 (`gpt2.quantization`); a folder that was saved in int8
+    is loaded the same way. "auto" is the fastest dtype on this machine with the greedy text of float32 (`load_fastest`).
 
-    Raises ModelNotFoundError, CheckpointError, ConfigError or DeviceError; each says what to do.
+    On the CPU, weights that already have the requested dtype are views of the mapped file: they are read when they are
+    first used, and take no memory besides the page cache. Other weights are converted one after another.
+
+    Raises ModelNotFoundError, CheckpointError, ConfigError or DeviceError; each message says what to do.
     """
     if dtype == "auto":
         return load_fastest(name_or_folder, device=device)
@@ -119,7 +120,8 @@ def _load_int8(name_or_folder: str | os.PathLike[str], device: str | torch.devic
     model = load_model(name_or_folder, dtype="float32")
     if not is_int8(model):
         quantize_int8(model)
-        for tensor in (*model.parameters(), *model.buffers()):  # what is left of the file, which would keep all of it
+        # Copy the tensors that are still views of the file: one view keeps the whole file mapped.
+        for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.clone()
     return model.to(resolve_device(device))
@@ -132,9 +134,10 @@ def load_merged(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
 ) -> GPT2:
-    """The model an adapter was learned on, or `base_model`, with the adapter merged into it, in eval mode.
+    """Return the base model of an adapter, or `base_model`, with the adapter merged into it, in eval mode.
 
-    It is merged in float32 at least and rounded once. Its tokenizer is the adapter's if there is one in `folder`.
+    The sum is computed in float32 or a wider dtype, and rounded to `dtype` once. If `folder` has a tokenizer, the model uses
+    that one.
     """
     from gpt2.adapters.files import load_adapter, read_adapter
     from gpt2.adapters.lora import merge_lora
@@ -152,23 +155,25 @@ def load_merged(
 def load_base(
     adapter: Adapter, base_model: str | os.PathLike[str] | None = None, *, dtype: torch.dtype = torch.float32
 ) -> GPT2:
-    """The model that an adapter was learned on, or `base_model` in its place, without the adapter."""
+    """Return the base model of an adapter, or `base_model` instead, without the adapter.
+
+    Raises CheckpointError if `base_model` is None and the adapter does not name its base model.
+    """
     if base_model is not None:
         return load_model(locate_whole_model(base_model), dtype=dtype)
     if adapter.config.base_model is None:
         raise CheckpointError(
-            f"the adapter in {adapter.folder} does not say which model it was learned on: merge it into that model, "
-            "and name the result",
+            f"the adapter in {adapter.folder} does not name its base model: merge it into that model, and use the result",
             remedy=Remedy("base_model"),
         )
     return load_model(locate_base(adapter.folder, adapter.config.base_model), dtype=dtype)
 
 
 def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files; each file is written whole or not at all.
+    """Write config.json, model.safetensors and the tokenizer's files. Each file is written completely or not at all.
 
-    The tokenizer is the one given, else that of the folder the model was loaded from, else OpenAI's if the model is new
-    and has a vocabulary of that size. Adapters are merged into the weights that are written, not into the model.
+    Without `tokenizer`, the one of the folder that the model was loaded from is written. A new model gets OpenAI's tokenizer
+    if its vocabulary has the same size. Adapters are merged into the written weights; the model itself does not change.
     """
     from gpt2.adapters.lora import merged_parameters
     from gpt2.weights.writing import write_tensors
@@ -190,10 +195,10 @@ def load_fastest(
     device: str | torch.device = "cpu",
     agree: Callable[[architecture.GPT2, architecture.GPT2], bool] | None = None,
 ) -> GPT2:
-    """The model in the first dtype, from the fastest on, whose greedy text is that of float32; else in float32.
+    """Return the model in the fastest dtype whose greedy text equals that of float32, or in float32 if there is none.
 
-    `is_int8` and `model.dtype` tell which it is. Each dtype takes about as long as to generate 50 tokens. `agree` of a
-    candidate and the model in float32 decides in place of `agrees_greedily`.
+    `is_int8` and `model.dtype` tell which dtype it has. Each test of a dtype takes about as long as generating 50 tokens.
+    `agree(candidate, float32_model)` replaces the test, which is `agrees_greedily`.
     """
     agree = agree or agrees_greedily
     target = resolve_device(device)
@@ -206,7 +211,7 @@ def load_fastest(
 
 
 def _candidates(device: torch.device) -> tuple[str, ...]:
-    """The dtypes that may be faster than float32, the fastest first: measured on a CPU, estimated on others."""
+    """Return the dtypes that may be faster than float32, the fastest first: measured on a CPU, estimated on GPUs."""
     if device.type == "cpu":
         return "int8", "bfloat16"
     if device.type == "cuda":
@@ -216,7 +221,7 @@ def _candidates(device: torch.device) -> tuple[str, ...]:
 
 @torch.inference_mode()
 def agrees_greedily(candidate: architecture.GPT2, reference: architecture.GPT2) -> bool:
-    """Whether `reference` would choose the tokens of the greedy text that `candidate` writes, ties aside."""
+    """Return whether `reference` would choose each token of the greedy text of `candidate`, except for ties."""
     config = reference.config
     start = torch.tensor([[config.bos_token_id or 0]], device=reference.device)
     ids = generate(candidate, start, max_new_tokens=min(_N_TOKENS, config.n_positions - 1), stop_at_eot=False)

@@ -1,1 +1,1 @@
-"""int8: layers whose weights take a byte each, the products that they compute, and the swap of a model's layers."""
+"""int8 quantization: layers with one byte per weight, their matrix products, and the replacement of a model's layers."""

@@ -1,4 +1,4 @@
-"""Layers of int8 weights that stand in place of `Conv1D` and `TokenEmbedding`. They know no model."""
+"""int8 layers that replace `Conv1D` and `TokenEmbedding`. They depend on the kernels, not on a model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _units_and_sums: Derived[Tensor | None] = Derived()
 
 
 class Int8Linear(nn.Module):
-    """y = x W^T + b of x (..., n_in) float32, with W = weight_int8 (n_out, n_in) times scale (n_out,).
+    """y = x W^T + b for x (..., n_in) float32, with W = weight_int8 (n_out, n_in) * scale (n_out,).
 
-    On a CPU it is multiplied by the first of `engines` that torch has, without any by a product in float32.
+    On a CPU, the first of `engines` that torch has computes it. If there is none, it is computed in float32.
     """
 
     weight_int8: Tensor
@@ -53,7 +53,7 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)  # (..., n_out)
 
     def packed_weight(self) -> torch.ScriptObject | None:
-        """The weights as the CPU's kernel wants them, or None where there is no such kernel."""
+        """Return the weights packed for the CPU's kernel, or None if there is no such kernel."""
         if self.weight_int8.device.type != "cpu":
             return None
         return _packed.of(self, state_of(self.weight_int8, self.scale, self.bias), self._pack)
@@ -64,13 +64,14 @@ class Int8Linear(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether `packed_weight` has been asked before."""
+        """Whether `packed_weight` has been called before."""
         return self in _packed
 
     def units_and_sums(self) -> Tensor | None:
-        """What `int8_product_of_each` wants of the packed weights, (2, n_out): their scales, and sums of their rows.
+        """Return what `int8_product_of_each` needs of the packed weights, (2, n_out): scales, and sums of the int8 rows.
 
-        None where it would not keep its promise: with other kernels, and with a bias beside which weights vanish.
+        None if its results would differ from those of single rows: with other kernels, or with a bias so large that the
+        weights are lost in rounding.
         """
         packed = self.packed_weight()
         if packed is None:
@@ -92,24 +93,26 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(Int8Linear):
-    """Token vectors (V, C) in int8, each with its scale; also the head, as in `TokenEmbedding`."""
+    """The token embedding (V, C) in int8, with a scale for each token. It is also the head, like `TokenEmbedding`."""
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return F.embedding(input_ids, self.weight_int8) * F.embedding(input_ids, self.scale[:, None])
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """(..., C) to (..., V)."""
+        """Return the logits of hidden states: (..., C) to (..., V)."""
         return super().forward(hidden_states)
 
 
 def rounds_each_alone(engines: Sequence[str] = ENGINES) -> bool:
-    """Whether `int8_product_of_each` is available, and keeps its promise here."""
+    """Return whether `int8_product_of_each` is available, and gives the bits of single rows with this build of torch."""
     return multiplies_given_steps(engines) and _rounds_alike()
 
 
 def gives_the_bits_of_each() -> bool:
-    """Whether `int8_product_of_each` does so for an example. It depends on where those who built torch let a multiplication
-    and an addition be rounded as one."""
+    """Return whether `int8_product_of_each` gives the bits of single rows for an example.
+
+    It depends on where the build of torch uses fused multiply-add instructions.
+    """
     numbers = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (150, 90), dtype=torch.int8, generator=numbers, device="cpu")
     scale, bias = torch.rand(2, 150, dtype=torch.float32, generator=numbers, device="cpu")
@@ -122,17 +125,18 @@ def gives_the_bits_of_each() -> bool:
     return torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, True), alone)
 
 
-_rounds_alike = functools.cache(gives_the_bits_of_each)  # of one build of torch on one processor
+_rounds_alike = functools.cache(gives_the_bits_of_each)  # constant for one build of torch on one processor
 
 
 def pack_together(model: nn.Module) -> None:
-    """Pack the layers that are not yet packed, several at a time, for one of them keeps no more than one thread busy."""
+    """Pack the layers that are not yet packed, several at the same time, because packing a layer uses one thread only."""
     layers = [module for module in model.modules() if isinstance(module, Int8Linear) and not module.is_packed]
     if len(layers) < 2 or layers[0].weight_int8.device.type != "cpu":
         return
     engine = packing_engine(layers[0].engines)
     if engine is None:
         return
-    layers.sort(key=lambda layer: layer.weight_int8.numel(), reverse=True)  # the head takes as long as all blocks
+    # Start with the largest: the head takes as long as all blocks together.
+    layers.sort(key=lambda layer: layer.weight_int8.numel(), reverse=True)
     with packing(engine), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         list(pool.map(Int8Linear.packed_weight, layers))

@@ -1,8 +1,8 @@
-"""int8 quantization: one byte per weight, by replacing the layers of a model.
+"""int8 quantization of a model: its layers are replaced by layers with one byte per weight. It depends on the model.
 
-Each output channel of a layer has its own scale, the largest of its weights in absolute value over 127, and its weights are
-rounded to whole multiples of it. The rest, biases, norms and positions, stays in float32, and so does the arithmetic between
-the layers.
+Each output channel of a layer has its own scale: its largest absolute weight divided by 127. The weights are rounded to
+integer multiples of the scale. Biases, norms and position embeddings stay in float32, and so does the arithmetic between the
+layers.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from gpt_config.errors import CheckpointError, InputError
 
 
 def quantize_int8(model: GPT2, *, engines: Sequence[str] = ENGINES) -> GPT2:
-    """Swap the layers of `model` for such of int8, in place, and return it. It can then no longer be trained.
+    """Replace the layers of `model` by int8 layers, in place, and return the model. It can then no longer be trained.
 
-    A quarter of the bytes, to be read for every token. On a CPU the first of `engines` that torch has multiplies them.
-    CheckpointError if a weight is NaN or infinite.
+    The weights, all of which are read for each token, take a quarter of the bytes of float32. On a CPU, the products use the
+    first of `engines` that torch has. Raises CheckpointError if a weight is NaN or infinite, and InputError if a layer is
+    not a `Conv1D`.
     """
     check_finite(dict(model.named_parameters()))
     return _swap_layers(model.float(), quantized_rows, engines)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """CheckpointError if a tensor holds NaN or infinity, from which the kernels for bytes make ordinary numbers."""
+    """Raise CheckpointError if a tensor contains NaN or infinity, which the int8 kernels turn into ordinary numbers."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # NaN makes both NaN
-            raise CheckpointError(f"{name} holds NaN or infinity, which int8 cannot compute with: the weights are damaged")
+        # If a value is NaN, both results of `aminmax` are NaN.
+        if tensor.is_floating_point() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):
+            raise CheckpointError(f"{name} contains NaN or infinity: the weights are damaged; use another copy of the files")
 
 
 def empty_int8(model: GPT2) -> GPT2:
-    """`model`, which has no content (it is on "meta"), with layers of int8, for the content of a file to be put into."""
-    # `new_empty` and not `empty_like`, which on "meta" imports a part of torch's compiler (0.2 s).
+    """Replace the layers of `model`, which is on the device "meta", by int8 layers without contents, and return it."""
+    # `new_empty`, because `empty_like` on "meta" imports a part of torch's compiler (0.2 s).
     return _swap_layers(
         model, lambda weight: (weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(len(weight)))
     )
@@ -51,18 +53,18 @@ def _swap_layers(
         for parent, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
             layer = getattr(parent, name)
             if type(layer) is not Conv1D:
-                raise InputError(f"a layer {type(layer).__name__} has no int8: merge adapters into the model first")
+                raise InputError(f"a layer {type(layer).__name__} cannot be quantized: merge adapters into the model first")
             setattr(parent, name, Int8Linear(*quantized(layer.weight.detach().t()), layer.bias.detach(), engines=engines))
     model.wte = Int8Embedding(*quantized(model.wte.weight.detach()), None, engines=engines)  # type: ignore[assignment]
     return model
 
 
 def is_int8(model: nn.Module) -> bool:
-    """True if a layer is in int8."""
+    """Return whether a layer of the model is in int8."""
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
 def check_can_learn(model: nn.Module) -> None:
-    """InputError if the model is in int8: rounded weights have no gradient."""
+    """Raise InputError if the model is in int8, because rounded weights have no gradient."""
     if is_int8(model):
-        raise InputError("the model is in int8, which cannot be trained: start from the weights it was made of")
+        raise InputError("the model is in int8, which cannot be trained: start from the weights before quantization")

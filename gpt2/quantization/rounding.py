@@ -1,13 +1,16 @@
-"""The numbers that the kernels for bytes go by. A file of their own: TorchScript sees a module's numbers, but no globals."""
+"""Constants of the int8 kernels, in a separate module, because TorchScript can read numbers of a module, but no globals."""
 
-# The kernel's steps are never finer than FINEST, so what it multiplies is lifted first and the scales of the weights are
-# lowered. LIFT is a power of two, which changes no bits of a product but the exponent.
-LIFT = 1024.0
+# The smallest step to which the kernel rounds inputs.
 FINEST = 6.1e-5
+
+# Inputs are multiplied by this factor, and the scales of weights are divided by it, so that small inputs are not limited by
+# FINEST. It is a power of 2, so only exponents change.
+LIFT = 1024.0
 
 # The smallest normal number of float32.
 TINY = 2.0**-126
 
-# In units of the last place that a weight of a row can have: with sums and biases up to this, what is lost in a product in
-# float32, less the bias, over the unit, is less than half a unit. 3 * 2^-24 of the sum, and 2^-24 of the bias.
+# The largest sum of a row, and the largest bias, for which `int8_product_of_each` rounds to the right integer. Their unit is
+# the scale of the row. In float32, (product - bias) / scale has an error of at most 3 * 2^-24 of the sum and 2^-24 of the
+# bias, which is then less than half a unit.
 LARGEST_SUM = LARGEST_BIAS = 2e6

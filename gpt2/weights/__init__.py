@@ -1,1 +1,1 @@
-"""Model folders: which files they hold, names, reading, writing, the tokenizer beside them."""
+"""Model folders: which files they contain, parameter names, reading, writing, and the tokenizer of a model."""

@@ -1,7 +1,7 @@
-"""Key names: from what tools leave in a state dict to the names of the published GPT-2 files. It knows no formats.
+"""Parameter names: converts the keys that other programs write to those of the published GPT-2 files.
 
-The published names are those of this package's parameters, so no table is needed: prefixes come off, what is not a
-weight is dropped, and the head must be the token embedding.
+It depends on state dicts, not on file formats. The published names are those of this package's parameters, so no table is
+needed: prefixes are removed, entries that are not weights are dropped, and the head must equal the token embedding.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from gpt_config.errors import CheckpointError
 
-# torch.compile, DistributedDataParallel, and the model with a head in transformers.
+# Prefixes added by torch.compile, by DistributedDataParallel, and by transformers' models with a head.
 _PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|transformer\.)+")
-# The causal mask and its filler, which old versions of transformers saved as if they were weights.
+
+# The causal mask and the value for masked scores, which old versions of transformers saved like weights.
 _NOT_WEIGHTS = re.compile(r"^h\.\d+\.attn\.(?:bias|masked_bias)$")
 _HEAD = "lm_head.weight"
 
 
 def published_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """`tensors` under the published names, without duplicates of the head; `source` is named in errors.
+    """Return `tensors` under the published names, without a copy of the head. `source` is named in errors.
 
-    CheckpointError if two tensors come to one name, or if the head is not the token embedding: to tie it silently would
-    compute another model.
+    Raises CheckpointError if two tensors get the same name, or if the head differs from the token embedding, because tying
+    it silently would compute another model.
     """
     named: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -33,7 +34,7 @@ def published_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, 
         if _NOT_WEIGHTS.match(name):
             continue
         if name in named:
-            raise CheckpointError(f"{source} holds {name!r} twice under different prefixes: remove one of them")
+            raise CheckpointError(f"{source} contains {name!r} twice with different prefixes: remove one of them")
         named[name] = tensor
     head = named.pop(_HEAD, None)
     if head is not None:
@@ -41,8 +42,8 @@ def published_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, 
             named["wte.weight"] = head
         elif not _same(head, named["wte.weight"]):
             raise CheckpointError(
-                f"{source} has a {_HEAD} that differs from wte.weight: GPT-2's head is its token embedding, and this "
-                "package computes no other; use a checkpoint with a tied head"
+                f"{source} has a {_HEAD} that differs from wte.weight: this package supports only GPT-2's head, which is "
+                "the token embedding; use a checkpoint with a tied head"
             )
     return named
 

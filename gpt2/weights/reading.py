@@ -1,4 +1,7 @@
-"""From a folder to a model: read its config, build the model without memory, and give it the file's tensors."""
+"""Reads a model from its config and tensors: it builds the model without memory and assigns the tensors.
+
+It depends on the model and on `gpt2.quantization`, not on file formats.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from gpt2.weights.folder import CONFIG_FILES
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
-# How many names a message lists, so that it stays one line.
+# The largest number of names in a message, which must stay one line.
 _MAX_NAMED = 20
 
 Model = TypeVar("Model", bound=GPT2)
@@ -31,8 +34,10 @@ def assemble(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
-    """The model of `config`, in eval mode, with `tensors` for its parameters; CheckpointError names `folder` if they do not
-    fit."""
+    """Return the model of `config`, in eval mode, with `tensors` as its parameters, on `device` and in `dtype`.
+
+    Raises CheckpointError, which names `folder`, if the tensors do not fit the config.
+    """
     holds_int8 = "wte.weight_int8" in tensors
     with torch.device("meta"), _NoInitialWeights():
         model = model_type(config)
@@ -43,7 +48,7 @@ def assemble(
             f"the weights in {folder} do not fit its config: {wrong}: use weights and config of the same model"
         )
     if holds_int8 and dtype != torch.float32:
-        raise CheckpointError(f"{folder} holds int8 weights, which are computed with in float32: leave out dtype {dtype}")
+        raise CheckpointError(f"{folder} contains int8 weights, which need dtype float32: leave out dtype {dtype}")
     if holds_int8:
         check_finite(tensors)
     for name, tensor in tensors.items():
@@ -53,8 +58,10 @@ def assemble(
 
 
 class _NoInitialWeights(TorchFunctionMode):
-    """Leaves out what `torch.nn.init` would draw: it is about to be replaced, and on "meta", where there is nothing to
-    fill, torch would import its compiler for it, which takes a second."""
+    """Skips the functions of `torch.nn.init`, because the initial weights would be replaced.
+
+    On the device "meta", torch would import its compiler for them, which takes a second.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -64,16 +71,18 @@ class _NoInitialWeights(TorchFunctionMode):
 
 
 def read_config(folder: Path) -> GPT2Config:
-    """The config of a model folder, from `config.json` or OpenAI's `hparams.json`."""
+    """Return the config of a model folder, from `config.json` or OpenAI's `hparams.json`. Raises CheckpointError."""
     for name in CONFIG_FILES:
         if (folder / name).is_file():
             return GPT2Config.from_json_file(folder / name)
-    raise CheckpointError(f"{folder} has no config.json: name a folder that holds config.json and the weights")
+    raise CheckpointError(f"{folder} has no config.json: name a folder that contains config.json and the weights")
 
 
 def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], limit: int = _MAX_NAMED) -> str:
-    """What is missing, extra, of another shape, or not of floating point, at most `limit` of each named; empty if all
-    fits."""
+    """Return a description of the tensors that do not have the names, `shapes` and kinds of dtype of the model.
+
+    It names missing tensors, unknown ones, wrong shapes and wrong dtypes, at most `limit` of each. It is "" if all fit.
+    """
     wrong = []
     if missing := shapes.keys() - tensors.keys():
         wrong.append(f"missing {_listed(missing, limit)}")

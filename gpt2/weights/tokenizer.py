@@ -1,4 +1,4 @@
-"""Which tokenizer belongs to a model. It knows where to look, not how text is encoded."""
+"""Finds the tokenizer of a model. It depends on folders and on `gpt_encoder`, which encodes text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def folder_of(model: GPT2) -> Path | None:
-    """The folder that `from_pretrained` read the model from; None for a model that was made otherwise."""
+    """Return the folder that `from_pretrained` has read the model from, or None for a model made in another way."""
     return getattr(model, "pretrained_from", None)
 
 
 def tokenizer_of(model: GPT2) -> Tokenizer | None:
-    """The tokenizer in the folder the model was loaded from, or None.
+    """Return the tokenizer in the folder that the model was loaded from, or None if there is none.
 
-    Where there is no tokenizer and the vocabulary has the size of OpenAI's, it is taken for OpenAI's.
+    If there is none and the vocabulary has the size of OpenAI's, it returns OpenAI's tokenizer; for a model that was loaded,
+    a GPT2Warning is issued.
     """
     folder = folder_of(model)
     if folder is not None and has_tokenizer(folder):
@@ -33,14 +34,14 @@ def tokenizer_of(model: GPT2) -> Tokenizer | None:
     if model.config.vocab_size != GPT2Config().vocab_size:
         return None
     if folder is not None:
-        warnings.warn(f"{folder} has no tokenizer files: OpenAI's vocabulary, which has its size, is used", GPT2Warning, 2)
+        warnings.warn(f"{folder} has no tokenizer files: OpenAI's tokenizer, of the same size, is used", GPT2Warning, 2)
     return GPT2Tokenizer.from_pretrained()
 
 
 def load_tokenizer_for(model: GPT2, name_or_folder: str | os.PathLike[str] | None = None) -> Tokenizer:
-    """The tokenizer of `name_or_folder`, or else the model's own.
+    """Return the tokenizer of `name_or_folder`, or the model's own if it is None.
 
-    VocabularyError if the model has none; InputError if the tokenizer has ids that the model lacks.
+    Raises VocabularyError if the model has none, and InputError if the tokenizer has more ids than the model.
     """
     tokenizer = load_tokenizer(name_or_folder) if name_or_folder else tokenizer_of(model)
     if tokenizer is None:

@@ -1,4 +1,4 @@
-"""Tensors to a file that this package and transformers read: whole, or not at all."""
+"""Writes tensors to a safetensors file that this package and transformers can read, completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gpt_config.errors import WriteError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all. WriteError if there is no room."""
+    """Write a safetensors file completely or not at all. Raises WriteError if it cannot be written."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         atomic_write(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
-    except SafetensorError as error:  # an OSError of the library's own kind
-        raise WriteError(f"cannot write {path} ({error}): make room; the file is as it was") from None
+    except SafetensorError as error:  # the library raises this instead of OSError
+        raise WriteError(f"cannot write {path} ({error}): make room on the disk; the old file is unchanged") from None

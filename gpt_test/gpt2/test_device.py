@@ -1,4 +1,4 @@
-"""Devices and dtypes by the names that users write."""
+"""Names of devices and dtypes: which are accepted, and what the errors say."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_unknown_dtypes(name: object) -> None:
         resolve_dtype(name)
 
 
-def test_matrix_units_that_onednn_must_not_use_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amx_does_not_count_if_onednn_may_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
@@ -40,7 +40,7 @@ def test_matrix_units_that_onednn_must_not_use_are_none(monkeypatch: pytest.Monk
     assert has_matrix_units()
 
 
-def test_the_peak_is_measured_without_the_numbers_of_a_run() -> None:
+def test_measuring_the_peak_leaves_the_random_state_unchanged() -> None:
     before = torch.get_rng_state()
     assert measured_peak(torch.device("cpu"), torch.float32) > 1e6
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""Dropout drops as often as it should, keeps the mean, and what it drops depends on the seed alone."""
+"""Dropout has the requested rate, keeps the mean, and depends on the seed only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_rate_and_the_mean_are_right(p: float) -> None:
     assert abs(neighbours) < 5 / math.sqrt(n)
 
 
-def test_it_is_a_function_of_the_seed_and_of_what_was_drawn_before() -> None:
+def test_it_depends_on_the_seed_and_on_earlier_draws() -> None:
     x = torch.randn(3, 50)
     draws = []
     for seed in (1, 1, 2):
@@ -40,10 +40,10 @@ def test_it_is_a_function_of_the_seed_and_of_what_was_drawn_before() -> None:
 def test_it_does_nothing_in_eval_mode_or_at_rate_zero() -> None:
     x = torch.randn(5)
     assert dropout(x, 0.5, training=False) is x and dropout(x, 0.0, training=True) is x
-    assert dropout(x, 1e-9, training=True) is x  # sixteen bits cannot tell it from zero
+    assert dropout(x, 1e-9, training=True) is x  # 1e-9 rounds to 0 in 16 bits
 
 
-def test_gradients_pass_where_values_did() -> None:
+def test_gradients_pass_where_values_are_kept() -> None:
     x = torch.randn(40, dtype=torch.float64, requires_grad=True)
     y = dropout(x, 0.25, training=True)
     y.sum().backward()
@@ -63,11 +63,11 @@ def test_attention_drops_weights_not_outputs() -> None:
     torch.manual_seed(0)
     q, k = torch.zeros(2, 1, 1, 400, 2).unbind()
     y = attention_with_dropout(q, k, torch.ones(1, 1, 400, 2), torch.ones(400, 400, dtype=torch.bool), 0.5, 1.0)
-    assert torch.equal(y[..., 0], y[..., 1]), "a weight is dropped for all of its value"
+    assert torch.equal(y[..., 0], y[..., 1]), "a dropped weight drops the whole value vector"
     assert y.mean().item() == pytest.approx(1, abs=0.01) and y.std().item() == pytest.approx(0.05, rel=0.2)
 
 
-def test_each_rate_of_the_config_drops_where_it_says(small_config: GPT2Config) -> None:
+def test_each_rate_of_the_config_drops_activations(small_config: GPT2Config) -> None:
     ids = torch.arange(20)[None]
     for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
         rates = {**dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0), name: 0.5}

@@ -1,4 +1,4 @@
-"""The model as a graph of torch.export, torch.jit and ONNX, at lengths that the graph was not made with."""
+"""Graphs of torch.export, torch.jit and ONNX give the model's logits at lengths other than the one of the export."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def ids_of(length: int) -> Tensor:
 
 
 def mask_of(length: int) -> Tensor:
-    """The second row is padded on the left."""
+    """Return a mask of two rows; the second row is padded on the left."""
     mask = torch.ones(2, length, dtype=torch.int64)
     mask[1, : length // 2] = 0
     return mask
 
 
 def assert_equal_at_every_length(graph: Graph, model: GPT2, *, masked: bool) -> None:
-    """At the tokens: the logits at padding mean nothing."""
+    """Compare the logits at the tokens; the logits at padding are undefined."""
     for length in LENGTHS:
         ids, mask = ids_of(length), mask_of(length)
         options = {"attention_mask": mask} if masked else {}
@@ -58,13 +58,13 @@ def test_an_exported_program_takes_every_length(model: GPT2, masked: bool) -> No
     assert_equal_at_every_length(exported(model, masked=masked).module(), model, masked=masked)
 
 
-def test_an_exported_program_refuses_what_has_no_position(model: GPT2) -> None:
+def test_an_exported_program_refuses_more_tokens_than_positions(model: GPT2) -> None:
     with pytest.raises(AssertionError, match="<= 24"):
         exported(model, masked=False).module()(ids_of(CONFIG.n_positions + 1))
 
 
 class WithPositionalMask(nn.Module):
-    """`torch.jit.trace` takes positional arguments only."""
+    """The model with a positional mask, because `torch.jit.trace` takes positional arguments only."""
 
     def __init__(self, model: GPT2) -> None:
         super().__init__()

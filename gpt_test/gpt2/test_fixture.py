@@ -1,7 +1,7 @@
-"""Ids, losses and figures that were written down before the package was rebuilt: they stay as they were.
+"""Ids, losses and scores equal those that were recorded before the package was rebuilt.
 
-`fixtures/before_the_rebuild.json` was made on 2026-11-29 by `measured()` with the code of commit b7203fb. Ids are compared
-exactly, and floating-point numbers to six digits, because processors round sums in other orders.
+`measured()` wrote `fixtures/before_the_rebuild.json` on 2026-11-29 with the code of commit b7203fb. Ids are compared
+exactly, floating-point numbers with a tolerance of 1e-5, because processors add in different orders.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def losses_of_ten_steps(model: GPT2) -> list[float]:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """Of gpt2-tiny or of a model with random weights."""
+    """Return ids, losses and scores of gpt2-tiny, or of a model with random weights."""
     model = GPT2.from_pretrained("gpt2-tiny") if name == "gpt2-tiny" else random_model(CONFIGS[name])
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(0, model.config.vocab_size, (2, 9), generator=generator)
@@ -83,7 +83,7 @@ def measured(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", *CONFIGS])
-def test_figures_are_those_of_before(name: str) -> None:
+def test_figures_equal_the_recorded_ones(name: str) -> None:
     expected = json.loads(FIXTURE.read_text(encoding="utf-8"))[name]
     found = measured(name)
     assert found.keys() == expected.keys()

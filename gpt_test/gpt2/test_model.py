@@ -1,4 +1,4 @@
-"""The model against transformers' GPT-2, which no one here wrote, over many configurations; padding; caches; bad input."""
+"""The model gives the logits and gradients of transformers' GPT-2, for many configurations; padding, caches, bad input."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_logits_equal_transformers(dtype: torch.dtype, tolerance: float, config:
 
 
 @pytest.mark.parametrize("batch_equals_length", [True, False])
-def test_odd_sizes_and_a_batch_as_long_as_the_text(batch_equals_length: bool) -> None:
+def test_odd_sizes_and_as_many_rows_as_tokens(batch_equals_length: bool) -> None:
     config = GPT2Config(**ODD, n_inner=77)
     model = random_model(config, dtype=torch.float64)
     ids = ids_for(config, 37 if batch_equals_length else 2, 37)
@@ -78,7 +78,7 @@ def test_training_gradients_equal_transformers() -> None:
 @given(data=st.data())
 @settings(max_examples=60)
 def test_padding_anywhere_changes_no_row(data) -> None:
-    """Left, right or in the middle: each row gets the logits it has alone."""
+    """With padding on the left, on the right or in the middle, each row has the logits that it has without padding."""
     config = GPT2Config(**ODD)
     model = random_model(config, dtype=torch.float64)
     mask = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4)))
@@ -93,7 +93,7 @@ def test_padding_anywhere_changes_no_row(data) -> None:
 
 
 def test_a_padded_batch_may_be_wider_than_the_context() -> None:
-    """Positions count tokens, so padding does not use them up."""
+    """Positions count tokens only, so padding does not use up the context."""
     config = GPT2Config(**{**ODD, "n_positions": 5})
     model = random_model(config)
     ids, mask = ids_for(config, 1, 9), torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
@@ -105,7 +105,7 @@ def test_a_padded_batch_may_be_wider_than_the_context() -> None:
 
 @given(data=st.data())
 @settings(max_examples=40)
-def test_a_cache_in_any_portions_changes_no_logits(data) -> None:
+def test_a_cache_filled_in_several_calls_changes_no_logits(data) -> None:
     config = GPT2Config(**ODD)
     model = random_model(config, dtype=torch.float64)
     cuts = sorted(data.draw(st.sets(st.integers(1, 19), max_size=6)))
@@ -157,18 +157,18 @@ def test_bad_input_is_one_clear_line(ids: list, options: dict, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_failed_call_leaves_the_cache_as_it_was() -> None:
+def test_a_refused_call_leaves_the_cache_unchanged() -> None:
     config = GPT2Config(**ODD)
     model, cache = random_model(config), KVCache(config, max_length=4)
     model(torch.tensor([[1, 2]]), kv_cache=cache)
     with pytest.raises(InputError, match="holds 2 of at most 4 tokens and has no room for 3 more"):
         model(torch.tensor([[1, 2, 3]]), kv_cache=cache)
-    with pytest.raises(InputError, match="2 rows and the cache 1"):
+    with pytest.raises(InputError, match="2 rows and the cache has 1"):
         model(torch.tensor([[1], [2]]), kv_cache=cache)
     with pytest.raises(InputError, match="token id 999"):
         model(torch.tensor([[999]]), kv_cache=cache)
     assert cache.length == 2
-    with pytest.raises(InputError, match=r"the cache is torch.float32 on cpu and the model computes torch.float64"):
+    with pytest.raises(InputError, match=r"the cache is torch.float32 on cpu and the model computes in torch.float64"):
         random_model(config, dtype=torch.float64)(torch.tensor([[1]]), kv_cache=cache)
 
 
@@ -218,7 +218,7 @@ def test_dropout_in_training_only() -> None:
 
 
 class OurDropout(torch.nn.Module):
-    """torch.nn.Dropout with the draws of this package."""
+    """torch.nn.Dropout with the random draws of this package."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class OurDropout(torch.nn.Module):
 def attention_with_our_draws(
     module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **options: float
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention as transformers calls it: q, k, v (B, H, T, D) to (B, T, H, D) and the weights."""
+    """Return what transformers expects of causal attention: from q, k, v (B, H, T, D) to (B, T, H, D), and the weights."""
     scores = (q @ k.transpose(-1, -2) * scaling).masked_fill(torch.ones(q.shape[2], k.shape[2]).triu(1) > 0, -torch.inf)
     weights = dropout(scores.softmax(-1), options["dropout"], module.training)
     return (weights @ v).transpose(1, 2), weights
@@ -239,7 +239,7 @@ def attention_with_our_draws(
 
 @pytest.mark.parametrize("where", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
 def test_each_dropout_is_where_gpt2_has_it(where: str) -> None:
-    """With the same draws and one kind of dropout at a time, transformers' model drops the same numbers."""
+    """With the same random draws and one dropout rate above 0 at a time, transformers' model drops the same elements."""
     transformers = pytest.importorskip("transformers")
     transformers.AttentionInterface.register("causal_with_our_draws", attention_with_our_draws)
     config = GPT2Config(**ODD, **{**dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0), where: 0.3})
@@ -265,19 +265,19 @@ def test_conv1d_is_a_linear_layer() -> None:
 
 
 def test_a_model_can_be_compiled_to_a_graph() -> None:
-    """No data-dependent Python in the way of torch.export and torch.compile."""
+    """The model has no data-dependent Python that would stop torch.export and torch.compile."""
     config = GPT2Config(**ODD)
     model, ids = random_model(config), ids_for(config, 2, 8)
     exported = torch.export.export(model, (ids,)).module()
     torch.testing.assert_close(exported(ids), model(ids), atol=1e-5, rtol=0)
 
 
-def test_refused_config_never_reaches_the_model() -> None:
+def test_a_refused_config_makes_no_model() -> None:
     with pytest.raises(ConfigError):
         GPT2(GPT2Config(n_embd=10, n_head=3))
 
 
-def test_a_cache_for_another_model_is_refused_in_a_line() -> None:
+def test_a_cache_for_another_model_is_refused_in_one_line() -> None:
     model = random_model(GPT2Config(**ODD))
     for other in ({"n_layer": 1}, {"n_head": 1}, {"n_embd": 3 * ODD["n_embd"]}):
         cache = KVCache(GPT2Config(**{**ODD, **other}))
@@ -290,8 +290,8 @@ def test_a_cache_for_another_model_is_refused_in_a_line() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("where", ["last layer", "final norm", "head"])
-def test_a_call_that_an_exception_ends_leaves_the_cache_as_it_was(where: str, error: type[BaseException]) -> None:
-    """Ctrl-C or a hook: the same call again gives what it would have given."""
+def test_an_exception_in_a_call_leaves_the_cache_unchanged(where: str, error: type[BaseException]) -> None:
+    """After Ctrl-C or an exception in a hook, the same call gives the expected logits."""
     config = GPT2Config(**ODD)
     model, cache = random_model(config), KVCache(config)
     with torch.no_grad():
@@ -314,7 +314,7 @@ def test_a_call_that_an_exception_ends_leaves_the_cache_as_it_was(where: str, er
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-def test_a_copied_cache_goes_on_by_itself(mode) -> None:
+def test_a_copied_cache_is_independent(mode) -> None:
     config = GPT2Config(**ODD)
     model, cache = random_model(config), KVCache(config)
     with mode():
@@ -327,9 +327,9 @@ def test_a_copied_cache_goes_on_by_itself(mode) -> None:
         torch.testing.assert_close(model(torch.tensor([[3]]), kv_cache=cache)[:, -1], expected)
 
 
-def test_a_token_after_cached_ones_sees_them_in_training_too() -> None:
-    """Dropout of attention is written out on a CPU, with a causal mask of its own."""
-    rates = {"attn_pdrop": 1e-9, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # which drop nothing, but take that way
+def test_a_token_attends_to_cached_tokens_in_training_too() -> None:
+    """On a CPU, attention with dropout is written out and makes its own causal mask."""
+    rates = {"attn_pdrop": 1e-9, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # the rate drops nothing, but selects that code
     config = GPT2Config(**ODD, **rates)
     model, cache = random_model(config).train(), KVCache(config)
     with torch.no_grad():

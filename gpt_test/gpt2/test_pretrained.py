@@ -1,4 +1,4 @@
-"""`dtype="auto"`: what it takes, and what it refuses."""
+"""`dtype="auto"`: which dtypes it accepts and which it refuses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
 
 
-def test_the_shipped_model_is_in_int8() -> None:
+def test_the_shipped_model_is_loaded_in_int8() -> None:
     assert is_int8(GPT2.from_pretrained("gpt2-tiny", dtype="auto"))
 
 
-def test_a_dtype_with_another_text_is_left_for_the_next(small_folder: Path) -> None:
+def test_if_the_text_differs_the_next_dtype_is_tried(small_folder: Path) -> None:
     tried = []
 
     def refuse(candidate: GPT2, reference: GPT2) -> bool:
@@ -29,7 +29,7 @@ def test_a_dtype_with_another_text_is_left_for_the_next(small_folder: Path) -> N
     assert model.dtype == torch.float32 and not is_int8(model)
 
 
-def test_one_other_token_is_enough_to_refuse(small_config: GPT2Config) -> None:
+def test_one_different_token_is_enough_to_refuse(small_config: GPT2Config) -> None:
     reference, candidate = random_model(small_config), random_model(small_config)
     assert agrees_greedily(candidate, reference)
     candidate.h[0].mlp.c_proj.weight.data *= 0.5

@@ -90,7 +90,7 @@ def test_another_place_of_the_base_can_be_named(run_command, adapter: Path, base
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
     result = run_command("generate", "x", "--from_pretrained", "adapter")
-    assert result.status == 1 and "does not say which model it was learned on" in result.err
+    assert result.status == 1 and "does not name its base model" in result.err
 
 
 def test_nothing_is_overwritten(run_command: Callable, adapter: Path, base: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_nothing_is_overwritten(run_command: Callable, adapter: Path, base: Path
         (
             ["{adapter}", "--out", "{out}", "--from_pretrained", "{adapter}"],
             1,
-            "holds an adapter, and this takes a whole model",
+            "contains an adapter, but a whole model is needed",
         ),
         (["{adapter}", "--out", "{out}", "--from_pretrained", "no/such"], 1, "'no/such' is neither a folder"),
         (["{adapter}", "--out", "{base}/config.json/x"], 1, "cannot write"),
@@ -139,5 +139,5 @@ def test_those_that_take_whole_models_say_so(run_command: Callable, adapter: Pat
     result = run_command("verify", adapter)
     assert result.status == 1 and f"(gpt2 merge --out FOLDER {adapter})" in result.err
     for load in (NumpyGPT2.from_pretrained, python_gpt2.load_model):
-        with pytest.raises(CheckpointError, match="holds an adapter, and this takes a whole model"):
+        with pytest.raises(CheckpointError, match="contains an adapter, but a whole model is needed"):
             load(adapter)

@@ -30,7 +30,7 @@ def test_mistakes_are_one_line(run_command, small_folder: Path, tmp_path: Path) 
 
 def test_what_reads_no_int8_says_so(run_command, small_folder: Path, tmp_path: Path) -> None:
     assert run_command("quantize", small_folder, "--out", tmp_path / "q").status == 0
-    message = "holds weights in int8, which this does not read: name the model they were made of"
+    message = "contains int8 weights, but floats are needed: use the model before quantization"
     result = run_command("verify", tmp_path / "q")
     assert (result.status, result.out) == (1, "") and message in result.err and len(result.err.splitlines()) == 1
     with pytest.raises(CheckpointError, match=message):

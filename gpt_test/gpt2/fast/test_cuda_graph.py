@@ -338,7 +338,7 @@ def test_a_model_that_changes_on_the_way_is_refused() -> None:
         steps.next_logits()
         steps.windows[0].ids.append(token)
     model.double()
-    with pytest.raises(InputError, match=r"the cache is torch\.float32 on cpu and the model computes torch\.float64"):
+    with pytest.raises(InputError, match=r"the cache is torch\.float32 on cpu and the model computes in torch\.float64"):
         steps.next_logits()
     assert graphs.made
 

@@ -1,4 +1,4 @@
-"""What is made of a layer's weights: once, again when they change, and no longer than the layer lives."""
+"""Derived values are made once, again when the weights change, and are kept only while the layer exists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_it_is_made_once_for_each_state() -> None:
     assert layer not in derived and derived.of(layer, state_of(layer.weight), lambda: next(made)) == 2
 
 
-def test_what_fails_is_not_kept() -> None:
+def test_after_an_error_no_value_is_kept() -> None:
     derived: Derived[float] = Derived()
     layer = nn.Linear(2, 3)
     for _ in range(2):
@@ -47,15 +47,15 @@ def test_it_does_not_keep_the_layer() -> None:
     assert gone() is None
 
 
-def test_the_two_depths_of_a_state() -> None:
+def test_which_changes_the_two_states_detect() -> None:
     weight = torch.randn(4, 6)
     shallow, deep = state_of(weight), state_with_contents(weight)
-    weight.data[1, 2] += 1  # which has no version
+    weight.data[1, 2] += 1  # this does not change the tensor's version
     assert state_of(weight) == shallow and state_with_contents(weight) != deep
     weight += 1
     assert state_of(weight) != shallow
     with torch.inference_mode():
-        weight = torch.ones(2)  # it has no version
+        weight = torch.ones(2)  # an inference tensor has no version
         assert state_of(weight, None) == state_of(weight)
 
 

@@ -1,4 +1,4 @@
-"""int8 against its own definition and against float32; the kernel for bytes against the plain product."""
+"""int8 layers follow their definition and are close to float32; the int8 kernel gives the plain product."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def int8_copy(model: GPT2, *, engines: Sequence[str] = ENGINES) -> GPT2:
     return quantize_int8(copy, engines=engines)
 
 
-def test_weights_are_rounded_to_127_steps_of_each_output(small_model: GPT2) -> None:
+def test_weights_of_each_output_are_rounded_to_127_steps(small_model: GPT2) -> None:
     layer, plain = int8_copy(small_model).h[1].mlp.c_fc, small_model.h[1].mlp.c_fc
     restored = (layer.weight_int8 * layer.scale[:, None]).t()
     largest = plain.weight.abs().amax(0)
@@ -46,7 +46,7 @@ def test_weights_are_rounded_to_127_steps_of_each_output(small_model: GPT2) -> N
 
 @given(rows=st.integers(1, 9), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99))
 def test_the_kernel_gives_the_plain_product(rows: int, n_in: int, n_out: int, seed: int) -> None:
-    """Within the rounding of the inputs to 256 steps: half a step for each, times what it is multiplied by."""
+    """The error is at most that of rounding the inputs to 256 steps: half a step of each input times its weight."""
     torch.manual_seed(seed)
     weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
     layer = Int8Linear(weight, torch.rand(n_out) + 0.1, torch.randn(n_out))
@@ -71,7 +71,7 @@ def test_without_the_kernel_it_is_the_plain_product(small_model: GPT2) -> None:
     torch.testing.assert_close(model(ids), restored(ids), atol=1e-4, rtol=1e-4)
 
 
-def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
+def test_a_larger_row_does_not_make_other_rows_less_exact() -> None:
     layer = Int8Linear(torch.randint(-127, 128, (8, 16), dtype=torch.int8), torch.ones(8) / 100, None)
     x = torch.randn(3, 16)
     alone = layer(x)
@@ -81,8 +81,8 @@ def test_a_row_that_is_larger_than_the_others_does_not_spoil_them() -> None:
 
 @given(rows=st.integers(2, 9), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99), data=st.data())
 @settings(max_examples=60)
-def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: int, seed: int, data: st.DataObject) -> None:
-    """Of any size and sign, and of zeros too. In common steps, some would be wrong by a hundredth."""
+def test_each_row_has_the_bits_of_its_own_product(rows: int, n_in: int, n_out: int, seed: int, data: st.DataObject) -> None:
+    """For rows of any scale and sign, and rows of zeros. With common steps, some results would be wrong by 1%."""
     skip_unless_rows_are_rounded_alone()
     torch.manual_seed(seed)
     bias, is_lifted = torch.randn(n_out) if data.draw(st.booleans()) else None, data.draw(st.booleans())
@@ -98,7 +98,7 @@ def test_rows_together_have_the_bits_of_each_alone(rows: int, n_in: int, n_out: 
 
 
 @pytest.mark.parametrize("n_in", [90, 3072])
-def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) -> None:
+def test_with_sums_too_large_for_float32_rows_are_multiplied_one_by_one(n_in: int) -> None:
     skip_unless_rows_are_rounded_alone()
     layer = Int8Linear(torch.randint(60, 128, (40, n_in), dtype=torch.int8), torch.rand(40) + 0.01, torch.randn(40))
     x, packed = torch.rand(5, n_in), layer.packed_weight()
@@ -106,7 +106,7 @@ def test_sums_that_float32_does_not_hold_are_multiplied_one_by_one(n_in: int) ->
     assert torch.equal(int8_product_of_each(x, packed, layer.bias, layer.units_and_sums(), False), alone)
 
 
-def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> None:
+def test_a_bias_much_larger_than_the_weights_is_refused(small_model: GPT2) -> None:
     skip_unless_rows_are_rounded_alone()
     model = int8_copy(small_model)
     assert DecodePlan(model).for_drafts is not None
@@ -115,17 +115,17 @@ def test_a_bias_beside_which_weights_vanish_is_not_taken(small_model: GPT2) -> N
     assert layer.units_and_sums() is None and DecodePlan(model).for_drafts is None
 
 
-def test_on_common_processors_they_have() -> None:
-    """Else every fault in the product of several rows would only mean that it is not used."""
+def test_common_processors_round_each_row_alone() -> None:
+    """Otherwise every bug in the product of several rows would only make it unused."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("this processor has no such instructions")
+        pytest.skip("this processor has neither AVX2 nor AVX-512")
     if not kernels.multiplies_given_steps():
-        pytest.skip("this torch has no such operator")
+        pytest.skip("this version of torch lacks the operator")
     assert layers.rounds_each_alone()
 
 
 @pytest.mark.parametrize("engine", ["onednn", "no operator", "other roundings"])
-def test_where_bits_would_be_others_it_is_said(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_rounding_is_detected(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if engine == "no operator":
         monkeypatch.setattr(torch.ops, "quantized", object())
     elif engine == "other roundings":
@@ -136,8 +136,8 @@ def test_where_bits_would_be_others_it_is_said(engine: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_a_norm_that_lifts_gives_the_same_bits(small_model: GPT2, rows: int) -> None:
-    """Also without the kernel, where the lift is taken back."""
+def test_a_norm_multiplied_by_lift_gives_the_same_result(small_model: GPT2, rows: int) -> None:
+    """Also without the kernel, where the scales are divided by LIFT."""
     x = torch.randn(rows, small_model.config.n_embd) * torch.logspace(-9, 3, rows)[:, None]
     for engines in (ENGINES, ()):
         block = int8_copy(small_model, engines=engines).h[0]
@@ -148,7 +148,7 @@ def test_a_norm_that_lifts_gives_the_same_bits(small_model: GPT2, rows: int) -> 
 
 
 @pytest.mark.parametrize("name", ["weight_int8", "scale", "bias"])
-def test_what_is_written_into_a_layer_counts(small_model: GPT2, name: str) -> None:
+def test_a_change_of_a_layer_is_detected(small_model: GPT2, name: str) -> None:
     layer = int8_copy(small_model).h[0].mlp.c_fc
     x = torch.randn(3, small_model.config.n_embd)
     before = layer(x)
@@ -157,7 +157,7 @@ def test_what_is_written_into_a_layer_counts(small_model: GPT2, name: str) -> No
     torch.testing.assert_close(layer(x), expected[name])
 
 
-def test_the_shipped_model_says_the_same() -> None:
+def test_the_shipped_model_has_nearly_the_same_perplexity() -> None:
     model, quantized = (GPT2.from_pretrained("gpt2-tiny", dtype=dtype) for dtype in ("float32", "int8"))
     assert is_int8(quantized) and not is_int8(model)
     card = locate_model("gpt2-tiny") / "README.md"
@@ -168,7 +168,7 @@ def test_the_shipped_model_says_the_same() -> None:
 
 @pytest.mark.parametrize("n_tokens", [1, 5, 30])
 def test_a_layer_of_zeros_gives_its_bias(small_model: GPT2, n_tokens: int) -> None:
-    """And what is behind it a row of zeros."""
+    """The layer after it then gets rows of zeros."""
     model, without = int8_copy(small_model), int8_copy(small_model)
     model.h[0].mlp.c_fc.weight_int8.zero_()
     model.h[0].mlp.c_fc.bias.zero_()
@@ -180,8 +180,8 @@ def test_a_layer_of_zeros_gives_its_bias(small_model: GPT2, n_tokens: int) -> No
     assert model.generate(ids, max_new_tokens=3, stop_at_eot=False).shape == (1, n_tokens + 3)
 
 
-def test_another_default_dtype_and_a_head_of_floats_do_no_harm(small_model: GPT2) -> None:
-    """Both for a single row and for so many that they may go another way."""
+def test_another_default_dtype_and_a_float_head_do_no_harm(small_model: GPT2) -> None:
+    """For a single row, and for enough rows to use the kernel for many rows."""
     model, mixed = int8_copy(small_model), int8_copy(small_model)
     mixed.wte = small_model.wte
     ids = torch.randint(0, 300, (30, 9))
@@ -195,7 +195,7 @@ def test_another_default_dtype_and_a_head_of_floats_do_no_harm(small_model: GPT2
         assert mixed.generate(rows, max_new_tokens=3).shape == expected.shape
 
 
-def test_cached_steps_are_those_of_the_whole(small_model: GPT2) -> None:
+def test_cached_steps_give_the_logits_of_one_call(small_model: GPT2) -> None:
     model = int8_copy(small_model, engines=())
     ids = torch.randint(0, 300, (2, 12))
     cache = KVCache(model.config, batch_size=2)
@@ -210,7 +210,7 @@ def test_generation_goes_past_the_context_with_padding(small_model: GPT2) -> Non
     assert model.generate(ids, attention_mask=mask, max_new_tokens=50, stop_at_eot=False).shape == (3, 59)
 
 
-def test_a_folder_keeps_every_bit(small_model: GPT2, small_folder: Path, tmp_path: Path) -> None:
+def test_saving_and_loading_keeps_every_bit(small_model: GPT2, small_folder: Path, tmp_path: Path) -> None:
     model = GPT2.from_pretrained(small_folder, dtype="int8")
     model.save_pretrained(tmp_path)
     ids = torch.randint(0, 300, (1, 9))
@@ -221,18 +221,18 @@ def test_a_folder_keeps_every_bit(small_model: GPT2, small_folder: Path, tmp_pat
     n_bytes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path, small_folder)]
     floats = sum(p.numel() for n, p in small_model.named_parameters() if p.dim() == 1 or n == "wpe.weight")
     assert n_bytes[0] < n_bytes[1] / 4 + 4 * floats + 4 * (300 + 2 * 9 * 24) + 5000
-    with pytest.raises(CheckpointError, match="holds int8 weights, which are computed with in float32"):
+    with pytest.raises(CheckpointError, match="contains int8 weights, which need dtype float32"):
         GPT2.from_pretrained(tmp_path, dtype="bfloat16")
 
 
-def test_transformers_does_not_take_it_for_floats(small_folder: Path, tmp_path: Path) -> None:
+def test_transformers_refuses_to_load_it(small_folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     GPT2.from_pretrained(small_folder, dtype="int8").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="gpt2-int8"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-def test_a_damaged_file_is_named(small_folder: Path, tmp_path: Path) -> None:
+def test_a_tensor_of_another_dtype_is_named(small_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     GPT2.from_pretrained(small_folder, dtype="int8").save_pretrained(tmp_path)
@@ -243,19 +243,19 @@ def test_a_damaged_file_is_named(small_folder: Path, tmp_path: Path) -> None:
         GPT2.from_pretrained(tmp_path)
 
 
-def test_nan_has_no_int8(small_config: GPT2Config) -> None:
+def test_nan_cannot_be_quantized(small_config: GPT2Config) -> None:
     model = random_model(small_config)
     model.h[1].ln_2.bias.data[3] = torch.nan
-    with pytest.raises(CheckpointError, match=r"h\.1\.ln_2\.bias holds NaN"):
+    with pytest.raises(CheckpointError, match=r"h\.1\.ln_2\.bias contains NaN"):
         quantize_int8(model)
 
 
 def test_nan_in_a_file_is_named(small_folder: Path, tmp_path: Path) -> None:
-    """From NaN the kernel makes ordinary numbers, so it would not be seen in the logits."""
+    """The int8 kernel turns NaN into ordinary numbers, so the logits would not show it."""
     model = GPT2.from_pretrained(small_folder, dtype="int8")
     model.h[1].ln_2.bias.data[3] = torch.nan
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"h\.1\.ln_2\.bias holds NaN"):
+    with pytest.raises(CheckpointError, match=r"h\.1\.ln_2\.bias contains NaN"):
         GPT2.from_pretrained(tmp_path)
 
 
@@ -269,23 +269,23 @@ def test_it_cannot_be_trained(small_model: GPT2, tmp_path: Path) -> None:
         Trainer(model, data, TrainingConfig(context=8, batch_size=1, max_steps=1), tmp_path)
 
 
-def test_adapters_are_merged_first(small_config: GPT2Config) -> None:
+def test_adapters_must_be_merged_first(small_config: GPT2Config) -> None:
     model = random_model(small_config)
     add_lora(model, LoRAConfig())
     with pytest.raises(InputError, match="merge adapters into the model first"):
         quantize_int8(model)
 
 
-def test_the_choice_of_engine_is_left_as_it_was(small_model: GPT2) -> None:
+def test_torchs_choice_of_engine_is_unchanged(small_model: GPT2) -> None:
     before = torch.backends.quantized.engine
     int8_copy(small_model)(torch.tensor([[1, 2]]))
     assert torch.backends.quantized.engine == before
 
 
-def test_packed_together_a_model_is_what_it_is_packed_layer_by_layer(small_model: GPT2) -> None:
-    """Though each layer sets the process's choice of kernels and puts it back: here to kernels that round otherwise."""
+def test_packing_in_several_threads_gives_the_same_model(small_model: GPT2) -> None:
+    """Each layer sets and restores the engine of the whole process, which here is one that rounds differently."""
     if len(torch.backends.quantized.supported_engines) < 3 or kernels.packing_engine() is None:
-        pytest.skip("this torch has no two kernels to choose from")
+        pytest.skip("this version of torch has only one int8 kernel")
     other = next(name for name in ("onednn", "qnnpack") if name in torch.backends.quantized.supported_engines)
     before, filters = torch.backends.quantized.engine, warnings.filters[:]
     layer_by_layer = int8_copy(small_model)(torch.tensor([[1, 2]]))

@@ -1,4 +1,4 @@
-"""A disk that is full, for this process."""
+"""`room_for`: simulates a full disk for this process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 @contextlib.contextmanager
 def room_for(n_bytes: int) -> Iterator[None]:
-    """A limit on the size of files: the kernel refuses to write more, as a full disk does."""
-    resource = pytest.importorskip("resource", reason="this system sets no limits on files")
+    """Limit the size of files to `n_bytes` until the block ends: the kernel refuses to write more, like a full disk."""
+    resource = pytest.importorskip("resource", reason="this system has no limits on the size of files")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:

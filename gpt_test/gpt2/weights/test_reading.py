@@ -1,4 +1,4 @@
-"""Weights: every layout that GPT-2 checkpoints have loads with the same logits; what is broken is one clear error."""
+"""Weights: every layout of GPT-2 checkpoints loads and gives the same logits; damaged files give one clear error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_same_model(folder: Path, model: GPT2) -> None:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    # Copies: the file is about to be written anew under its views.
+    # Copies, because the file will be overwritten, and the tensors are views of it.
     return {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
@@ -76,7 +76,7 @@ def head_only(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         lambda tensors: tensors, renamed("transformer."), renamed("_orig_mod."), renamed("module."),
         renamed("module._orig_mod.transformer."), with_masks, with_head, head_only,
     ],
-    ids=["published", "transformer", "compiled", "ddp", "all prefixes", "stray masks", "duplicate head", "head only"],
+    ids=["published", "transformer", "compiled", "ddp", "all prefixes", "saved masks", "duplicate head", "head only"],
 )  # fmt: skip
 def test_every_naming_loads(change, folder: Path, small_model: GPT2) -> None:
     rewrite(folder, change)
@@ -108,7 +108,7 @@ def to_shards(folder: Path, write: Callable[[dict, Path], object], suffix: str) 
         lambda folder: to_shards(folder, save_file, "safetensors"),
         lambda folder: to_shards(folder, torch.save, "bin"),
     ],
-    ids=["pytorch_model.bin", "bin of before 2020", "sharded safetensors", "sharded bin"],
+    ids=["pytorch_model.bin", "bin from before 2020", "sharded safetensors", "sharded bin"],
 )
 def test_every_format_loads(convert, folder: Path, small_model: GPT2) -> None:
     convert(folder)
@@ -125,7 +125,7 @@ def test_transformers_folders_load(small_model: GPT2, tmp_path: Path) -> None:
     assert len(list((tmp_path / "1").glob("*.safetensors"))) > 1
 
 
-def test_openai_hparams_in_place_of_config(folder: Path, small_model: GPT2) -> None:
+def test_openais_hparams_replace_the_config(folder: Path, small_model: GPT2) -> None:
     (folder / "config.json").unlink()
     hparams = {"n_vocab": 300, "n_ctx": 40, "n_embd": 24, "n_head": 3, "n_layer": 2}
     (folder / "hparams.json").write_text(json.dumps(hparams))
@@ -144,7 +144,7 @@ def test_dtypes_convert(name: str, dtype: torch.dtype, folder: Path, small_model
 
 
 def edit(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """One kind of damage to the tensors."""
+    """Return a function that damages the tensors in the named way."""
 
     def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if name == "missing":
@@ -172,7 +172,7 @@ def edit(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tenso
         ("transposed", r"h.0.attn.c_attn.weight is \(72, 24\) instead of \(24, 72\)"),
         ("integer", "ln_f.bias is torch.int64"),
         ("untied", "lm_head.weight that differs from wte.weight"),
-        ("twice", "holds 'wpe.weight' twice"),
+        ("twice", "contains 'wpe.weight' twice"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(damage: str, message: str, folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_tensors_that_do_not_fit_are_named(damage: str, message: str, folder: Pa
 
 
 class _Payload:
-    """What an attacker would put into a pickle: code that runs when it is read."""
+    """An object that an attacker would put into a pickle: it runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, (os.environ["GPT2_TEST_PAYLOAD"],)
@@ -227,7 +227,7 @@ def index_of(weight_map: object) -> Callable[[Path], None]:
         (plant_code, "pytorch_model.bin is not a readable file of tensors"),
     ],
 )
-def test_broken_folders_are_named(damage, message: str, folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_damaged_folders_are_named(damage, message: str, folder: Path, tmp_path: Path, monkeypatch) -> None:
     payload = tmp_path / "the payload ran"
     monkeypatch.setenv("GPT2_TEST_PAYLOAD", str(payload))
     damage(folder)
@@ -240,15 +240,15 @@ def test_broken_folders_are_named(damage, message: str, folder: Path, tmp_path: 
 def test_a_pickle_of_something_else_is_refused(folder: Path) -> None:
     unlink_weights(folder)
     torch.save({"model": {"wte.weight": torch.ones(2)}, "step": 3}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="does not hold a state dict"):
+    with pytest.raises(CheckpointError, match="does not contain a state dict"):
         GPT2.from_pretrained(folder)
     torch.save({1: torch.ones(2)}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="does not hold a state dict"):
+    with pytest.raises(CheckpointError, match="does not contain a state dict"):
         GPT2.from_pretrained(folder)
 
 
 def test_a_damaged_pickle_is_never_a_traceback(folder: Path) -> None:
-    """Flip bytes anywhere: it loads, or it is one of our errors."""
+    """With random bytes changed, the file loads or raises one of this package's errors."""
     generator = random.Random(0)
     for legacy in (True, False):
         to_pickle(shutil.copytree(folder, folder.parent / str(legacy)), _use_new_zipfile_serialization=not legacy)
@@ -283,31 +283,31 @@ def test_a_file_is_not_a_folder(folder: Path) -> None:
 
 
 def test_weights_are_views_of_the_file(folder: Path) -> None:
-    """So loading copies nothing: the parameters lie in a mapping of model.safetensors."""
+    """Loading copies nothing: the parameters are in the memory mapping of model.safetensors."""
     model = GPT2.from_pretrained(folder)
     address = model.wte.weight.data_ptr()
     assert any(low <= address < high for low, high in mappings_of(folder / "model.safetensors"))
 
 
-def test_in_int8_nothing_of_the_file_is_kept(folder: Path) -> None:
-    """A bias that is a view of it would keep four times the memory that the weights take."""
+def test_in_int8_the_file_is_not_kept_mapped(folder: Path) -> None:
+    """A bias that is a view of the file would keep four times the memory of the int8 weights."""
     model = GPT2.from_pretrained(folder, dtype="int8")
     assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=2).shape == (1, 4)
     assert not mappings_of(folder / "model.safetensors")
 
 
 def mappings_of(path: Path) -> list[tuple[int, int]]:
-    """Where this process has the file mapped."""
+    """Return the address ranges at which this process has mapped the file."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
-        pytest.skip("no /proc on this system to look at mappings")
+        pytest.skip("this system has no /proc/self/maps")
     ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(path) in line]
     return [(int(low, 16), int(high, 16)) for low, high in ranges]
 
 
 @pytest.mark.slow
 def test_peak_memory_of_gpt2_xl(tmp_path: Path) -> None:
-    """Random weights of 6.2 GB: loading and one forward pass take at most 1.15 times that."""
+    """With random weights of 6.2 GB, loading and generating two tokens need at most 1.15 times that memory."""
     if shutil.disk_usage(tmp_path).free < 8 << 30:
         pytest.skip("needs 8 GB of disk")
     code = "import sys, torch; from gpt2 import GPT2; from gpt_config import GPT2Config; " \
@@ -335,8 +335,8 @@ def test_construction_on_meta_takes_no_memory() -> None:
     assert random_model(GPT2Config(vocab_size=5, n_embd=4, n_layer=1, n_head=1)).pretrained_from is None
 
 
-def test_loading_does_not_wake_torchs_compiler(small_model: GPT2, small_folder: Path, tmp_path: Path) -> None:
-    """To import torch._dynamo takes longer than all else that happens before the first token; sympy is a part of that."""
+def test_loading_does_not_import_torchs_compiler(small_model: GPT2, small_folder: Path, tmp_path: Path) -> None:
+    """Importing torch._dynamo, which imports sympy, takes longer than everything else before the first token."""
     copy = GPT2(small_model.config)
     copy.load_state_dict(small_model.state_dict())
     quantize_int8(copy).save_pretrained(tmp_path / "int8")

@@ -1,4 +1,4 @@
-"""save_pretrained: folders that transformers loads with identical logits and ids, written whole or not at all."""
+"""save_pretrained: transformers loads the folder with the same logits and ids; a failed save leaves the old files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt_test.gpt2.weights.room import room_for
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_round_trip_is_bit_equal(dtype: torch.dtype, small_config: GPT2Config, tmp_path: Path) -> None:
+def test_saving_and_loading_keeps_every_bit(dtype: torch.dtype, small_config: GPT2Config, tmp_path: Path) -> None:
     model = random_model(small_config, dtype=dtype)
     model.save_pretrained(tmp_path)
     loaded = GPT2.from_pretrained(tmp_path, dtype=str(dtype).removeprefix("torch."))
@@ -50,7 +50,7 @@ def test_config_json_has_n_ctx_and_dtype(small_model: GPT2, tmp_path: Path) -> N
     assert (values["n_ctx"], values["n_positions"], values["dtype"], values["model_type"]) == (40, 40, "float32", "gpt2")
 
 
-def test_the_tokenizer_comes_along(small_folder: Path, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+def test_the_tokenizer_is_saved_too(small_folder: Path, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     GPT2.from_pretrained(small_folder).save_pretrained(tmp_path / "copy")
     assert load_tokenizer(tmp_path / "copy").encode(TRAINING_TEXT) == small_tokenizer.encode(TRAINING_TEXT)
     new = GPT2(GPT2Config(n_embd=4, n_layer=1, n_head=1))
@@ -65,7 +65,7 @@ def test_the_tokenizer_comes_along(small_folder: Path, small_tokenizer: GPT2Toke
 
 
 def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(small_folder, small_model, tmp_path: Path) -> None:
-    """Its parameters are views of the very file that is written."""
+    """Its parameters are views of the file that is overwritten."""
     small_model.save_pretrained(tmp_path)
     loaded = GPT2.from_pretrained(tmp_path)
     loaded.save_pretrained(tmp_path)
@@ -88,7 +88,7 @@ def test_a_failed_save_leaves_the_old_files(small_model: GPT2, tmp_path: Path, m
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_file_that_has_no_room_is_named(small_model: GPT2, tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_on_the_disk_is_named(small_model: GPT2, tmp_path: Path) -> None:
     with room_for(20_000), pytest.raises(WriteError, match=r"cannot write .*model\.safetensors.*make room"):
         small_model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,1 +1,1 @@
-"""From prompts to tokens to text: rows, batches, the decode loop, sampling, beams, drafts."""
+"""Text generation: rows, batches, the decode loop, sampling, beam search and speculative decoding."""

@@ -1,7 +1,8 @@
-"""Batch: rows that are decoded together. They come with `admit`, advance with `step`, and go when they have ended.
+"""Batch: rows that are decoded together. `admit` adds rows, `step` advances them, and ended rows are removed.
 
-It knows ids, not text. Rows may join a running batch, longer or shorter than it, and may differ in every option. What a row
-gets does not depend on the rows beside it, up to the rounding of a product of several rows.
+It depends on ids and models, not on tokenizers. Rows of any length may join a running batch, and each row has its own
+config. The tokens of a row do not depend on the other rows, except where the rounding of a larger matrix product decides
+between nearly equal logits.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ from gpt_config.errors import InputError
 
 
 class Batch:
-    """The rows that a model continues now.
+    """The rows that a model is continuing.
 
-    Only ids below `vocab_size` are chosen, because models are often padded to more rows than the tokenizer has ids.
-    `use_cache=False` computes every token from the start. While one row is alone it gets drafts if its config has
-    `speculate`, or if there is a `draft_model` of the same vocabulary; `make_speculation` makes what decides how many. One
-    step prefills at most `max_prefill_tokens` tokens of prompts, but at least one prompt. `on_step` is told of every step
-    before it runs. The model must not change while rows run, because their next tokens may have been computed already.
+    - `vocab_size`: only ids below it are chosen, because the embedding often has more rows than the tokenizer has ids.
+    - `use_cache=False` recomputes the whole sequence for every token.
+    - `draft_model`: a smaller model with the same vocabulary. While the batch has only one row, it is decoded speculatively
+      if its config has `speculate` or there is a draft model.
+    - `make_speculation` makes the object that decides how many tokens to draft.
+    - `max_prefill_tokens`: the most prompt tokens that one step prefills; one prompt is always allowed.
+    - `on_step` is called with every step before it runs.
+
+    Do not change the model while rows run, because their next tokens may already be computed.
 
     >>> batch = Batch(model)  # doctest: +SKIP
     >>> batch.admit(start(model, prompts, config))  # doctest: +SKIP
@@ -59,10 +64,10 @@ class Batch:
         self._on_step, self._make_speculation = on_step, make_speculation
         self._fast = fast
         self._waiting: list[Row] = []
-        self._searches: list[list[Row]] = []  # rows of beam search, those of one prompt together
-        self._places: list[Row] = []  # the decoder's rows in order; an ended one stays until half of them have ended
+        self._searches: list[list[Row]] = []  # rows with beam search, one list for each prompt
+        self._places: list[Row] = []  # the rows of the decoder, in its order; ended rows stay until half have ended
         self._decoder: Decoder | None = None
-        self._one_at_a_time = False  # after greedy tokens could not be computed together
+        self._one_at_a_time = False  # True after computing several greedy tokens in one step has failed
         self._is_in_a_step = False
 
     @property
@@ -72,14 +77,14 @@ class Batch:
         return [row for row in found if row.finish_reason is None]
 
     def admit(self, rows: Sequence[Row]) -> None:
-        """Let rows join, from the next step on. InputError if one is here already.
+        """Add rows, which take part from the next step on. Raises InputError if a row is already in this batch.
 
-        Rows of beam search that `start` made of one prompt share one search, and get its beams by their index.
+        Rows with beam search that `start` made from the same prompt share one search; each gets the beam of its index.
         """
         here = {id(row) for row in self.rows}
         for row in rows:
             if id(row) in here:
-                raise InputError("a row is in this batch already: make a new one with start() for another continuation")
+                raise InputError("a row is already in this batch: make a new row with start() for another continuation")
             here.add(id(row))
             if row.config.num_beams == 1 or row.config.max_new_tokens == 0:
                 self._waiting.append(row)
@@ -92,14 +97,14 @@ class Batch:
                 group.append(row)
 
     def step(self) -> Iterator[list[Row]]:
-        """Do one step; yields the rows that got a token, once for each round of tokens.
+        """Run one step. Yields a list of the rows that got a token; a step that gives several tokens yields several lists.
 
-        Between two rounds the reader may end a row by its `finish_reason`. Read a step to its end or close it before the
-        next one: InputError otherwise. CheckpointError if the model computes NaN; after an exception all rows are as they
-        were before the step, and the reader may end some and go on.
+        Between two lists, the caller may end a row by setting its `finish_reason`. Exhaust or close the iterator before the
+        next step; otherwise InputError is raised. Raises CheckpointError if the model computes NaN. An exception leaves all
+        rows as they were before the step; the caller may end some rows and continue.
         """
         if self._is_in_a_step:
-            raise InputError("a step of this batch has not been read to its end: read it, or close it, before the next one")
+            raise InputError("a step of this batch is not finished: exhaust or close its iterator before the next step")
         self._is_in_a_step = True
         rounds = self._step()
         try:
@@ -140,7 +145,10 @@ class Batch:
         self._retire()
 
     def _next_step(self) -> Step | None:
-        """What to do next; None if no row is left. It must be done, because drafts and greedy steps count as asked for."""
+        """Return the next step, or None if no row is left.
+
+        The caller must run it, because speculation and the greedy head have already counted it.
+        """
         if self._searches:
             return BeamSearch(len(self._searches[0]))
         if self._waiting:
@@ -157,7 +165,7 @@ class Batch:
         return OneToken(len(self._places))
 
     def _search(self, rows: list[Row]) -> list[Row]:
-        """Fill the rows of one prompt with the best beams of a search from it."""
+        """Run beam search from the prompt of `rows`, and give each row its beam."""
         config = rows[0].config
         beams = beam_search(
             self._model,
@@ -169,7 +177,8 @@ class Batch:
         )
         advanced = [row for row in rows if row.finish_reason is None]
         for row in advanced:
-            beam = beams[row.index % len(beams)]  # lm_eval numbers the rows of a batch on, to give each its own draws
+            # `% len(beams)`, because lm_eval numbers the rows of a batch consecutively, to give each its own random draws.
+            beam = beams[row.index % len(beams)]
             row.ids, row.finish_reason = beam.ids, "eot" if beam.at_eot else "length"
             row.logprobs = beam.logprobs if row.wants_logprobs else []
         return advanced
@@ -177,13 +186,13 @@ class Batch:
     def _n_rows_to_prefill(self) -> int:
         limit, n_tokens = self._max_prefill_tokens, 0
         for n_rows, row in enumerate(self._waiting):
-            n_tokens += len(row.window.view)
+            n_tokens += len(row.window.visible_ids)
             if n_rows and limit is not None and n_tokens > limit:
                 return n_rows
         return len(self._waiting)
 
     def _prefill(self, n_rows: int) -> list[Row]:
-        """The first token of each of the first rows that wait."""
+        """Prefill the first `n_rows` waiting rows and give each its first token."""
         rows, decoder = self._waiting[:n_rows], self._decoder
         windows, most = [row.window for row in rows], max(row.n_tokens_left for row in rows)
         if decoder is None:
@@ -197,12 +206,12 @@ class Batch:
                 fast=self._fast,
             )
             if len(rows) == 1:
-                self._drafts(rows[0], decoder)  # the cache has no room yet, but speculation counts this step too
+                self._drafts(rows[0], decoder)  # there is no cache for drafts yet, but speculation counts this step too
             logits = decoder.next_logits()
         else:
             self._drop_ended(decoder)
             logits = decoder.join(windows, most)
-        # Not before: after an exception they wait as they did.
+        # Set these last, so that the rows still wait after an exception.
         self._decoder, self._waiting, self._places = decoder, self._waiting[n_rows:], self._places + rows
         return self._give(rows, logits)
 
@@ -229,10 +238,10 @@ class Batch:
             decoder.reject(len(run.tokens) - n_given)
 
     def _verify(self, drafts: Sequence[int]) -> Iterator[list[Row]]:
-        """The tokens that are chosen after the only row and after each draft, for as long as the drafts are these tokens."""
+        """Give the only row a token, and one more after each draft that equals the token chosen in its place."""
         row, decoder = self._places[0], self._decoder
         assert decoder is not None and row.speculation is not None
-        places = decoder.next_logits(drafts).split(1)  # (1, V) each: after the row, after its first draft, and so on
+        places = decoder.next_logits(drafts).split(1)  # (1, V) each: after the row, after the first draft, and so on
         n_given = 0
         try:
             for logits, draft in zip(places, [*drafts, None], strict=False):
@@ -245,7 +254,7 @@ class Batch:
         row.speculation.verified(len(drafts), n_given - 1)
 
     def _give(self, rows: list[Row], logits: Tensor) -> list[Row]:
-        """Choose a token of each row's logits (B, V) and append it; the rows that were still open."""
+        """Choose a token for each row from logits (B, V) and append it. Returns the rows that had not ended before."""
         tokens = self._choose(rows, logits)
         logprobs: Sequence[float | None] = [None] * len(rows)
         if any(row.wants_logprobs for row in rows):
@@ -256,11 +265,11 @@ class Batch:
             if row.finish_reason is None:
                 row.append(token, logprob if row.wants_logprobs else None, eot)
             else:
-                row.window.ids.append(token)  # an ended row is computed along until the batch is made smaller
+                row.window.ids.append(token)  # ended rows are computed too, until they are removed from the batch
         return advanced
 
     def _choose(self, rows: list[Row], logits: Tensor) -> list[int]:
-        """A token for each row, those with one config together."""
+        """Return a token for each row of logits (B, V). Rows with the same config are sampled together."""
         first = rows[0].config
         if all(row.config is first for row in rows):
             texts, generators = [row.window.ids for row in rows], [row.generator for row in rows]
@@ -276,7 +285,7 @@ class Batch:
         return tokens
 
     def _drafts(self, row: Row, decoder: Decoder) -> list[int]:
-        """Drafts of what follows the only row; often none."""
+        """Return drafts of the next tokens of the only row; often none."""
         if not (row.config.speculate or self._draft_model) or decoder.verifier is None:
             return []
         if row.speculation is None:
@@ -295,7 +304,7 @@ class Batch:
         return DraftModel(self._draft_model, self._model, choose, self._fast)
 
     def _retire(self) -> None:
-        """Let ended rows go. It copies the cache of the others, so it waits until half of them have ended."""
+        """Remove ended rows once at least half have ended; not earlier, because it copies the cache of the other rows."""
         n_live = sum(row.finish_reason is None for row in self._places)
         if self._decoder is None or 2 * n_live > len(self._places):
             return

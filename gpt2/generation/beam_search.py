@@ -1,7 +1,8 @@
-"""Beam search: the most probable continuation that a search of bounded width finds. It knows ids and scores, not text.
+"""Beam search for the most probable continuation. It depends on the decoder; it works on ids, not on text.
 
-The procedure is that of transformers' `generate` with its default settings: a text's score is the sum of its
-log-probabilities over its length; a search ends when no open beam, at its present length, beats the worst finished one.
+The algorithm is that of transformers' `generate` with default settings. The score of a continuation is the mean of its
+log-probabilities. The search ends when `num_beams` beams have finished and the best running beam scores no higher than the
+worst of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gpt_config.generation_config import GenerationConfig
 
 @dataclass
 class Beam:
-    """A continuation and its log-probabilities under the model; `total` is what the search adds up."""
+    """A continuation with the model's log-probabilities. `total` is their sum after the repetition penalty."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -29,7 +30,7 @@ class Beam:
 
     @property
     def score(self) -> float:
-        """The mean a token; the end-of-text token counts."""
+        """The mean per token; the end-of-text token counts as one."""
         return self.total / max(1, len(self.ids))
 
 
@@ -42,7 +43,10 @@ def beam_search(
     use_cache: bool = True,
     fast: FastLimits = FAST,
 ) -> list[Beam]:
-    """The `config.num_return_sequences` best of `config.num_beams` beams after `prompt_ids`, best first."""
+    """Search from `prompt_ids` with `config.num_beams` beams.
+
+    Returns `config.num_return_sequences` beams, the best first; if fewer were found, the last one is repeated.
+    """
     width = config.num_beams
     eot = model.config.eos_token_id if config.stop_at_eot else None
     running, finished = [Beam()], []
@@ -72,12 +76,12 @@ def beam_search(
 def _best_candidates(
     decoder: Decoder, prompt_ids: list[int], running: list[Beam], config: GenerationConfig, vocab_size: int | None
 ) -> list[tuple[Beam, int]]:
-    """The best one-token extensions of all running beams, each with the place of the beam it extends."""
+    """Return the best one-token extensions of all running beams, each with the index of the beam that it extends."""
     logprobs = decoder.next_logits().float().log_softmax(-1)
     seen = [prompt_ids + beam.ids for beam in running]
     scores = sampling.apply_repetition_penalty(logprobs, seen, config.repetition_penalty)[:, :vocab_size]
     totals = scores + torch.tensor([beam.total for beam in running], device=scores.device)[:, None]
-    # Twice the width, so that the search can go on at full width even if each of the best candidates ends its text.
+    # Twice the width, so that the search continues at full width even if every beam ends with its best candidate.
     best = totals.flatten().topk(min(2 * config.num_beams, totals.numel()))  # of (beams * V,)
     best_logprobs = logprobs[:, :vocab_size].flatten()[best.indices].tolist()
     candidates = []

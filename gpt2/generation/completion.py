@@ -1,4 +1,4 @@
-"""Completions of text: tokenizer, decode loop and stop strings put together. This is what the command line calls."""
+"""Text completion: it combines the tokenizer, the decode loop and stop strings. The command line calls it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from gpt_encoder.interface import Tokenizer
 class Completion:
     """One continuation of one prompt.
 
-    `text` ends before the stop string or end-of-text token that ended it; `ids` and `logprobs` (natural logarithms, the
-    model's own, before temperature and cut-offs) hold every token that was generated, that one too. Times are in seconds
-    from the start of the batch.
+    `text` ends before the stop string or the end-of-text token. `ids` and `logprobs` contain every generated token, also
+    those of the stop string or the end-of-text token. `logprobs` are natural logarithms of the model's probabilities before
+    temperature and truncation. Times are in seconds from the start of the batch.
     """
 
     prompt: str
@@ -52,9 +52,11 @@ def complete(
     on_step: Callable[[Step], object] = lambda step: None,
     **options: Unpack[GenerationOptions],
 ) -> list[Completion]:
-    """Continue one prompt or a batch of them: `num_return_sequences` completions of each, in the order of the prompts.
+    """Continue one prompt or several as one batch.
 
-    `options` are fields of GenerationConfig and win over `config`; `draft_model` is as for `generate`.
+    Returns `num_return_sequences` completions of each prompt, in the order of the prompts. `options` are fields of
+    GenerationConfig and override `config`. `draft_model` is as for `generate`. `on_step` is called with each step of the
+    batch (`generation.steps`). Raises InputError or InputTypeError for wrong arguments.
 
     >>> complete(model, tokenizer, "Once upon a time", max_new_tokens=20)[0].text  # doctest: +SKIP
     """
@@ -68,8 +70,8 @@ def complete(
     return [completions[row] for row in sorted(completions)]
 
 
-# Prompts of similar length share a batch, so that little of it is padding. They are sorted within this many batches, because
-# the first texts should not have to wait for the last.
+# Number of batches whose prompts are sorted by length together. Batches of similar lengths need little padding; sorting all
+# prompts would delay the first texts.
 _SORTED_BATCHES = 16
 
 
@@ -85,9 +87,10 @@ def complete_in_batches(
     on_step: Callable[[Step], object] = lambda step: None,
     **options: Unpack[GenerationOptions],
 ) -> Iterator[list[Completion]]:
-    """The completions of each of many prompts, in their order; `batch_size` prompts are run at once.
+    """Continue many prompts, `batch_size` of them at a time.
 
-    `options` are fields of GenerationConfig and win over `config`. Without `logprobs` those are not computed.
+    Yields a list of `num_return_sequences` completions for each prompt, in the order of the prompts. `options` are fields of
+    GenerationConfig and override `config`. With `logprobs=False` the log-probabilities are not computed.
 
     >>> for completions in complete_in_batches(model, tokenizer, prompts, batch_size=32):  # doctest: +SKIP
     ...     print(completions[0].text)
@@ -99,7 +102,8 @@ def complete_in_batches(
     for first in range(0, len(prompts), _SORTED_BATCHES * batch_size):
         group = prompts[first : first + _SORTED_BATCHES * batch_size]
         lengths = [len(tokenizer.encode(prompt)) for prompt in group]
-        by_length = sorted(range(len(group)), key=lambda place: -lengths[place])  # the longest first: it needs the memory
+        # The longest come first, because they need the most memory.
+        by_length = sorted(range(len(group)), key=lambda place: -lengths[place])
         done: dict[int, list[Completion]] = {}
         n_given = 0
         for start_of_batch in range(0, len(group), batch_size):
@@ -125,9 +129,10 @@ def stream(
     draft_model: GPT2 | None = None,
     **options: Unpack[GenerationOptions],
 ) -> Iterator[str]:
-    """The text that continues `prompt`, piece by piece as it is made; whole characters only.
+    """Continue `prompt`, and yield the new text in pieces as it is generated; each piece contains whole characters only.
 
-    Text that may be the beginning of a stop string is held back until it is clear that it is not.
+    Text that may be the beginning of a stop string is held back until later tokens decide. The arguments are those of
+    `complete`, for one prompt and one continuation.
 
     >>> for piece in stream(model, tokenizer, "Once upon a time"):  # doctest: +SKIP
     ...     print(piece, end="", flush=True)
@@ -149,11 +154,11 @@ def stream_batch(
     on_step: Callable[[Step], object] = lambda step: None,
     **options: Unpack[GenerationOptions],
 ) -> Iterator[tuple[int, str, Completion | None]]:
-    """What the others are made of: (row, new text, and the Completion once the row has ended), for all rows as they advance.
+    """Continue prompts as one batch; `complete`, `complete_in_batches` and `stream` call this.
 
-    Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `new text` may be "". `on_step` is
-    told of each step of the batch (`generation.steps`). What is wrong with the arguments is raised by the call itself,
-    before anything is generated.
+    Yields (row, new text, completion) whenever a row advances. The completion is None until the row has ended; the new text
+    may be "". Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `on_step` is called with
+    each step of the batch (`generation.steps`). Wrong arguments raise in the call itself, before the first iteration.
     """
     config = _with_seed(GenerationConfig.of(config, options, parameters=("draft_model",)))
     if draft_model is not None:
@@ -169,12 +174,12 @@ def stream_batch(
 
 
 def _with_seed(config: GenerationConfig) -> GenerationConfig:
-    """`config` with a seed: drawn here where it has none, so that the Completion can tell it."""
+    """Return `config` with a seed. If it has none, one is drawn here, so that the Completion can report it."""
     return config if config.seed is not None else replace(config, seed=secrets.randbits(31))
 
 
 class _TextRow:
-    """A row with its prompt and its text."""
+    """A row with its prompt and its text so far."""
 
     def __init__(self, row: Row, prompt: str, tokenizer: Tokenizer) -> None:
         self.row, self.prompt = row, prompt

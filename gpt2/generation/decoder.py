@@ -1,6 +1,6 @@
-"""Decoder: the logits of the next token for growing sequences, by prefill and then one token at a time.
+"""Decoder: the logits of the next token of growing sequences. It prefills them, then decodes one token at a time.
 
-It knows the model, its cache and its context, and of the ways to choose a token only the most probable one.
+It depends on the model, the cache and `gpt2.fast`. It does not sample; the only tokens it chooses itself are greedy ones.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from gpt2.model import GPT2
 from gpt2.quantization.quantize import is_int8
 from gpt_config.errors import CheckpointError
 
-# What computes. Its `hidden_states` are (B, T, C) of ids (B, T); a plan may give the last token's alone, (B, 1, C).
+# Whatever computes hidden states (B, T, C) of ids (B, T). A plan may return those of the last token only, (B, 1, C).
 Network = DecodePlan | PlanOfEach | CalledModel | GPT2
 
 
 @dataclass(frozen=True)
 class GreedyRun:
-    """Greedy tokens that were computed one after the other.
+    """Greedy tokens that were computed in one call.
 
-    `failed` says that a step raised an error, as the int8 kernel does at NaN: the cache is as it was before, and the caller
-    goes on one token at a time, which tells whether the text gets that far.
+    `failed` is True if a step raised an error, as the int8 kernel does at NaN. The cache is then unchanged, and the caller
+    continues one token at a time, because the text may end before that step.
     """
 
     tokens: list[int]
@@ -45,10 +45,10 @@ class GreedyRun:
 
 
 class Decoder:
-    """Next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
+    """Computes next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
 
-    With `use_cache=False` every call computes all views from the start: slow, plain, and what the cached path is tested
-    against. With `only_largest` a logit that cannot be the largest of its row, or of its first `vocab_size`, may be -inf.
+    With `use_cache=False` every call recomputes all windows; tests compare the cached path with this one. With
+    `only_largest`, a logit may be -inf if it cannot be the largest of the first `vocab_size` logits of its row.
     """
 
     def __init__(
@@ -80,30 +80,31 @@ class Decoder:
         self._n_at_once = 1
         self._device = model.device
         self._cache: KVCache | None = None
-        self._mask: Tensor | None = None  # (B, cache.max_length); None where no view is padded
+        self._mask: Tensor | None = None  # (B, cache.max_length) int64; None if no row is padded
 
     @property
     def room(self) -> int:
-        """How many drafts the next call can take: all that fit in the cache but the last slot; 0 before the prefill."""
+        """How many drafts fit in the cache beside the next token; 0 before the first prefill."""
         return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
 
     @property
     def verifier(self) -> Network | None:
-        """What computes drafts so that the tokens stay the same; None where rounding could change them."""
+        """The network that verifies drafts without changing the tokens; None if its rounding could change them."""
         if self._plan:
             return self._plan.for_drafts
         return None if is_int8(self._model) or is_coarse(self._model.wpe.weight) else self._network
 
     @torch.inference_mode()
     def next_logits(self, drafts: Sequence[int] = ()) -> Tensor:
-        """Logits (B, V) of the token after each window, in the model's dtype, until the next call may write over them.
-        CheckpointError if the model computes NaN.
+        """Return the logits (B, V) of the token after each window, in the model's dtype. The next call may overwrite them.
 
-        With `drafts`, at most `room` guesses of what follows the only window: logits (1 + len(drafts), V) of the token after
-        the window and after each draft, or (1, V) where they make the model compute NaN. Append what is taken and `reject`
-        the rest.
+        With `drafts`, at most `room` tokens that may follow the only window, it returns logits (1 + len(drafts), V): after
+        the window and after each draft. If the drafts make the model compute NaN, it returns (1, V). Append the accepted
+        drafts to the window, and `reject` the others.
+
+        Raises CheckpointError if the model computes NaN.
         """
-        if self._model.training:  # a dropout that changes greedy ids would surprise those who forgot eval()
+        if self._model.training:  # dropout would change greedy ids if the caller forgot eval()
             self._model.eval()
             try:
                 return self.next_logits(drafts)
@@ -112,7 +113,7 @@ class Decoder:
         tokens_left = self._tokens_left
         try:
             return self._next_logits(drafts)
-        except BaseException:  # it may have come to any place: the next call computes all views from the start
+        except BaseException:  # the cache may be incomplete: the next call recomputes all windows
             self._cache = self._mask = None
             self._tokens_left = tokens_left
             self._forget_graph()
@@ -126,20 +127,24 @@ class Decoder:
         else:
             logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
         self._tokens_left -= 1 + len(drafts)
-        # In Python, because every operation on tensors takes a little of what a step spends outside the products.
+        # `math.isfinite` in Python, because each operation on tensors adds to the overhead of a step.
         if not all(map(math.isfinite, logits.amax(-1).tolist())):
-            if drafts:  # one that is not taken must do no harm, so see what there is without them
+            if drafts:  # a draft that would be rejected may cause the NaN, so compute again without drafts
                 self.reject(1 + len(drafts))
-                self._forget_graph()  # because NaN may be in slots that it masks
+                self._forget_graph()  # slots that the graph masks may contain NaN
                 return self._next_logits(())
             raise CheckpointError(
-                "the model computes NaN or infinite logits: its weights are damaged, or its dtype too small"
+                "the model computes NaN or infinite logits: its weights are damaged (use another copy of the files), or the "
+                "range of its dtype is too small (use float32)"
             )
         return logits
 
     def reserve_greedy_steps(self) -> int:
-        """How many tokens to ask `greedy_tokens` for, which must follow; the greedy head counts them as made. 0 where
-        `next_logits` must be asked: for several windows, padding, a full cache, and without `only_largest`."""
+        """Return how many tokens to request from `greedy_tokens`, which must be called next.
+
+        The greedy head counts these tokens as computed. 0 means that `next_logits` must be called instead: for several
+        windows, padding, a full cache, or without `only_largest`.
+        """
         cache = self._cache
         if self._plan is None or cache is None or self._mask is not None or len(self.windows) > 1 or not self.only_largest:
             return 0
@@ -152,8 +157,10 @@ class Decoder:
 
     @torch.inference_mode()
     def greedy_tokens(self, n: int, eot: int | None) -> GreedyRun:
-        """The `n` most probable next tokens of the only window, as `reserve_greedy_steps` allows; fewer if `eot` or NaN ends
-        them. Append them."""
+        """Decode `n` greedy tokens of the only window, where `n` is the result of `reserve_greedy_steps`.
+
+        Returns fewer tokens if `eot` or NaN comes before. The caller appends them to the window.
+        """
         cache, plan, graphed = self._cache, self._plan, self._graphed
         assert cache is not None and plan is not None
         length, start, last = cache.length, self._fast.clock(), self.windows[0].ids[-1]
@@ -163,7 +170,7 @@ class Decoder:
             else:
                 with self._timed("greedy", work=n):
                     steps = plan.greedy_tokens(last, n, self._vocab_size, cache)
-        except RuntimeError:  # the kernel for int8 raises at NaN, perhaps in a step that the text ends before
+        except RuntimeError:  # the int8 kernel raises at NaN, perhaps in a step after the end of the text
             return GreedyRun([], failed=True)
         seconds = max(self._fast.clock() - start, 1e-6)
         self._n_at_once = int(min(self._fast.max_at_once, 1 + self._fast.seconds_at_once * n / seconds))
@@ -175,19 +182,22 @@ class Decoder:
         return GreedyRun(tokens, failed=not tokens)
 
     def reject(self, n_tokens: int) -> None:
-        """Forget the last tokens that were read: those that were not appended to the window."""
+        """Remove the last `n_tokens` computed tokens from the cache, because they were not appended to the window."""
         if n_tokens and self._cache is not None:
             self._cache.truncate(self._cache.length - n_tokens)
             self._tokens_left += n_tokens
 
     def select(self, rows: list[int]) -> None:
-        """Go on with the windows at these places, in this order; a place may come several times, as beams do."""
+        """Keep the windows with these indices, in this order. An index may be repeated, as in beam search."""
         self.windows = [self.windows[row] for row in rows]
         self._select_computed(torch.tensor(rows, device=self._device))
 
     @torch.inference_mode()
     def join(self, windows: list[Window], max_new_tokens: int) -> Tensor:
-        """Prefill more windows and go on with all: logits (B, V) of the token after each of the new ones, which are last."""
+        """Prefill more windows and append them to the batch.
+
+        Returns the logits (B, V) of the token after each of the B new windows. Each may get `max_new_tokens` tokens.
+        """
         new = copy.copy(self)
         new.windows, new._cache, new._mask, new._graphed = windows, None, None, None
         new._tokens_left = max_new_tokens
@@ -202,7 +212,7 @@ class Decoder:
         return logits
 
     def _merge(self, parts: list[tuple[KVCache, Tensor | None]]) -> None:
-        """One cache of the rows of all parts, their last tokens in the same slot; shorter rows are padded on the left."""
+        """Merge caches into one. The last tokens of all rows are in the same slot; shorter rows are padded on the left."""
         length = max(cache.length for cache, _ in parts)
         n_slots = min(self._model.config.n_positions, length + self._tokens_left)
         merged = self._new_cache(len(self.windows), n_slots)
@@ -213,7 +223,7 @@ class Decoder:
             n_rows, pad = cache.layers[0].shape[1], length - cache.length
             rows = slice(first, first + n_rows)
             for target, source in zip(merged.layers, cache.layers, strict=True):
-                target[:, rows, :, :pad] = 0  # it is masked, but NaN times a weight of 0 would be NaN
+                target[:, rows, :, :pad] = 0  # padding is masked, but NaN times a weight of 0 would be NaN
                 target[:, rows, :, pad:length] = source[:, :, :, : cache.length]
             mask[rows, :pad] = 0
             if part_mask is not None:
@@ -234,17 +244,18 @@ class Decoder:
             self._graphed.forget()
 
     def _prefill(self) -> Tensor:
-        """Compute all views from nothing, padded on the left; equal views are computed once."""
-        views = [tuple(window.view) for window in self.windows]
-        distinct = {view: row for row, view in enumerate(dict.fromkeys(views))}
+        """Compute all windows in a new cache, padded on the left. Windows with equal visible ids are computed once."""
+        prompts = [tuple(window.visible_ids) for window in self.windows]
+        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         longest = max(map(len, distinct))
         input_ids = torch.zeros(len(distinct), longest, dtype=torch.int64)
-        # Slots for the tokens to come: padding counts as a slot, so a batch may fill up before its longest row slides.
+        # Slots for the prompts and for new tokens. Padding takes slots too, so the cache of a batch may be full before its
+        # longest window slides.
         n_slots = min(self._model.config.n_positions, longest + max(self._tokens_left - 1, 0))
         mask = torch.ones(len(distinct), n_slots, dtype=torch.int64)
-        for view, row in distinct.items():
-            input_ids[row, longest - len(view) :] = torch.tensor(view)
-            mask[row, : longest - len(view)] = 0
+        for prompt, row in distinct.items():
+            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, : longest - len(prompt)] = 0
         self._mask = None if bool(mask.all()) else mask.to(self._device)
         self._cache = self._new_cache(len(distinct), n_slots)
         self._forget_graph()
@@ -256,9 +267,9 @@ class Decoder:
                 kv_cache=self._cache,
             )
             logits = self._network.logits(hidden[:, -1])
-        if len(distinct) == len(views):
+        if len(distinct) == len(prompts):
             return logits
-        rows = torch.tensor([distinct[view] for view in views], device=self._device)
+        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=self._device)
         self._select_computed(rows)
         return logits.index_select(0, rows)
 
@@ -276,11 +287,14 @@ class Decoder:
         return logits
 
     def _verify(self, drafts: Sequence[int], cache: KVCache) -> Tensor:
-        """The window's last token and the drafts in one forward pass, which reads the weights once for all of them."""
+        """Return logits (1 + drafts, V) from one forward pass over the window's last token and the drafts.
+
+        The pass reads each weight once for all of them.
+        """
         input_ids = torch.tensor([[self.windows[0].ids[-1], *drafts]], device=self._device)
         mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
         network = self.verifier
-        assert network is not None  # the caller has asked
+        assert network is not None  # the caller has checked
         with self._timed("verify", len(drafts)):
             hidden = network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0]  # (1 + drafts, C)
             return self._logits(hidden) if network is self._network else network.logits(hidden)

@@ -1,4 +1,4 @@
-"""DraftModel: drafts by a smaller model of the same vocabulary. It knows two models; `Batch` verifies."""
+"""DraftModel: drafts from a smaller model with the same vocabulary. It depends on the decoder; `Batch` verifies drafts."""
 
 from __future__ import annotations
 
@@ -20,35 +20,39 @@ from gpt2.weights.tokenizer import folder_of, tokenizer_of
 from gpt_config.errors import CheckpointError, InputError
 from gpt_encoder.interface import Tokenizer
 
-# (logits (B, V), the B texts, their generators) -> a token for each: the way in which the row's own tokens are chosen.
+# (logits (B, V), the ids of the B texts, their random generators) -> B tokens. It is the function that chooses the tokens of
+# the large model too.
 Choose = Callable[[Tensor, list[list[int]], list[random.Random]], list[int]]
 
 
 class DraftModel:
-    """Drafts what a smaller model would write, chosen as the large one's tokens are, by the same random numbers."""
+    """A `Drafter` (see `speculation`) that drafts the tokens of a smaller model.
+
+    `choose` chooses them from logits in the way, and by the random numbers, of the large model's tokens.
+    """
 
     def __init__(self, draft_model: GPT2, model: GPT2, choose: Choose, fast: FastLimits = FAST) -> None:
         self._cost_of_step = relative_cost(draft_model, model)
         self._model = draft_model
         self._choose, self._fast = choose, fast
-        self._decoder: Decoder | None = None  # it has read its whole window, the last token too
-        self._offset = 0  # the place in the text where the window's list begins
-        self._n_unread = 0
-        self._n_known = 0  # tokens of the text when it was last read; the window has drafts after them
+        self._decoder: Decoder | None = None  # its cache includes the last token of its window
+        self._offset = 0  # tokens of the text before the first token of the window's list
+        self._n_unread = 0  # tokens that the draft model must read before its first draft
+        self._n_known = 0  # tokens of the text at the last call; drafts follow them in the window
 
     def evidence(self, ids: list[int]) -> int:
-        """Always the most. Also notes how many tokens the draft model has to read before its first draft."""
+        """Return MAX_EVIDENCE, or 0 if the context is 1 token. It also stores the number of unread tokens for `cost`."""
         self._n_unread = 0 if self._decoder is None else len(ids) - self._n_known - 1
         return MAX_EVIDENCE if self._model.config.n_positions > 1 else 0
 
     def cost(self, n_drafts: int) -> float:
-        """One step per draft, and a tenth for each token that it has not read yet, the prompt excepted."""
+        """One step of the draft model per draft, and a tenth of one per unread token; the prompt is not counted."""
         return self._cost_of_step * (n_drafts + 0.1 * self._n_unread)
 
     def propose(self, ids: list[int], n_drafts: int, generator: random.Random) -> list[int]:
-        """One forward pass of the draft model per draft; the first also reads what was written since the last call."""
+        """Run the draft model once per draft; the first run also reads the tokens since the last call."""
         n_drafts = min(n_drafts, self._model.config.n_positions // 2)
-        generator = copy.copy(generator)  # the numbers that the model's own tokens will be drawn by
+        generator = copy.copy(generator)  # gives the same numbers that will choose the row's own tokens
         try:
             decoder, logits = self._read(ids, n_drafts)
             text, drafts = decoder.windows[0].ids, self._choose(logits, [ids], [generator])
@@ -60,7 +64,10 @@ class DraftModel:
         return drafts
 
     def _read(self, ids: list[int], n_drafts: int) -> tuple[Decoder, Tensor]:
-        """Bring the decoder to the end of `ids`, from its last drafts if it can; its logits (1, V) there."""
+        """Return a decoder that has read `ids`, and its logits (1, V) there.
+
+        It continues from the accepted drafts if the cache has room, and otherwise starts with a new window.
+        """
         decoder, first_unknown, self._n_known = self._decoder, self._n_known, len(ids)
         if decoder is not None:
             text = decoder.windows[0].ids
@@ -81,17 +88,20 @@ class DraftModel:
 
 
 def check_vocabularies(model: GPT2, draft_model: GPT2, tokenizer: Tokenizer | None = None) -> None:
-    """InputError unless a token id means the same to both models; `tokenizer` is that of `model`, where there is one."""
+    """Raise InputError unless both models have the same vocabulary.
+
+    The tokens themselves are compared if `tokenizer`, the one of `model`, and the one of `draft_model` are known.
+    """
     ours, theirs = model.config.vocab_size, draft_model.config.vocab_size
     name = f"the draft model {folder_of(draft_model) or ''}".rstrip()
     if ours != theirs:
         raise InputError(
-            f"{name} has a vocabulary of {theirs} tokens and the model one of {ours}: name a smaller model that shares it"
+            f"{name} has a vocabulary of {theirs} tokens and the model has {ours}: use a draft model of the same vocabulary"
         )
     if tokenizer is None or folder_of(draft_model) is None:
         return
     other = tokenizer_of(draft_model)
     if other is not None and (other.token_bytes, other.special_tokens) != (tokenizer.token_bytes, tokenizer.special_tokens):
         raise InputError(
-            f"{name} has {theirs} tokens as the model has, but not the same ones: name a smaller model that shares them"
+            f"{name} has {theirs} tokens like the model, but not the same tokens: use a draft model of the same vocabulary"
         )

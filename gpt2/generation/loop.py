@@ -1,4 +1,4 @@
-"""The decode loop: `generate`, from prompts to tokens until each row has ended. It knows ids, not text."""
+"""The decode loop: `generate` continues prompts until each row has ended. It depends on `Batch`, and works on ids."""
 
 from __future__ import annotations
 
@@ -29,13 +29,19 @@ def generate(
     draft_model: GPT2 | None = None,
     **options: Unpack[GenerationOptions],
 ) -> Tensor:
-    """Continue each row of `input_ids` (B, T) int64; returns (B * num_return_sequences, T + N), the input included.
+    """Continue each row of `input_ids` (B, T), int64.
 
-    `options` are fields of GenerationConfig and win over `config`. N is max_new_tokens, or less if all rows ended before;
-    rows that ended earlier are filled with the end-of-text id. `attention_mask` (B, T) is 0 at padding, on either side.
-    `use_cache=False` computes everything from the start for each token: the same ids, slowly. `draft_model` is a smaller
-    model of the same vocabulary that drafts tokens, as `speculate` does without one: the same ids, faster (`speculation`).
-    For text, stop strings and streaming see `gpt2.complete`.
+    Returns ids of shape (B * num_return_sequences, T + N), including the input, on its device and in its dtype. N is
+    max_new_tokens, or less if all rows ended earlier; rows that ended earlier are filled with the end-of-text id.
+
+    - `options` are fields of GenerationConfig and override `config`.
+    - `attention_mask` (B, T) is 1 for a token and 0 for padding, which may be on either side.
+    - `use_cache=False` recomputes the whole sequence for each token: the same ids, slower.
+    - `draft_model` is a smaller model with the same vocabulary that drafts tokens (see `speculation`): the same ids, faster.
+      With `speculate=True` and no draft model, drafts come from the text itself.
+
+    Raises InputError or InputTypeError for wrong arguments, and CheckpointError if the model computes NaN. For text, stop
+    strings and streaming use `gpt2.complete`.
 
     >>> model.generate(input_ids, max_new_tokens=50, do_sample=True, temperature=0.7, top_k=40, seed=0)  # doctest: +SKIP
     """
@@ -44,7 +50,7 @@ def generate(
         check_vocabularies(model, draft_model)
         config = replace(config, speculate=True)
     if config.stop:
-        raise InputError("stop strings need a tokenizer to look for them: use gpt2.complete(), which has one")
+        raise InputError("stop strings need a tokenizer: use gpt2.complete(), which has one")
     rows = start(model, _prompts_of(input_ids, attention_mask), config)
     for _ in decode(Batch(model, use_cache=use_cache, draft_model=draft_model), rows):
         pass
@@ -57,10 +63,11 @@ def generate(
 
 
 def start(model: GPT2, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, logprobs: bool = False) -> list[Row]:
-    """A row for each continuation of each prompt, in order. An empty prompt starts from the model's bos_token_id.
+    """Return a new row for each continuation of each prompt, in the order of the prompts.
 
-    With `logprobs` the rows' field of that name is filled. InputError if an id is not in the model's vocabulary, or top_k is
-    larger than it. A prompt longer than the context keeps its end, and a warning says so.
+    An empty prompt is replaced by the model's bos_token_id. Of a prompt longer than the context, the model sees the end, and
+    a GPT2Warning is issued. With `logprobs` the rows record log-probabilities. Raises InputError if an id is not in the
+    model's vocabulary, if top_k is larger than the vocabulary, or if a prompt is empty and there is no bos_token_id.
     """
     limit, vocab_size = model.config.n_positions, model.config.vocab_size
     sampling.check_top_k(config.top_k, vocab_size)
@@ -83,9 +90,10 @@ def start(model: GPT2, prompts: Sequence[Sequence[int]], config: GenerationConfi
 
 
 def decode(batch: Batch, rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Advance all rows of a batch, these included, until every one has a `finish_reason`; yields those that got a token.
+    """Admit `rows` to the batch, and advance all its rows until each has a `finish_reason`.
 
-    Between two tokens the reader may end a row by setting its `finish_reason`. Beams come as whole texts, prompt by prompt.
+    Yields lists of the rows that got a token. Between two lists, the caller may end a row by setting its `finish_reason`.
+    Rows with beam search get all their tokens at once, one prompt after another.
     """
     batch.admit(rows)
     while batch.rows:

@@ -1,7 +1,7 @@
-"""From logits to the next token: small pure functions, each on a batch. They know nothing of models or text.
+"""Sampling: small pure functions from logits to the next token of each row. They depend on torch and NumPy, not on models.
 
-Every function takes logits (B, V) and returns logits of the same shape in which -inf marks what is excluded, so they can be
-chained in the order of `logits_to_probs`, which is that of transformers.
+The `apply_` functions take logits (B, V) and return logits of the same shape, with -inf for excluded tokens. They can be
+chained; `logits_to_probs` applies them in the order of transformers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gpt_config.generation_config import GenerationConfig
 
 
 def apply_repetition_penalty(logits: Tensor, seen_ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Divide positive logits of the tokens in each row of `seen_ids` by `penalty`, multiply negative ones by it.
+    """Divide positive logits of the ids in each row of `seen_ids` by `penalty`, and multiply negative ones by it.
 
-    Keskar et al. 2019, section 4.1, with the sign as transformers handles it. `penalty` 1 changes nothing.
+    From Keskar et al. 2019, section 4.1; the sign is handled as in transformers. `penalty` 1 changes nothing.
     """
     if penalty == 1:
         return logits
@@ -29,29 +29,33 @@ def apply_repetition_penalty(logits: Tensor, seen_ids: Sequence[Sequence[int]], 
     for row, ids in zip(logits, seen_ids, strict=True):
         seen = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=row.device)
         scores = row[seen]
-        largest = torch.finfo(row.dtype).max  # a tiny penalty must not make infinity, which has no softmax
+        largest = torch.finfo(row.dtype).max  # a tiny penalty must not give infinity, whose softmax is NaN
         row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-largest, largest)
     return logits
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide by `temperature`: below 1 sharpens the distribution, above 1 flattens it.
+    """Divide the logits by `temperature`: below 1 sharpens the distribution, above 1 flattens it.
 
-    The largest logit of a row becomes 0, which changes no probability and lets any positive temperature be divided by.
+    The largest logit of each row is subtracted first. This changes no probability, and the division cannot overflow to
+    +infinity at any positive temperature.
     """
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
 def check_top_k(top_k: int | None, vocab_size: int) -> None:
-    """InputError if there are not as many tokens."""
+    """Raise InputError if `top_k` is larger than the vocabulary."""
     if top_k is not None and top_k > vocab_size:
         raise InputError(
-            f"top_k={top_k} is more than the {vocab_size} tokens of this vocabulary: choose fewer, or leave it out"
+            f"top_k={top_k} is more than the {vocab_size} tokens of this vocabulary: choose a smaller top_k, or leave it out"
         )
 
 
 def apply_top_k(logits: Tensor, top_k: int | None) -> Tensor:
-    """Keep the `top_k` largest logits (Fan et al. 2018), and any that equal the last of them."""
+    """Keep the `top_k` largest logits (Fan et al. 2018), and all that equal the smallest of these.
+
+    Raises InputError if `top_k` is larger than the vocabulary.
+    """
     if top_k is None:
         return logits
     check_top_k(top_k, logits.shape[-1])
@@ -60,9 +64,9 @@ def apply_top_k(logits: Tensor, top_k: int | None) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, top_p: float | None) -> Tensor:
-    """Keep the fewest tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et al. 2019).
+    """Keep the fewest tokens whose probabilities add up to `top_p` or more (nucleus sampling, Holtzman et al. 2019).
 
-    Of tokens as probable as the last of them, the first are kept.
+    Among tokens with the smallest kept probability, those with the lowest ids are kept.
     """
     if top_p is None or top_p == 1:
         return logits
@@ -78,15 +82,18 @@ def apply_top_p(logits: Tensor, top_p: float | None) -> Tensor:
 
 
 def _nucleus(probs: NDArray[np.float64], top_p: float) -> tuple[float, int]:
-    """The least probability that is kept of a row (V,), and how many are. NumPy sorts in a tenth of torch's time."""
+    """Return the smallest kept probability of a row (V,), and the number of kept tokens.
+
+    It uses NumPy, which sorts in a tenth of torch's time.
+    """
     falling = np.sort(probs[probs > 0])[::-1]
-    before = falling.cumsum() - falling  # the probability of all that is more probable
+    before = falling.cumsum() - falling  # the total probability of the tokens sorted before
     n_kept = int((before < top_p).sum())
     return float(falling[n_kept - 1]) if n_kept else np.inf, n_kept
 
 
 def apply_min_p(logits: Tensor, min_p: float | None) -> Tensor:
-    """Keep tokens at least `min_p` times as probable as the most probable one (Nguyen et al. 2024)."""
+    """Keep tokens that are at least `min_p` times as probable as the most probable one (Nguyen et al. 2024)."""
     if not min_p:
         return logits
     probs = logits.double().softmax(-1)
@@ -94,7 +101,10 @@ def apply_min_p(logits: Tensor, min_p: float | None) -> Tensor:
 
 
 def logits_to_probs(logits: Tensor, config: GenerationConfig) -> Tensor:
-    """The distribution to draw from: float64 (B, V). A repetition penalty is applied before, since it needs the text."""
+    """Return the distribution to sample from, float64 (B, V).
+
+    The repetition penalty is not included, because it needs the text: apply it before.
+    """
     logits = apply_temperature(logits.double(), config.temperature)
     logits = apply_top_k(logits, config.top_k)
     logits = apply_top_p(logits, config.top_p)
@@ -103,22 +113,23 @@ def logits_to_probs(logits: Tensor, config: GenerationConfig) -> Tensor:
 
 
 def sample(probs: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """One token a row, int64 (B,): the first whose cumulative probability exceeds the row's number from [0, 1).
+    """Return one token for each row of `probs` (B, V), int64 (B,).
 
-    The number comes from outside, so a row's token depends on its own probabilities and its own number alone. In float64
-    the batch's rounding of the logits has next to no chance to change a token.
+    It is the first token whose cumulative probability exceeds the row's number in [0, 1) from `uniforms`. A row's token
+    therefore depends only on its own probabilities and number. In float64, differences in rounding between batches are very
+    unlikely to change a token.
     """
     cumulative = probs.cumsum(-1)
     total = cumulative[..., -1]
-    # Always less than the total: no token comes after it, and the last one may have probability 0.
+    # Keep the thresholds below the total: at the total, the search would return V, or a last token of probability 0.
     thresholds = torch.tensor(uniforms, dtype=probs.dtype, device=probs.device) * total
     thresholds = thresholds.minimum(torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, thresholds[:, None], right=True)[:, 0]
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The most probable token of each row, int64 (B,); the first of equals."""
-    if logits.device.type == "cpu":  # NumPy's takes a twentieth of the time there
+    """Return the most probable token of each row, int64 (B,); among equal logits, the lowest id."""
+    if logits.device.type == "cpu":  # NumPy's argmax takes a twentieth of torch's time on the CPU
         return torch.from_numpy(logits.to(torch.promote_types(logits.dtype, torch.float32)).numpy().argmax(-1))
     return logits.argmax(-1)
 
@@ -131,10 +142,13 @@ def choose(
     config: GenerationConfig,
     vocab_size: int | None,
 ) -> list[int]:
-    """The next token of each text (B), by one config, from logits (B, V) and each text's own random generator."""
+    """Return the next token of each of B texts, from logits (B, V) and the random generator of each text.
+
+    All texts have the same `config`. Only ids below `vocab_size` are chosen; None allows all.
+    """
     if config.greedy and config.repetition_penalty == 1:
         return tokens_of(greedy(logits[:, :vocab_size]))
-    # In float64 and on the CPU, because not every device has it: the same tokens wherever the model runs.
+    # In float64, so that the tokens are the same on every device; on the CPU, because not every device has float64.
     logits = logits.cpu().double()
     logits = apply_repetition_penalty(logits, texts, config.repetition_penalty)[:, :vocab_size]
     if config.greedy:
@@ -144,14 +158,14 @@ def choose(
 
 
 def tokens_of(ids: Tensor) -> list[int]:
-    """(B,) int64 as a list."""
+    """Return ids (B,) int64 as a list."""
     tokens: list[int] = ids.tolist()
     return tokens
 
 
 @torch.inference_mode()
 def logprobs_of(logits: Tensor, tokens: list[int]) -> list[float]:
-    """The natural logarithm of each token's probability in its row of `logits` (B, V)."""
+    """Return the natural logarithm of each token's probability in its row of `logits` (B, V), computed in float64."""
     chosen = torch.tensor(tokens)[:, None]  # (B, 1)
     found: list[float] = logits.cpu().double().log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
     return found

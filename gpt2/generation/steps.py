@@ -1,6 +1,6 @@
-"""What one step of a batch does, as a value: chosen once by `Batch`, then run, counted and shown.
+"""The kinds of steps of a batch, as values. `Batch` chooses and runs them; `--verbose` counts and prints them.
 
-Each step is one or a few forward passes. The tokens do not depend on which of them is chosen.
+A step is one or a few forward passes. The tokens do not depend on the kind of step. This module depends on no other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Prefill:
-    """Read the prompts of `n_rows` rows that join the batch, and give each its first token."""
+    """Prefill the prompts of `n_rows` new rows, and give each its first token."""
 
     n_rows: int
 
@@ -20,7 +20,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class VerifyDrafts:
-    """Read the only row's last token and its drafts in one forward pass."""
+    """Compute the only row's last token and its drafts in one forward pass."""
 
     drafts: tuple[int, ...]
 
@@ -29,7 +29,7 @@ class VerifyDrafts:
 
 @dataclass(frozen=True)
 class GreedyTokens:
-    """Give the only row `n_tokens` most probable tokens in a row."""
+    """Give the only row `n_tokens` greedy tokens."""
 
     n_tokens: int
 
@@ -42,12 +42,12 @@ class OneToken:
 
     n_rows: int
 
-    name = "one token a row"
+    name = "one token per row"
 
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """Search from one prompt to the end, for `n_rows` rows."""
+    """Run a complete beam search from one prompt, for `n_rows` rows."""
 
     n_rows: int
 
@@ -59,13 +59,13 @@ Step = Prefill | VerifyDrafts | GreedyTokens | OneToken | BeamSearch
 
 @dataclass
 class StepCounts:
-    """How many steps of each kind there were; call it with each step.
+    """Counts the steps of each kind. Call it with each step, for example as `on_step`.
 
     >>> counts = StepCounts()
     >>> counts(Prefill(n_rows=2)), counts(OneToken(n_rows=2)), counts(OneToken(n_rows=1))
     (None, None, None)
     >>> str(counts)
-    'prefill 1, one token a row 2'
+    'prefill 1, one token per row 2'
     """
 
     by_name: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""TextStream: the text of one continuation as it grows, cut at the stop string that ends first. It knows no model."""
+"""TextStream: the growing text of one continuation, up to a stop string. It depends on the tokenizer, not on the model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gpt_encoder.stream_decoder import StreamDecoder
 
 
 class TextStream:
-    """The text of one continuation, up to the stop string that ends first. `text` is all that was given out."""
+    """The text of one continuation, cut before the stop string that ends first. `text` is all text returned so far."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._stop = stop
-        self._held = ""  # not given out yet, because a stop string may have begun in it
+        self._held = ""  # not returned yet, because a stop string may begin in it
         self._pieces: list[str] = []
         self._n_read = 0
         self.stopped = False
@@ -25,7 +25,10 @@ class TextStream:
         return "".join(self._pieces)
 
     def read(self, row: Row) -> str:
-        """The text that the row's tokens since the last call complete. A stop string in it ends the row."""
+        """Return the text of the row's tokens since the last call, in whole characters.
+
+        If the text contains a stop string, it sets the row's `finish_reason` and removes the tokens after the stop string.
+        """
         piece = ""
         while self._n_read < len(row.ids) and not self.stopped:
             token = row.ids[self._n_read]
@@ -43,7 +46,7 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + new
-        # The one that ends first, for so it does not matter into which pieces the text is cut.
+        # Choose the stop string that ends first: the result then does not depend on how the text is cut into pieces.
         found = [(place + len(stop), place) for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -55,6 +58,6 @@ class TextStream:
         return piece
 
     def _length_of_begun_stop(self, text: str) -> int:
-        """The longest end of `text` with which a stop string begins."""
+        """Return the length of the longest end of `text` that is the beginning of a stop string."""
         begun = (n for stop in self._stop for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n]))
         return max(begun, default=0)

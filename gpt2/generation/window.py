@@ -1,14 +1,14 @@
-"""Window: which of the ids of one growing sequence the model sees. It knows no model."""
+"""Window: the ids of one growing sequence, and which of them the model sees. It depends on no other module."""
 
 from __future__ import annotations
 
 
 class Window:
-    """The token ids of one sequence, and where in them the model's view begins.
+    """The token ids of one sequence, and the start of the part that the model sees.
 
-    The view holds at most `limit` ids. Of a longer text the model sees the end. When a text outgrows the view, the older
-    half of the view is dropped at once, so that the rest is not computed again for every token. This depends on the sequence
-    alone, not on the rows beside it in a batch.
+    The model sees the last ids, at most `limit`. When they become more, the older half is dropped at once: the model must
+    then recompute the other half, and should not do so for every token. Where the window slides depends on the sequence
+    only, not on the other rows of a batch.
     """
 
     def __init__(self, ids: list[int], limit: int) -> None:
@@ -17,18 +17,18 @@ class Window:
         self._start = max(0, len(ids) - limit)
 
     @property
-    def view(self) -> list[int]:
+    def visible_ids(self) -> list[int]:
         """The ids that the model sees."""
         return self.ids[self._start :]
 
     def extended(self, token: int) -> Window:
-        """A copy with one more token: beams share their past, not their lists."""
+        """Return a copy with one more token. Beams with a common beginning need separate lists."""
         copy = Window(self.ids, self._limit)
         copy.ids, copy._start = [*self.ids, token], self._start
         return copy
 
     def slide(self) -> bool:
-        """Drop the older half of the view if it has outgrown the context; whether it had."""
+        """Drop the older half of the visible ids if there are more than `limit`. Returns whether it did."""
         if len(self.ids) - self._start <= self._limit:
             return False
         self._start = len(self.ids) - max(1, self._limit // 2)

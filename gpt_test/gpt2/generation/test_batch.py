@@ -1,4 +1,4 @@
-"""Batch: rows that join, differ in every option and end at any time get the ids that each gets alone."""
+"""Batch: rows that join, have different options and end at any time get the ids that each gets alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def model() -> GPT2:
 
 @dataclass
 class Arrival:
-    """Rows of one prompt, the step before which they come, and after how many tokens the reader ends them."""
+    """Rows of one prompt, the step before which they are admitted, and the number of tokens after which a reader ends them.
+
+    The reader is the code that iterates over the batch's steps.
+    """
 
     step: int
     prompt: list[int]
@@ -67,7 +70,7 @@ arrivals_strategy = st.lists(
 
 def rows_of(model: GPT2, arrival: Arrival) -> list[Row]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # prompts longer than the context are meant
+        warnings.simplefilter("ignore")  # some prompts are longer than the context on purpose
         return start(model, [arrival.prompt], GenerationConfig(**arrival.options), logprobs=len(arrival.prompt) % 2 == 0)
 
 
@@ -77,7 +80,7 @@ def read(row: Row, arrival: Arrival) -> None:
 
 
 def alone(model: GPT2, arrival: Arrival) -> list[tuple[list[int], str | None]]:
-    """What each row gets in a batch of its own, without a cache and without drafts: the slow way."""
+    """Return the ids and finish reason that each row gets in a batch of its own, without a cache and without drafts."""
     rows = rows_of(model, Arrival(0, arrival.prompt, {**arrival.options, "speculate": False}, arrival.reader_ends_at))
     groups = [rows] if arrival.options.get("num_beams") else [[row] for row in rows]
     for group in groups:
@@ -89,10 +92,10 @@ def alone(model: GPT2, arrival: Arrival) -> list[tuple[list[int], str | None]]:
 
 @given(arrivals=arrivals_strategy, max_prefill_tokens=st.sampled_from([None, 1, 30]))
 @settings(max_examples=60)
-def test_rows_that_come_and_go_get_the_ids_that_they_get_alone(
+def test_rows_that_join_and_leave_get_the_ids_that_they_get_alone(
     model: GPT2, arrivals: list[Arrival], max_prefill_tokens: int | None
 ) -> None:
-    """Float32; prompts and texts go past the context, so that views slide at different times."""
+    """In float32. Prompts and texts are longer than the context, so that windows slide at different times."""
     batch = Batch(model, max_prefill_tokens=max_prefill_tokens)
     groups = [rows_of(model, arrival) for arrival in arrivals]
     arrival_of = {id(row): arrival for group, arrival in zip(groups, arrivals, strict=True) for row in group}
@@ -113,7 +116,7 @@ def test_rows_that_come_and_go_get_the_ids_that_they_get_alone(
 
 @pytest.mark.parametrize("prompts", [([1] * 4, [2] * 15), ([1] * 15, [2] * 4)], ids=["longer", "shorter"])
 def test_a_row_joins_a_running_batch_without_a_second_prefill_of_it(model: GPT2, prompts: tuple[list[int], ...]) -> None:
-    """Else the test above would hold for a batch that starts again at each arrival."""
+    """Otherwise the test above would also pass for a batch that starts again at each arrival."""
     n_read: list[int] = []
     hook = model.wte.register_forward_hook(lambda _, inputs, __: n_read.append(inputs[0].numel()))
     try:
@@ -127,16 +130,17 @@ def test_a_row_joins_a_running_batch_without_a_second_prefill_of_it(model: GPT2,
             list(batch.step())
     finally:
         hook.remove()
-    # The prompt; two steps of one row; the second prompt; three steps of both, the first row's last; the rest of the second.
+    # The first prompt; two steps of its row; the second prompt; three steps of both rows, after which the first has ended;
+    # two steps of the second row.
     assert n_read == [len(prompts[0]), 1, 1, len(prompts[1]), 2, 2, 2, 1, 1]
 
 
-def test_each_kind_of_step_is_told_before_it_runs(model: GPT2) -> None:
-    repeating, told = repetitive_model(CONFIG), []
+def test_each_kind_of_step_is_reported_before_it_runs(model: GPT2) -> None:
+    repeating, reported = repetitive_model(CONFIG), []
     counts = StepCounts()
 
     def on_step(step: Step) -> None:
-        told.append(step)
+        reported.append(step)
         counts(step)
 
     options = {"max_new_tokens": 20, "stop_at_eot": False}
@@ -148,13 +152,13 @@ def test_each_kind_of_step_is_told_before_it_runs(model: GPT2) -> None:
     rows = start(repeating, [[1, 2], [3]], GenerationConfig(max_new_tokens=2, stop_at_eot=False))
     for _ in decode(Batch(repeating, on_step=on_step), rows):
         pass
-    assert {type(step) for step in told} == {Prefill, VerifyDrafts, GreedyTokens, OneToken, BeamSearch}
-    assert told[-2:] == [Prefill(n_rows=2), OneToken(n_rows=2)]
-    assert sum(counts.by_name.values()) == len(told) and "prefill 3" in str(counts)
+    assert {type(step) for step in reported} == {Prefill, VerifyDrafts, GreedyTokens, OneToken, BeamSearch}
+    assert reported[-2:] == [Prefill(n_rows=2), OneToken(n_rows=2)]
+    assert sum(counts.by_name.values()) == len(reported) and "prefill 3" in str(counts)
 
 
-def test_an_interrupted_step_leaves_rows_that_go_on(model: GPT2) -> None:
-    """Ctrl-C in the middle of a layer: the cache has the length it had, and the next step gives the same token."""
+def test_rows_continue_after_an_interrupted_step(model: GPT2) -> None:
+    """After Ctrl-C inside a layer, the cache has its earlier length and the next step gives the expected token."""
     config = GenerationConfig(max_new_tokens=12, do_sample=True, seed=1, stop_at_eot=False)
     expected = start(model, [[1, 2, 3], [4]], config)
     for _ in decode(Batch(model), expected):
@@ -180,8 +184,8 @@ def test_an_interrupted_step_leaves_rows_that_go_on(model: GPT2) -> None:
     assert interrupted and [row.ids for row in rows] == [row.ids for row in expected]
 
 
-def test_a_reader_that_stops_reading_leaves_the_batch_sound(model: GPT2) -> None:
-    """Whoever closes a step among its tokens goes on with the next one, and no token is lost or doubled."""
+def test_a_step_can_be_closed_between_its_tokens(model: GPT2) -> None:
+    """The next step continues there; no token is lost or repeated."""
     config = GenerationConfig(max_new_tokens=30, stop_at_eot=False)
     rows, batch = start(model, [[1, 2, 3]], config), Batch(model, fast=FastLimits(seconds_at_once=99))
     batch.admit(rows)
@@ -198,7 +202,7 @@ def vars_of(config: GenerationConfig) -> dict:
     return {"max_new_tokens": config.max_new_tokens, "stop_at_eot": config.stop_at_eot}
 
 
-def test_damage_that_one_row_meets_is_said() -> None:
+def test_a_damaged_weight_that_one_row_uses_is_reported() -> None:
     model = random_model(CONFIG)
     with torch.no_grad():
         model.wte.weight[7] = torch.nan
@@ -216,8 +220,8 @@ def alone_ids(model: GPT2, prompt: list[int], **options: object) -> list[int]:
 
 
 @pytest.mark.parametrize("n_calls", range(1, 12))
-def test_an_error_after_the_tokens_were_read_changes_no_ids(model: GPT2, n_calls: int) -> None:
-    """A hook on the whole model, which runs after the cache has advanced; the views slide on the way."""
+def test_an_error_after_the_forward_pass_changes_no_ids(model: GPT2, n_calls: int) -> None:
+    """A hook on the model raises after the cache has advanced. The window slides during the test."""
     expected = alone_ids(model, [3, 4, 5] * 7, max_new_tokens=10)
     [row], batch, calls = (
         start(model, [[3, 4, 5] * 7], GenerationConfig(max_new_tokens=10, stop_at_eot=False)),
@@ -243,7 +247,7 @@ def test_an_error_after_the_tokens_were_read_changes_no_ids(model: GPT2, n_calls
     assert row.ids == expected
 
 
-def test_rows_whose_prefill_fails_wait_on(model: GPT2) -> None:
+def test_rows_still_wait_after_a_failed_prefill(model: GPT2) -> None:
     damaged = random_model(CONFIG)
     with torch.no_grad():
         damaged.wpe.weight[6] = torch.nan
@@ -253,46 +257,46 @@ def test_rows_whose_prefill_fails_wait_on(model: GPT2) -> None:
     with pytest.raises(CheckpointError, match="NaN"):
         list(batch.step())
     assert batch.rows == [good, bad]
-    bad.finish_reason = "stop"  # the reader gives it up, and the other goes on
+    bad.finish_reason = "stop"  # the reader ends this row, and the other continues
     while batch.rows:
         list(batch.step())
     assert len(good.ids) == 3 and bad.ids == []
 
 
-def test_a_step_is_read_to_its_end_or_closed_before_the_next(model: GPT2) -> None:
+def test_a_step_must_be_exhausted_or_closed_before_the_next(model: GPT2) -> None:
     rows, batch = start(model, [[1, 2, 3]], GenerationConfig(max_new_tokens=30)), Batch(model)
     batch.admit(rows)
     step = batch.step()
     next(step)
-    with pytest.raises(InputError, match="has not been read to its end"):
+    with pytest.raises(InputError, match="a step of this batch is not finished: exhaust or close its iterator"):
         next(batch.step())
     step.close()
     list(batch.step())
 
 
-def test_a_row_is_admitted_once(model: GPT2) -> None:
+def test_a_row_cannot_be_admitted_twice(model: GPT2) -> None:
     [row], batch = start(model, [[1]], GenerationConfig()), Batch(model)
     batch.admit([row])
-    with pytest.raises(InputError, match="in this batch already"):
+    with pytest.raises(InputError, match="already in this batch"):
         batch.admit([row])
 
 
-def test_beams_of_one_prompt_that_come_apart_share_a_search(model: GPT2) -> None:
+def test_beams_of_one_prompt_share_a_search_if_admitted_separately(model: GPT2) -> None:
     config = GenerationConfig(num_beams=2, num_return_sequences=2, max_new_tokens=5, stop_at_eot=False)
-    expected, apart = start(model, [[3, 4]], config), start(model, [[3, 4]], config)
+    expected, separate = start(model, [[3, 4]], config), start(model, [[3, 4]], config)
     for _ in decode(Batch(model), expected):
         pass
     batch = Batch(model)
-    batch.admit(apart[:1])
+    batch.admit(separate[:1])
     batch.admit(start(model, [[9]], config))
-    batch.admit(apart[1:])
+    batch.admit(separate[1:])
     while batch.rows:
         list(batch.step())
-    assert [row.ids for row in apart] == [row.ids for row in expected]
+    assert [row.ids for row in separate] == [row.ids for row in expected]
 
 
-def test_rows_of_beam_search_may_be_numbered_on(model: GPT2) -> None:
-    """As lm_eval's rows are, which are one for each prompt."""
+def test_rows_of_beam_search_may_have_consecutive_indices(model: GPT2) -> None:
+    """lm_eval numbers its rows, one for each prompt, in this way."""
     config = GenerationConfig(num_beams=2, max_new_tokens=5, stop_at_eot=False)
     expected, rows = start(model, [[3, 4], [5]], config), start(model, [[3, 4], [5]], config)
     for _ in decode(Batch(model), expected):
@@ -304,7 +308,7 @@ def test_rows_of_beam_search_may_be_numbered_on(model: GPT2) -> None:
     assert [row.ids for row in rows] == [row.ids for row in expected]
 
 
-def test_what_the_reader_does_while_empty_rows_end_counts(model: GPT2) -> None:
+def test_rows_may_be_admitted_and_ended_while_empty_rows_are_yielded(model: GPT2) -> None:
     nothing = GenerationConfig(max_new_tokens=0)
     running, waiting = start(model, [[1], [2]], GenerationConfig(max_new_tokens=4, stop_at_eot=False))
     first, second, third = (start(model, [[5]], nothing)[0] for _ in range(3))

@@ -1,4 +1,4 @@
-"""Beam search against transformers'."""
+"""Beam search gives the ids of transformers' beam search."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def test_beams_equal_transformers(seed: int, prompt: list[int], num_beams: int, 
 
 
 def test_some_of_these_searches_end_early() -> None:
-    """Otherwise the test above would say nothing of end-of-text."""
+    """Otherwise the test above would not cover the end-of-text token."""
     config = GenerationConfig(num_beams=4, num_return_sequences=4, max_new_tokens=15)
     beams = [beam for seed in range(15) for beam in beam_search(random_model(CONFIG, seed, torch.float64), [1], config)]
     assert {beam.at_eot for beam in beams} == {True, False}
     assert len({len(beam.ids) for beam in beams}) > 3
 
 
-def test_beams_slide_past_the_context_and_need_no_cache() -> None:
+def test_beams_continue_past_the_context_with_and_without_a_cache() -> None:
     model = random_model(CONFIG, dtype=torch.float64)
     config = GenerationConfig(num_beams=3, max_new_tokens=70, stop_at_eot=False)
     cached, plain = (beam_search(model, [1, 2], config, use_cache=use_cache)[0] for use_cache in (True, False))
     assert len(cached.ids) == 70 and cached.ids == plain.ids
 
 
-def test_a_batch_of_searches_is_searched_one_by_one() -> None:
+def test_each_prompt_of_a_batch_has_its_own_search() -> None:
     model = random_model(CONFIG, dtype=torch.float64)
     both = model.generate(torch.tensor([[1, 2], [3, 4]]), num_beams=2, max_new_tokens=5, stop_at_eot=False)
     alone = [

@@ -25,8 +25,8 @@ def unstopped_text(model: GPT2, tokenizer: GPT2Tokenizer, seed: int) -> str:
 
 @given(seed=st.integers(0, 20), data=st.data())
 @settings(max_examples=40)
-def test_the_stop_string_that_ends_first_cuts(small_model, small_tokenizer, seed: int, data) -> None:
-    """Stop strings taken from the text itself, so they span tokens, overlap, and stand at any place."""
+def test_the_text_is_cut_before_the_stop_string_that_ends_first(small_model, small_tokenizer, seed: int, data) -> None:
+    """The stop strings are parts of the text itself, so they span tokens, overlap and begin anywhere."""
     whole = unstopped_text(small_model, small_tokenizer, seed)
     places = data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 6)), min_size=1, max_size=3))
     stop = tuple({whole[at : at + length] for at, length in places} | {"never in it \x00"})
@@ -39,15 +39,15 @@ def test_the_stop_string_that_ends_first_cuts(small_model, small_tokenizer, seed
 
 @given(seed=st.integers(0, 20))
 @settings(max_examples=15)
-def test_a_stop_string_that_never_comes_changes_nothing(small_model, small_tokenizer, seed: int) -> None:
+def test_a_stop_string_that_does_not_occur_changes_nothing(small_model, small_tokenizer, seed: int) -> None:
     whole = unstopped_text(small_model, small_tokenizer, seed)
     stop = (whole[-3:] + "never", whole[:2] + "never")
     pieces = list(stream(small_model, small_tokenizer, "The cat", seed=seed, stop=stop, **OPTIONS))
     assert "".join(pieces) == whole
 
 
-def test_of_two_stop_strings_in_one_token_the_one_that_ends_first_cuts(openai_tokenizer: GPT2Tokenizer) -> None:
-    """So it does not matter how the text is cut into tokens."""
+def test_of_two_stop_strings_in_one_token_the_one_that_ends_first_counts(openai_tokenizer: GPT2Tokenizer) -> None:
+    """The result therefore does not depend on how the text is cut into tokens."""
     for stop, text in ((("gazed", "az"), " g"), (("azed", "gaz"), " "), (("zed", "ed", "gazed!"), " ga")):
         stream = TextStream(openai_tokenizer, stop)
         assert stream.read(Row([1], GenerationConfig(), 9, ids=openai_tokenizer.encode(" gazed"), logprobs=[0.0])) == text
@@ -59,15 +59,15 @@ def test_streamed_pieces_join_to_the_text(small_model: GPT2, small_tokenizer: GP
     assert len(pieces) > 20 and all(pieces)
 
 
-def test_no_piece_holds_half_a_character(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
-    """A random model makes many invalid bytes; what decodes as a whole must equal what was shown."""
+def test_no_piece_contains_half_a_character(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    """A random model generates many invalid bytes. The streamed text must equal the text of all ids decoded at once."""
     for seed in range(5):
         completion = complete(small_model, small_tokenizer, "é", seed=seed, **{**OPTIONS, "temperature": 5.0})[0]
         ids = completion.ids[:-1] if completion.finish_reason == "eot" else completion.ids
         assert completion.text == small_tokenizer.decode(ids)
 
 
-def test_completions_come_in_the_order_of_the_prompts(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+def test_completions_are_in_the_order_of_the_prompts(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     prompts = ["The cat", "", "A boat came home with a fish for every cat", "x"]
     together = complete(small_model, small_tokenizer, prompts, seed=1, num_return_sequences=2, **OPTIONS)
     assert [(c.prompt, c.index) for c in together] == [(prompt, index) for prompt in prompts for index in (0, 1)]
@@ -77,7 +77,7 @@ def test_completions_come_in_the_order_of_the_prompts(small_model: GPT2, small_t
         assert alone[each.index].text == each.text
 
 
-def test_a_completion_tells_what_it_takes_to_repeat_it(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+def test_the_seed_of_a_completion_reproduces_it(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     first = complete(small_model, small_tokenizer, "The cat", **OPTIONS)[0]
     again = complete(small_model, small_tokenizer, "The cat", seed=first.seed, **OPTIONS)[0]
     assert (first.ids, first.text, first.logprobs) == (again.ids, again.text, again.logprobs)
@@ -93,7 +93,7 @@ def test_finish_reasons(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> No
     assert (ended.text, ended.ids, ended.finish_reason) == ("", [], "length")
 
 
-def test_beams_give_text_and_stop_too(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+def test_beam_search_gives_text_and_obeys_stop_strings(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     beams = complete(small_model, small_tokenizer, "The cat", num_beams=3, num_return_sequences=3, max_new_tokens=20)
     assert len(beams) == 3 and all(len(beam.logprobs) == len(beam.ids) for beam in beams)
     means = [sum(beam.logprobs) / len(beam.ids) for beam in beams]
@@ -103,7 +103,7 @@ def test_beams_give_text_and_stop_too(small_model: GPT2, small_tokenizer: GPT2To
     assert stopped.finish_reason == "stop" and stopped.text == beams[0].text[: beams[0].text.find(stop)]
 
 
-def test_special_text_in_a_prompt_is_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+def test_a_special_token_in_a_prompt_is_ordinary_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     completion = complete(small_model, small_tokenizer, "<|endoftext|>", max_new_tokens=1)[0]
     assert small_tokenizer.eot_token_id not in completion.prompt_ids
 
@@ -119,15 +119,15 @@ def test_prompts_that_are_not_text_are_refused(small_model, small_tokenizer, pro
         complete(small_model, small_tokenizer, prompts)
 
 
-def test_a_model_padded_to_more_rows_than_the_tokenizer_has_ids(small_tokenizer: GPT2Tokenizer) -> None:
-    """As 50,304 rows for 50,257 ids: the ids that mean nothing are never chosen, by any way of choosing."""
+def test_a_vocabulary_padded_beyond_the_ids_of_the_tokenizer(small_tokenizer: GPT2Tokenizer) -> None:
+    """For example, 50,304 embedding rows for 50,257 ids: no decoding method chooses an id that the tokenizer lacks."""
     model = random_model(GPT2Config(vocab_size=3000, n_positions=40, n_embd=24, n_layer=1, n_head=2))
     for options in ({}, {"do_sample": True, "temperature": 9.0, "seed": 0}, {"num_beams": 4}, {"repetition_penalty": 1.5}):
         completion = complete(model, small_tokenizer, "The cat", max_new_tokens=30, **options)[0]
         assert max(completion.ids) < small_tokenizer.vocab_size
 
 
-def test_beams_behind_a_stop_string_are_cut(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+def test_beams_are_cut_after_a_stop_string(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     options = {"num_beams": 3, "max_new_tokens": 20}
     whole = complete(small_model, small_tokenizer, "The cat", **options)[0]
     stopped = complete(small_model, small_tokenizer, "The cat", stop=(whole.text[2:4],), **options)[0]
@@ -137,7 +137,7 @@ def test_beams_behind_a_stop_string_are_cut(small_model: GPT2, small_tokenizer: 
 @pytest.mark.filterwarnings("ignore:a prompt has")
 @given(lengths=st.lists(st.integers(0, 30), max_size=12), batch_size=st.integers(1, 5), n=st.integers(1, 2))
 @settings(max_examples=15)
-def test_many_prompts_come_in_order_whatever_shares_a_batch(
+def test_completions_of_many_prompts_are_in_order_for_any_batch_size(
     small_model, small_tokenizer, lengths: list[int], batch_size: int, n: int
 ) -> None:
     prompts = [f"{place} the cat" + " the dog" * length for place, length in enumerate(lengths)]
@@ -164,6 +164,6 @@ def test_prompts_of_similar_length_share_a_batch(small_model, small_tokenizer) -
     assert shapes == [(3, lengths[0]), (3, lengths[3])]
 
 
-def test_without_a_seed_all_batches_share_the_one_that_is_drawn(small_model, small_tokenizer) -> None:
+def test_without_a_seed_all_batches_share_one_drawn_seed(small_model, small_tokenizer) -> None:
     many = complete_in_batches(small_model, small_tokenizer, ["a", "b", "c"], batch_size=1, max_new_tokens=1, do_sample=True)
     assert len({group[0].seed for group in many}) == 1

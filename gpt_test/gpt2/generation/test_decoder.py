@@ -1,4 +1,4 @@
-"""Greedy steps that follow each other without a look at them: the tokens that one look at a time would choose."""
+"""Several greedy tokens that are computed in one call equal those of single steps."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def model_in(dtype: str) -> GPT2:
     return quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
 
 
-# However long they take, as many as are allowed.
+# As many tokens in one call as `max_at_once` allows, however long they take.
 AS_MANY_AS_ALLOWED = FastLimits(seconds_at_once=99)
 
 
 def several_at_once(steps: Decoder, eot: int | None = None) -> list[int]:
-    """The greedy tokens that come without a look at them; empty where a single step must be asked for."""
+    """Return the greedy tokens of one call; an empty list if a single step is required."""
     n_tokens = steps.reserve_greedy_steps()
     return steps.greedy_tokens(n_tokens, eot).tokens if n_tokens else []
 
@@ -67,8 +67,8 @@ def greedy_ids(
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(prompt=st.lists(st.integers(0, 59), min_size=1, max_size=30), n=st.integers(1, 60), data=st.data())
 @settings(max_examples=15)
-def test_they_are_those_of_single_steps(dtype: str, prompt: list[int], n: int, data: st.DataObject) -> None:
-    """However many at once, past the context, in part of the vocabulary, up to an end-of-text token anywhere."""
+def test_several_tokens_equal_those_of_single_steps(dtype: str, prompt: list[int], n: int, data: st.DataObject) -> None:
+    """For any number per call, past the context, in part of the vocabulary, and with an end-of-text token anywhere."""
     model, vocab_size = model_in(dtype), data.draw(st.integers(1, 60))
     expected = greedy_ids(model, prompt, n, several=False, vocab_size=vocab_size)
     eot = data.draw(st.none() | st.sampled_from(expected))
@@ -78,14 +78,14 @@ def test_they_are_those_of_single_steps(dtype: str, prompt: list[int], n: int, d
     assert len(found) == (expected.index(eot) + 1 if eot is not None else n)
 
 
-def test_several_come_at_once_where_they_can() -> None:
-    """Else the test above would compare single steps with themselves."""
+def test_several_tokens_are_computed_in_one_call_if_possible() -> None:
+    """Otherwise the test above would compare single steps with themselves."""
     model, window = model_in("float32"), Window([1, 2, 3], CONFIG.n_positions)
 
     def steps(**options: bool) -> list[int]:
         window.ids[:] = [1, 2, 3]
         made = Decoder(model, [window], 20, **{"only_largest": True, "fast": AS_MANY_AS_ALLOWED, **options})
-        assert several_at_once(made) == []  # there is nothing computed yet
+        assert several_at_once(made) == []  # the prompt is not prefilled yet
         window.ids.append(int(made.next_logits().argmax()))
         window.ids += several_at_once(made)
         return several_at_once(made)
@@ -94,22 +94,22 @@ def test_several_come_at_once_where_they_can() -> None:
     assert steps(only_largest=False) == steps(use_cache=False) == []
 
 
-def test_padding_and_other_windows_are_left_to_single_steps() -> None:
+def test_several_windows_and_padding_need_single_steps() -> None:
     windows = [Window(ids, CONFIG.n_positions) for ids in ([1], [2, 3])]
     both = Decoder(model_in("float32"), windows, 9, only_largest=True)
     for _ in range(2):
         for window, token in zip(windows, both.next_logits().argmax(-1).tolist(), strict=True):
             window.ids.append(token)
         assert several_at_once(both) == []
-    both.select([0])  # which is padded
+    both.select([0])  # this row is padded
     assert several_at_once(both) == []
 
 
-def test_what_is_sound_comes_before_damage_is_said() -> None:
+def test_tokens_before_the_first_nan_are_returned() -> None:
     model = model_in("float32")
     sound = greedy_ids(model, [1], 20, several=False)
     with torch.no_grad():
-        model.wpe.weight[12] = torch.nan  # of the thirteenth token
+        model.wpe.weight[12] = torch.nan  # the position of the thirteenth token
     window = Window([1], CONFIG.n_positions)
     steps = Decoder(model, [window], 20, only_largest=True, fast=AS_MANY_AS_ALLOWED)
     with pytest.raises(CheckpointError, match="NaN"):
@@ -119,11 +119,11 @@ def test_what_is_sound_comes_before_damage_is_said() -> None:
 
 
 @pytest.mark.parametrize("end", [5, None])
-def test_in_int8_damage_after_the_end_does_no_harm(end: int | None) -> None:
-    """Its kernel raises at NaN: the tokens before come all the same, and so does the error if the text goes on."""
+def test_in_int8_a_nan_after_the_end_of_the_text_does_no_harm(end: int | None) -> None:
+    """The int8 kernel raises at NaN. The tokens before it are returned; the error is raised only if the text continues."""
     model, config = model_in("int8"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     with torch.no_grad():
-        model.wpe.weight[12] = torch.nan  # of the thirteenth token
+        model.wpe.weight[12] = torch.nan  # the position of the thirteenth token
     sound = greedy_ids(model_in("int8"), [1], 12, several=False)
     rows = start(model, [[1]], config)
     with contextlib.nullcontext() if end else pytest.raises((RuntimeError, CheckpointError)):
@@ -133,7 +133,7 @@ def test_in_int8_damage_after_the_end_does_no_harm(end: int | None) -> None:
     assert rows[0].ids == sound[:end]
 
 
-def test_a_model_that_becomes_another_on_the_way_is_said_in_a_line() -> None:
+def test_a_model_that_changes_its_dtype_while_decoding_is_refused() -> None:
     model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1]], config)
     with pytest.raises(InputError, match=r"the cache is torch\.float32"):
@@ -141,24 +141,24 @@ def test_a_model_that_becomes_another_on_the_way_is_said_in_a_line() -> None:
             model.double()
 
 
-def test_a_clock_that_stands_still_stops_nothing() -> None:
+def test_a_clock_that_does_not_advance_does_no_harm() -> None:
     assert len(greedy_ids(model_in("float32"), [1], 20, several=True, fast=FastLimits(clock=lambda: 1.0))) == 20
 
 
-def test_they_end_where_a_greedy_head_spares_reading() -> None:
-    """They count as steps that it waits for, and then it is asked."""
+def test_the_greedy_head_takes_over_when_it_is_faster() -> None:
+    """Tokens of one call count toward the steps after which the greedy head is used; then single steps use it."""
     head = GreedyHeadLimits(min_bytes=1, pays={torch.float32: (12, 16)}, max_part=1)
     fast = FastLimits(greedy_head=head, seconds_at_once=99)
     with calls_of(GreedyHead.logits) as calls:
         expected = greedy_ids(model_in("float32"), [1], 22, several=False, fast=fast)
-    # The first of the 22 tokens comes of the prompt.
+    # The prefill gives the first of the 22 tokens.
     assert [call.returned is not None for call in calls] == [False] * 12 + [True] * 9
     with calls_of(GreedyHead.logits) as calls:
         assert greedy_ids(model_in("float32"), [1], 22, several=True, fast=fast) == expected
     assert [call.returned is not None for call in calls] == [True] * 9
 
 
-def test_a_reader_ends_a_row_among_tokens_that_came_at_once() -> None:
+def test_a_row_can_be_ended_between_tokens_of_one_call() -> None:
     model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1, 2, 3]], config)
     n_reads = 0
@@ -170,7 +170,7 @@ def test_a_reader_ends_a_row_among_tokens_that_came_at_once() -> None:
 
 
 class Rehearsed(Speculation):
-    """Speculation that drafts by a rule of the test, and keeps how long the text was at each call and what was verified."""
+    """Speculation with the drafts of the test; it records the length of the text at each call and the drafts verified."""
 
     def __init__(self, drafts: list[int]) -> None:
         super().__init__(PromptLookup(CONFIG.n_positions), (0.0, 0.0))
@@ -185,7 +185,7 @@ class Rehearsed(Speculation):
 
 
 def rehearsed(drafts: list[int], n: int, fast: FastLimits = AS_MANY_AS_ALLOWED) -> tuple[list[int], Rehearsed]:
-    """`n` greedy ids with these drafts at every step, and what was asked for."""
+    """Return `n` greedy ids with these drafts at every step, and the record of the calls."""
     model, speculation = model_in("float32"), Rehearsed(drafts)
     config = GenerationConfig(max_new_tokens=n, stop_at_eot=False, speculate=True)
     rows = start(model, [[1, 2, 3]], config)
@@ -194,14 +194,14 @@ def rehearsed(drafts: list[int], n: int, fast: FastLimits = AS_MANY_AS_ALLOWED) 
     return rows[0].ids, speculation
 
 
-def test_guesses_come_first() -> None:
-    """Greedy steps without a look at them would take their place for ever."""
+def test_drafts_have_priority_over_several_greedy_tokens() -> None:
+    """Otherwise a greedy row would never get drafts."""
     ids, speculation = rehearsed([7], 9)
     assert ids == greedy_ids(model_in("float32"), [1, 2, 3], 9, several=False)
     assert len(speculation.n_drafts) >= 4
 
 
-def test_where_there_are_no_guesses_several_tokens_come_at_once() -> None:
+def test_without_drafts_several_tokens_are_computed_in_one_call() -> None:
     _, speculation = rehearsed([], 18, FastLimits(seconds_at_once=99, max_at_once=8))
     lengths = itertools.pairwise(speculation.lengths)
-    assert [after - before for before, after in lengths] == [1, 1, 8]  # and the rest of the 18
+    assert [after - before for before, after in lengths] == [1, 1, 8]  # the last call gives the rest of the 18 tokens

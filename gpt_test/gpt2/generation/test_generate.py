@@ -1,4 +1,4 @@
-"""The decode loop: greedy ids equal transformers'; batches, caches and the sliding window change no row."""
+"""The decode loop: greedy ids equal those of transformers; batches, caches and the sliding window change no row."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_padded_batch_equals_transformers(model: GPT2, twin) -> None:
 @given(prompts=prompts_strategy, seed=st.integers(0, 99), do_sample=st.booleans(), n=st.integers(1, 40))
 @settings(max_examples=30)
 def test_a_row_is_the_same_alone_in_a_batch_and_without_cache(model, prompts, seed, do_sample, n) -> None:
-    """Prompts and n_new go past the context of 48, so rows slide, and end, at different times."""
+    """Prompts with new tokens exceed the context of 48, so windows slide and rows end at different times."""
     options = {"do_sample": do_sample, "seed": seed, "max_new_tokens": n, "temperature": 1.5, "top_k": 40}
     batch = new_ids(model, prompts, **options)
     assert batch == new_ids(model, prompts, use_cache=False, **options)
@@ -68,15 +68,15 @@ def test_a_row_is_the_same_alone_in_a_batch_and_without_cache(model, prompts, se
 
 
 def test_the_window_slides_past_the_context(model: GPT2) -> None:
-    """Against the rule in its plainest form: see at most 48 tokens; when there would be 49, drop all but the last 24."""
+    """The rule, written out: the model sees at most 48 tokens; if there are 49, all but the last 24 are dropped."""
     prompt = list(range(40))
-    view, expected = prompt.copy(), []
+    visible_ids, expected = prompt.copy(), []
     with torch.no_grad():
         for _ in range(150):
-            if len(view) > 48:
-                view = view[-24:]
-            token = model(torch.tensor([view]))[0, -1].argmax().item()
-            view.append(token)
+            if len(visible_ids) > 48:
+                visible_ids = visible_ids[-24:]
+            token = model(torch.tensor([visible_ids]))[0, -1].argmax().item()
+            visible_ids.append(token)
             expected.append(token)
     assert new_ids(model, [prompt], max_new_tokens=150, stop_at_eot=False) == [expected]
 
@@ -95,7 +95,7 @@ def test_the_smallest_contexts_slide_too(n_positions: int) -> None:
     assert list(map(len, ids)) == [12, 12]
 
 
-def test_a_long_prompt_keeps_its_end_with_a_notice(model: GPT2) -> None:
+def test_of_a_long_prompt_the_end_is_used_with_a_warning(model: GPT2) -> None:
     prompt = [n % 58 for n in range(70)]
     with pytest.warns(UserWarning, match="a prompt has 70 tokens and the model sees 48: it continues the last 48"):
         ids = new_ids(model, [prompt], max_new_tokens=5)
@@ -107,7 +107,7 @@ def test_samples_of_one_prompt_differ_and_are_reproducible(model: GPT2) -> None:
     first = new_ids(model, [[1, 2], [3]], **options)
     assert first == new_ids(model, [[1, 2], [3]], **options)
     assert len({tuple(ids) for ids in first}) == 8
-    assert first[4:] == new_ids(model, [[3]], **options)  # the prompt's own samples, whatever else was in the batch
+    assert first[4:] == new_ids(model, [[3]], **options)  # samples do not depend on the other prompts of the batch
     assert first[:1] == new_ids(model, [[1, 2]], **{**options, "num_return_sequences": 1})
     assert first != new_ids(model, [[1, 2], [3]], **{**options, "seed": 6})
 
@@ -122,7 +122,7 @@ def test_samples_follow_the_models_distribution(model: GPT2) -> None:
     tokens = torch.tensor(new_ids(model, [[1, 2, 3]], do_sample=True, seed=0, max_new_tokens=1, num_return_sequences=n))
     with torch.no_grad():
         probs = model(torch.tensor([[1, 2, 3]]))[0, -1].softmax(-1)
-    assert probs.min() > 5 / n, "the test needs every token to be expected a few times"
+    assert probs.min() > 5 / n, "the test needs an expected count above 5 for every token"
     statistic = ((tokens[:, 0].bincount(minlength=60) - n * probs) ** 2 / (n * probs)).sum().item()
     degrees = 59
     assert statistic < degrees + 6 * (2 * degrees) ** 0.5
@@ -136,7 +136,7 @@ def test_temperature_zero_is_greedy(model: GPT2) -> None:
 
 
 def test_it_stops_at_end_of_text(model: GPT2) -> None:
-    """Row by row; generate() fills the rows that ended first."""
+    """Each row ends by itself; generate() pads the rows that ended earlier."""
     options = {"do_sample": True, "temperature": 3.0, "seed": 0, "num_return_sequences": 6, "max_new_tokens": 40}
     rows = new_ids(model, [[1]], **options)
     lengths = [len(ids) for ids in rows]
@@ -153,12 +153,12 @@ def test_it_stops_at_end_of_text(model: GPT2) -> None:
 def test_an_empty_prompt_starts_from_bos(model: GPT2) -> None:
     out = model.generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=5)
     assert out.tolist() == new_ids(model, [[58]], max_new_tokens=5)
-    nameless = random_model(GPT2Config(vocab_size=10, n_embd=4, n_layer=1, n_head=1))
+    without_bos = random_model(GPT2Config(vocab_size=10, n_embd=4, n_layer=1, n_head=1))
     with pytest.raises(InputError, match="no bos_token_id"):
-        nameless.generate(torch.zeros(1, 0, dtype=torch.long))
+        without_bos.generate(torch.zeros(1, 0, dtype=torch.long))
 
 
-def test_no_new_tokens_is_the_prompt(model: GPT2) -> None:
+def test_with_no_new_tokens_the_prompt_is_returned(model: GPT2) -> None:
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(model.generate(ids, max_new_tokens=0), ids)
     assert torch.equal(model.generate(ids, max_new_tokens=0, num_beams=2), ids)
@@ -187,7 +187,7 @@ def test_a_reader_can_end_a_row(model: GPT2) -> None:
     assert rows[0].ids == new_ids(model, [[1]], max_new_tokens=20, stop_at_eot=False)[0]
 
 
-def test_options_win_over_the_config(model: GPT2) -> None:
+def test_options_override_the_config(model: GPT2) -> None:
     out = model.generate(torch.tensor([[1]]), GenerationConfig(max_new_tokens=50), max_new_tokens=3)
     assert out.shape[1] <= 4
 
@@ -218,7 +218,7 @@ def test_prompts_that_are_not_tensors_are_refused(model: GPT2) -> None:
         model.generate("text")
 
 
-def test_damaged_weights_are_said(small_config: GPT2Config) -> None:
+def test_damaged_weights_are_reported(small_config: GPT2Config) -> None:
     model = random_model(small_config)
     with torch.no_grad():
         model.ln_f.bias[0] = torch.nan
@@ -254,8 +254,8 @@ def test_no_penalty_is_too_extreme(small_config: GPT2Config, penalty: float, dty
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_prompt_may_hold_what_is_not_to_be_chosen(model: GPT2, num_beams: int) -> None:
-    """The penalty on what was said meets ids beyond the part of the vocabulary that is chosen from."""
+def test_a_prompt_may_contain_ids_that_may_not_be_chosen(model: GPT2, num_beams: int) -> None:
+    """The repetition penalty then applies to ids beyond `vocab_size`."""
     config = GenerationConfig(max_new_tokens=5, repetition_penalty=1.5, num_beams=num_beams, stop_at_eot=False)
     rows = start(model, [[57, 3]], config)
     for _ in decode(Batch(model, vocab_size=20), rows):

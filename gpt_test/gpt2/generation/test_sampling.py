@@ -1,4 +1,4 @@
-"""Sampling: each step against transformers' processors, and the draw against the distribution it draws from."""
+"""Sampling: each function gives the logits of transformers' processor, and drawn tokens follow the distribution."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_top_k_equals_transformers(logits: torch.Tensor, top_k: int) -> None:
 
 @given(st.permutations(range(7)), st.floats(0.01, 0.99))
 def test_top_p_equals_transformers(order: list[int], top_p: float) -> None:
-    """On distinct probabilities: of equal ones either may be the last."""
+    """The probabilities are distinct, because the order of equal ones is not defined."""
     probs = torch.tensor([[0.37, 0.23, 0.15, 0.11, 0.08, 0.05, 0.01]], dtype=torch.float64)[:, order]
     sums = probs.sort(descending=True).values.cumsum(-1)
-    if (sums - top_p).abs().min() < 1e-6:  # on the edge rounding decides
+    if (sums - top_p).abs().min() < 1e-6:  # so close to top_p that rounding decides
         return
     process = pytest.importorskip("transformers").TopPLogitsWarper(top_p)
     torch.testing.assert_close(sampling.apply_top_p(probs.log(), top_p), processed(process, probs.log()))
@@ -40,7 +40,7 @@ def test_top_p_equals_transformers(order: list[int], top_p: float) -> None:
 def test_top_p_on_a_large_vocabulary_equals_transformers() -> None:
     torch.manual_seed(0)
     process = pytest.importorskip("transformers").TopPLogitsWarper
-    for scale in (0.01, 1.0, 5.0):  # flat: needs nearly all tokens; steep: a few
+    for scale in (0.01, 1.0, 5.0):  # a flat distribution keeps nearly all tokens, a steep one a few
         logits = scale * torch.randn(3, 5000, dtype=torch.float64)
         for top_p in (0.1, 0.5, 0.95):
             torch.testing.assert_close(sampling.apply_top_p(logits, top_p), processed(process(top_p), logits))
@@ -49,10 +49,10 @@ def test_top_p_on_a_large_vocabulary_equals_transformers() -> None:
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=9), st.floats(0.01, 0.99))
 def test_top_p_keeps_the_first_of_equals(weights: list[int], top_p: float) -> None:
     probs = torch.tensor([weights], dtype=torch.float64) / sum(weights)
-    order = sorted(range(len(weights)), key=lambda place: -weights[place])  # which keeps equals in order
+    order = sorted(range(len(weights)), key=lambda place: -weights[place])  # stable: equal weights keep their order
     reached, expected = 0.0, set()
     for place in order:
-        if abs(reached - top_p) < 1e-6:  # on the edge rounding decides
+        if abs(reached - top_p) < 1e-6:  # so close to top_p that rounding decides
             return
         if reached < top_p:
             expected.add(place)
@@ -62,7 +62,7 @@ def test_top_p_keeps_the_first_of_equals(weights: list[int], top_p: float) -> No
 
 
 def test_top_p_takes_any_rows() -> None:
-    """None, one without a batch, batches of batches; and where nothing can be kept, nothing is."""
+    """No rows, a row without a batch dimension, two batch dimensions; rows of -inf or NaN keep nothing."""
     logits = torch.randn(2, 3, 50, generator=torch.manual_seed(0))
     kept = sampling.apply_top_p(logits, 0.8)
     for row, of_batch in zip(logits.flatten(0, 1), kept.flatten(0, 1), strict=True):
@@ -108,7 +108,7 @@ def test_temperature_divides_logits(logits: torch.Tensor, temperature: float) ->
 
 
 def test_the_order_is_that_of_transformers() -> None:
-    """Temperature first, then top-k, top-p and min-p on what is left."""
+    """Temperature first, then top-k, top-p and min-p, each on the tokens that are left."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     logits = 3 * torch.randn(5, 200, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_top_k_larger_than_the_vocabulary_is_refused() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0, 1, exclude_max=True))
-def test_a_token_of_no_probability_is_never_drawn(weights: list[float], uniform: float) -> None:
+def test_a_token_of_probability_zero_is_never_drawn(weights: list[float], uniform: float) -> None:
     probs = torch.tensor([weights], dtype=torch.float64)
     if probs.sum() < 1e-6:
         return
@@ -143,7 +143,7 @@ def test_the_ends_of_the_interval(uniform: float) -> None:
 
 
 def test_frequencies_are_the_probabilities() -> None:
-    """Pearson's chi-squared over 20,000 draws with a fixed seed, at a level of one in a million."""
+    """Pearson's chi-squared test on 20,000 draws with a fixed seed, at a significance level of 1e-6."""
     probs = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]], dtype=torch.float64)
     draws, generator = 20_000, random.Random(7)
     tokens = sampling.sample(probs.expand(draws, -1).contiguous(), [generator.random() for _ in range(draws)])

@@ -1,4 +1,4 @@
-"""Speculative decoding: whatever is guessed, the ids are those of plain decoding; where guesses hold, in fewer steps."""
+"""Speculative decoding gives the ids of plain decoding with any drafts, and takes fewer steps if drafts are accepted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model() -> GPT2:
 
 @pytest.fixture(scope="module", params=[1, 3, 20, 64], ids="draft model of context {}".format)
 def draft_model(request: pytest.FixtureRequest) -> GPT2:
-    """Nearly the model where their contexts allow it: it is right often, and often not."""
+    """A draft model that is similar to `model`, as far as its context allows: often right, and often wrong."""
     config = GPT2Config(vocab_size=V, n_positions=request.param, n_embd=12, n_layer=2, n_head=2)
     draft_model = repetitive_model(config, dtype=torch.float64)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def draft_model(request: pytest.FixtureRequest) -> GPT2:
 
 @contextmanager
 def eager(seed: int = 0) -> Iterator[list[tuple[int, int]]]:
-    """Drafts of any number of tokens at every step, whether they pay or not; what is yielded collects (drafted, taken)."""
+    """Draft a random number of tokens at every step, whatever they cost. Yields the list of (drafted, accepted)."""
     numbers, verified = random.Random(seed), []
 
     def draft(self: Speculation, ids: list[int], room: int, generator: random.Random) -> list[int]:
@@ -72,10 +72,10 @@ def new_rows(
     make_speculation: Callable[[Drafter, tuple[float, float]], Speculation] = Speculation,
     **options,
 ):
-    """(ids, finish_reason) of each row, and its log-probabilities."""
+    """Return (ids, finish_reason) of each row, and the log-probabilities of each row."""
     config = GenerationConfig(**options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # prompts longer than the context are meant
+        warnings.simplefilter("ignore")  # some prompts are longer than the context on purpose
         rows = start(model, prompts, config, logprobs=True)
     batch = Batch(model, draft_model=draft_model, use_cache=use_cache, make_speculation=make_speculation)
     for advanced in decode(batch, rows):
@@ -125,8 +125,8 @@ def test_a_draft_model_changes_nothing(model: GPT2, draft_model: GPT2, prompt: l
 
 
 @pytest.mark.parametrize("draft_model", [20, 64], indirect=True)
-def test_drafts_are_taken_refused_and_taken_in_part(model: GPT2, draft_model: GPT2) -> None:
-    """Else the tests above would show little. A draft model of a shorter context has too little room for it."""
+def test_drafts_are_accepted_rejected_and_accepted_in_part(model: GPT2, draft_model: GPT2) -> None:
+    """Otherwise the tests above would cover little. A draft model with a shorter context has too little room for this."""
     for options in ({"draft_model": draft_model, "temperature": 0.6}, {"speculate": True, "temperature": 0.15}):
         with eager() as verified:
             new_rows(model, [[1, 2, 3]], do_sample=True, seed=2, max_new_tokens=300, stop_at_eot=False, **options)
@@ -138,14 +138,14 @@ def test_drafts_are_taken_refused_and_taken_in_part(model: GPT2, draft_model: GP
 @given(prompts=st.lists(prompt_strategy, min_size=2, max_size=4), options=options_strategy)
 @settings(max_examples=15)
 def test_a_batch_is_the_same_and_its_last_row_too(model: GPT2, prompts: list[list[int]], options: dict) -> None:
-    """Rows end at different times; the one that is left is padded, and is guessed for from then on."""
+    """Rows end at different times. The last one is padded, and gets drafts once it is alone."""
     options |= {"temperature": 1.5, "stop_at_eot": True}
     expected = new_rows(model, prompts, **options)
     with eager(options["seed"]):
         assert_the_same(new_rows(model, prompts, speculate=True, **options), expected)
 
 
-def test_the_padded_row_that_is_left_of_a_batch_is_guessed_for(model: GPT2) -> None:
+def test_the_padded_last_row_of_a_batch_gets_drafts(model: GPT2) -> None:
     config = GenerationConfig(max_new_tokens=24, stop_at_eot=False)
     alone = new_rows(model, [[5, 5, 5]], max_new_tokens=24, stop_at_eot=False)[0][0][0]
     rows = start(model, [[1, 2, 3, 4, 5, 6, 7], [5, 5, 5]], config)
@@ -157,7 +157,7 @@ def test_the_padded_row_that_is_left_of_a_batch_is_guessed_for(model: GPT2) -> N
 
 
 def test_a_seed_keeps_the_models_distribution() -> None:
-    """Three tokens of a vocabulary of three against their exact probabilities, with drafts of another model."""
+    """Compare texts of three tokens, from a vocabulary of three, with their exact probabilities; another model drafts."""
     config = GPT2Config(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1)
     model, other = (
         repetitive_model(config, seed=3, dtype=torch.float64),
@@ -181,7 +181,7 @@ def test_a_seed_keeps_the_models_distribution() -> None:
 
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_a_draft_model_that_is_the_model_is_always_right(do_sample: bool) -> None:
-    """Few forward passes of the model are needed: it draws by the numbers that the model will draw by."""
+    """It draws with the random numbers of the model, so that few forward passes of the model are needed."""
 
     def free(drafter: Drafter, costs: tuple[float, float]) -> Speculation:
         drafter.cost = lambda n_drafts: 0.0
@@ -194,7 +194,7 @@ def test_a_draft_model_that_is_the_model_is_always_right(do_sample: bool) -> Non
     model.ln_f.register_forward_hook(lambda _, __, x: passes.append(x.shape[1]))
     options |= {"max_new_tokens": 400, "draft_model": draft_model, "make_speculation": free}
     assert_the_same(new_rows(model, [[1, 2]], **options), expected)
-    assert sum(passes) == 401  # the prompt and all tokens but the last: nothing is computed that is not used
+    assert sum(passes) == 401  # the prompt and all tokens but the last: every computed token is used
     assert len(passes) < 35
 
 
@@ -209,7 +209,7 @@ def test_repetitive_text_takes_few_forward_passes(model: GPT2) -> None:
 
 
 class Recorded(Speculation):
-    """Speculation that keeps (drafted, taken) of each step with drafts. `drafter` is used in place of the batch's own."""
+    """Speculation that records (drafted, accepted) of each step with drafts. `drafter` replaces that of the batch."""
 
     def __init__(self, costs: tuple[float, float], drafter: Drafter) -> None:
         super().__init__(drafter, costs)
@@ -222,7 +222,7 @@ class Recorded(Speculation):
 
 @dataclass
 class FromText:
-    """Drafts by a rule from the text that is known to come."""
+    """Drafts made by a rule from the text that is known to follow."""
 
     rule: Callable[[int, list[int]], list[int]]  # (length of the text so far, the next tokens) -> drafts
     text: list[int]
@@ -237,7 +237,7 @@ class FromText:
         return self.rule(len(ids), self.text[len(ids) : len(ids) + n_drafts])
 
 
-def test_guesses_that_are_always_wrong_change_nothing_and_cost_little(model: GPT2) -> None:
+def test_drafts_that_are_always_wrong_change_nothing_and_cost_little(model: GPT2) -> None:
     options = {"max_new_tokens": 600, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], **options)
     always_wrong = FromText(lambda _, right: [(token + 1) % V for token in right], [1, 2, *expected[0][0][0]])
@@ -257,8 +257,8 @@ def test_guesses_that_are_always_wrong_change_nothing_and_cost_little(model: GPT
     assert sum(0.4 + 0.11 * n for n, _ in verified) < 0.02 * 600
 
 
-def test_fewer_guesses_than_they_cost_are_never_made() -> None:
-    """Two steps for two tokens gain nothing, whoever guesses."""
+def test_no_drafts_are_made_if_they_cannot_gain() -> None:
+    """For example, two drafts that cost two steps gain nothing."""
     lookup = PromptLookup(1000)
     text = [1, 2, 3, 1, 2, 3]
     assert [len(Speculation(lookup, (1.5, 0.25)).draft(text, room, random.Random())) for room in (1, 2, 3, 4)] == [
@@ -283,7 +283,7 @@ def naive_lookup(ids: list[int], n_drafts: int) -> list[int]:
 
 @given(ids=st.lists(st.integers(0, 3), min_size=1, max_size=60), data=st.data())
 def test_prompt_lookup_finds_the_latest_of_the_longest_matches(ids: list[int], data: st.DataObject) -> None:
-    """Also where the text grew by several tokens since it was last asked, and where the match reaches its end."""
+    """Also if the text has grown by several tokens since the last call, and if the match reaches the end of the text."""
     lookup = PromptLookup(1000)
     for length in sorted(data.draw(st.sets(st.integers(1, len(ids)), min_size=1, max_size=8))):
         text, n_drafts = ids[:length], data.draw(st.integers(1, 9))
@@ -291,7 +291,7 @@ def test_prompt_lookup_finds_the_latest_of_the_longest_matches(ids: list[int], d
         assert found == naive_lookup(text, n_drafts)
 
 
-def test_of_a_long_prompt_only_what_the_model_sees_is_looked_up() -> None:
+def test_of_a_long_prompt_only_the_part_that_the_model_sees_is_searched() -> None:
     lookup = PromptLookup(10)
     assert lookup.evidence([1, 2, 3, *range(10, 20), 1, 2]) == 0
     assert lookup.evidence([1, 2, 3, *range(10, 20), 1, 2, 10, 1, 2]) == 2
@@ -299,8 +299,8 @@ def test_of_a_long_prompt_only_what_the_model_sees_is_looked_up() -> None:
 
 @given(data=st.data())
 @settings(max_examples=40)
-def test_a_draft_model_guesses_what_it_would_write(draft_model: GPT2, data: st.DataObject) -> None:
-    """Whatever it guessed before and however much of that was taken: no other test sees whether its cache is right."""
+def test_a_draft_model_drafts_its_own_greedy_tokens(draft_model: GPT2, data: st.DataObject) -> None:
+    """For any earlier drafts, and any number of accepted ones. No other test checks the cache of the draft model."""
     limit = draft_model.config.n_positions
     drafter = DraftModel(draft_model, draft_model, lambda logits, texts, generators: logits.argmax(-1).tolist())
     text = data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=30))
@@ -310,9 +310,9 @@ def test_a_draft_model_guesses_what_it_would_write(draft_model: GPT2, data: st.D
             return
         drafts = drafter.propose(text, n_drafts, random.Random())
         assert len(drafts) == min(n_drafts, limit // 2)
-        view = text[drafter._offset :]  # what it saw
-        assert drafter._offset == 0 or limit // 2 <= len(view) <= limit - len(drafts) + 1
-        decoder = Decoder(draft_model, [Window(view.copy(), limit)], len(drafts), use_cache=False)
+        seen = text[drafter._offset :]  # the part that the draft model has seen
+        assert drafter._offset == 0 or limit // 2 <= len(seen) <= limit - len(drafts) + 1
+        decoder = Decoder(draft_model, [Window(seen.copy(), limit)], len(drafts), use_cache=False)
         for token in drafts:
             assert decoder.next_logits().argmax() == token
             decoder.windows[0].ids.append(token)
@@ -321,7 +321,7 @@ def test_a_draft_model_guesses_what_it_would_write(draft_model: GPT2, data: st.D
 
 
 def test_a_draft_that_makes_the_model_compute_nan_does_no_harm(model: GPT2) -> None:
-    """Plain decoding never sees a token that is not in the text; where it is, both end alike."""
+    """The token that causes NaN is in drafts only, so plain decoding never computes it."""
     options = {"max_new_tokens": 60, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], **options)
     absent = next(token for token in range(3, V) if token not in expected[0][0][0])
@@ -335,7 +335,7 @@ def test_a_draft_that_makes_the_model_compute_nan_does_no_harm(model: GPT2) -> N
 
 
 @pytest.mark.parametrize("speculate", [False, True])
-def test_a_token_that_makes_the_model_compute_nan_ends_it_behind_that_token(model: GPT2, speculate: bool) -> None:
+def test_a_token_that_makes_the_model_compute_nan_raises_after_that_token(model: GPT2, speculate: bool) -> None:
     ids = new_rows(model, [[1, 2]], max_new_tokens=60, stop_at_eot=False)[0][0][0]
     config = GenerationConfig(max_new_tokens=60, stop_at_eot=False, speculate=speculate)
     last = ids[-1]
@@ -348,7 +348,7 @@ def test_a_token_that_makes_the_model_compute_nan_ends_it_behind_that_token(mode
     assert seen == ids[: ids.index(last) + 1]
 
 
-def test_damaged_draft_models_are_said(model: GPT2) -> None:
+def test_damaged_draft_models_are_reported(model: GPT2) -> None:
     damaged = copy.deepcopy(model)
     with torch.no_grad():
         damaged.ln_f.bias[0] = torch.nan
@@ -356,7 +356,7 @@ def test_damaged_draft_models_are_said(model: GPT2) -> None:
         new_rows(model, [[1, 2]], draft_model=damaged)
 
 
-def test_a_model_in_training_mode_is_guessed_for_without_dropout(model: GPT2) -> None:
+def test_a_model_in_training_mode_verifies_drafts_without_dropout(model: GPT2) -> None:
     options = {"max_new_tokens": 60, "speculate": True, "stop_at_eot": False}
     expected = new_rows(model, [[1, 2]], **options)
     trained = copy.deepcopy(model).train()
@@ -393,7 +393,7 @@ def test_texts_stop_strings_and_streams_are_the_same(small_model, small_tokenize
 
 
 @pytest.mark.parametrize("end", [20, 21, 22, 23])
-def test_a_reader_gets_one_token_at_a_time_and_can_end_between_them(model: GPT2, end: int) -> None:
+def test_tokens_are_yielded_singly_and_a_row_can_be_ended_between_them(model: GPT2, end: int) -> None:
     config = GenerationConfig(max_new_tokens=60, stop_at_eot=False)
     rows = start(model, [[1, 2]], config)
     with eager():
@@ -404,27 +404,27 @@ def test_a_reader_gets_one_token_at_a_time_and_can_end_between_them(model: GPT2,
     assert rows[0].ids == new_rows(model, [[1, 2]], max_new_tokens=60, stop_at_eot=False)[0][0][0][:end]
 
 
-def test_generate_takes_both(model: GPT2, draft_model: GPT2) -> None:
+def test_generate_accepts_speculate_and_a_draft_model(model: GPT2, draft_model: GPT2) -> None:
     ids = torch.tensor([[1, 2, 3]])
     expected = model.generate(ids, max_new_tokens=50)
     assert torch.equal(model.generate(ids, max_new_tokens=50, speculate=True), expected)
     assert torch.equal(model.generate(ids, max_new_tokens=50, draft_model=draft_model), expected)
 
 
-def test_beams_are_not_guessed_for(model: GPT2) -> None:
+def test_speculation_and_beam_search_exclude_each_other(model: GPT2) -> None:
     for options in ({"speculate": True}, {"draft_model": model}):
         with pytest.raises(ConfigError, match=r"num_beams=2 .* choose one"):
             model.generate(torch.tensor([[1]]), num_beams=2, **options)
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused(model, small_model, small_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^the draft model has a vocabulary of 300 tokens and the model one of 24: name"):
+    with pytest.raises(InputError, match=r"^the draft model has a vocabulary of 300 tokens and the model has 24: use a"):
         model.generate(torch.tensor([[1]]), draft_model=small_model)
     other = train_bpe([TRAINING_TEXT[::-1]], vocab_size=300)
     small_model.save_pretrained(tmp_path, tokenizer=other)
     ours, theirs = GPT2.from_pretrained(small_folder), GPT2.from_pretrained(tmp_path)
     with pytest.raises(
-        InputError, match=f"{tmp_path.name} has 300 tokens as the model has, but not the same ones"
+        InputError, match=f"{tmp_path.name} has 300 tokens like the model, but not the same tokens"
     ) as caught:
         stream(ours, train_bpe([TRAINING_TEXT], vocab_size=300), "The cat", draft_model=theirs).send(None)
     assert "\n" not in str(caught.value)
@@ -433,7 +433,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused(model, small_model, smal
 
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), data=st.data())
 @settings(max_examples=25)
-def test_a_cache_that_was_cut_goes_on_as_if_nothing_had_been_behind(model: GPT2, lengths: list[int], data) -> None:
+def test_a_truncated_cache_gives_the_logits_of_the_kept_tokens(model: GPT2, lengths: list[int], data) -> None:
     cache, kept = KVCache(CONFIG, dtype=torch.float64), []
     for length in lengths:
         kept += (new := data.draw(st.lists(st.integers(0, V - 1), min_size=length, max_size=length)))

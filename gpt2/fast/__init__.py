@@ -1,11 +1,11 @@
-"""The fast paths of generation: the same tokens as from the model itself, in less time. They know no prompts and no text.
+"""The fast paths of generation: the tokens of the model itself, in less time. They depend on the model, not on text.
 
-With `limits.NOTHING_FAST` generation uses the model itself, and a test holds the ids of both against each other. In float32
-they are equal. In 16 bits and int8 other kernels round to other last digits.
+With `limits.NOTHING_FAST`, generation uses the model itself; a test compares the ids of both. In float32 they are equal. In
+16 bits and int8 the kernels round differently, so ids may differ where two logits are nearly equal.
 
-- `plan` computes a step without the calls of modules, `forward` is what it computes, `scripted` runs that without Python.
-- `linear` arranges weights for the kernel that reads them fastest, `int8_matrix` for many rows on matrix units.
-- `greedy_head` finds the largest logit without all of the head, `cuda_graph` replays steps on a GPU.
-- `unchanged` says whether a model is one that the plan knows, `limits` from where on each path is taken, `costs` what
-  drafts cost.
+- `plan` computes a step without calling modules. `forward` contains its computation. `scripted` runs it without Python.
+- `linear` packs weights for the kernel that reads them fastest. `int8_matrix` does so for many rows on matrix units.
+- `greedy_head` finds the largest logit without reading the whole head. `cuda_graph` replays steps on a GPU.
+- `unchanged` checks that the plan computes the same as the model. `limits` says when each path is used. `costs` has the
+  costs of drafts.
 """

@@ -1,6 +1,6 @@
-"""How long steps take beside each other, as figures: whether drafts pay is decided by them, the same in every run.
+"""Relative costs of decode steps, as constants. Speculation decides by them whether drafts gain time, the same in every run.
 
-They were measured with gpt2-tiny and 124M on a CPU. Ids do not depend on them.
+They were measured with gpt2-tiny and 124M on a CPU. Ids do not depend on them. The module depends on sizes and dtypes only.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from gpt2.quantization.quantize import is_int8
 
 
 def costs_of_verifying(model: GPT2, network: object, limits: FastLimits = FAST) -> tuple[float, float]:
-    """How much longer a step with drafts takes, in plain steps of `model`: with any, and for each of them.
+    """Return the additional time of a step with drafts: (constant part, part per draft), in plain decode steps of `model`.
 
-    `network` verifies them: what `DecodePlan.for_drafts` gives, or the model itself. Measured with gpt2-tiny and 124M on a
-    CPU, rounded up. It goes through Python, which several greedy steps in a row do not, and which takes as long as to read
-    4 MB. To call the operations of a block takes as long as to read 2 MB. In int8 a `PlanOfEach` calls twice as many, and a
-    fifth more for each draft; in 16 bits, but for bfloat16 with matrix units, half of them for each draft, and it reads the
-    weights again from the processor's cache. On a GPU it is estimated, not measured: kernels are launched one by one, and
-    not replayed (`cuda_graph`).
+    `network` verifies the drafts: the result of `DecodePlan.for_drafts`, or the model itself. The figures were measured with
+    gpt2-tiny and 124M on a CPU, and rounded up:
+
+    - A step with drafts goes through Python, which takes as long as reading 4 MB. Several greedy tokens in one call do not.
+    - Calling the operations of one block takes as long as reading 2 MB.
+    - In int8, a `PlanOfEach` calls twice as many operations, and 20% more per draft.
+    - In 16 bits, it calls 50% more per draft, and reads the weights again from the processor's cache. bfloat16 with matrix
+      units is an exception.
+    - On a GPU the figures are estimated, not measured. Kernels are launched one by one, and not replayed (`cuda_graph`).
     """
     if limits.costs_of_drafts is not None:
         return limits.costs_of_drafts
@@ -41,6 +44,9 @@ def costs_of_verifying(model: GPT2, network: object, limits: FastLimits = FAST) 
 
 
 def relative_cost(draft_model: GPT2, model: GPT2) -> float:
-    """A decode step of one in units of the other's: to read the weights counts half, and to call the layers half."""
+    """Return the time of a decode step of `draft_model`, in decode steps of `model`.
+
+    It is the mean of two ratios: bytes of the weights, and number of layers.
+    """
     n_bytes = [sum(weight.nbytes for weight in (*m.parameters(), *m.buffers())) for m in (draft_model, model)]
     return (n_bytes[0] / n_bytes[1] + draft_model.config.n_layer / model.config.n_layer) / 2

@@ -1,7 +1,8 @@
-"""The forward pass of a plan's parts, in the part of Python that TorchScript knows: of `model.py` what eval mode computes.
+"""The forward pass of a plan, as `model.py` computes it in eval mode. It is written in the subset of Python of TorchScript.
 
-It is written twice: `run_model` computes tokens together, `run_model_of_each` gives each the bits of a step of its own.
-B is the batch, T the tokens of a call, S those and the cached ones, C = n_embd, H = n_head, D = C / H.
+There are two versions. `run_model` computes all tokens together. `run_model_of_each` gives each token the same bits as a
+step with this token only.
+B: batch, T: tokens of a call, S: cached tokens and T, C = n_embd, H = n_head, D = C / H.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gpt2.positions import positions_of, visible_slots
 
 
 def run_model(input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor], parts: PlanParts) -> Tensor:
-    """The hidden states (B, T, C) of `input_ids` (B, T) after `past` cached tokens."""
+    """Return the hidden states (B, T, C) of `input_ids` (B, T) after `past` cached tokens."""
     mask = visible_slots(past, input_ids.size(1), attention_mask, input_ids.device)
     x = embedded(input_ids, attention_mask, past, parts.ends)
     return normed(run_blocks(x, past, mask, caches, parts.blocks), parts.ends.norm)
@@ -26,7 +27,7 @@ def run_model(input_ids: Tensor, attention_mask: Tensor | None, past: int, cache
 def run_model_of_each(
     input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor], parts: PlanParts
 ) -> Tensor:
-    """The same, with the bits that each token would have in a step of its own."""
+    """Like `run_model`; each token has the same bits as in a step with this token only."""
     mask: Tensor | None = None
     if attention_mask is not None:
         mask = visible_slots(past, input_ids.size(1), attention_mask, input_ids.device)
@@ -37,23 +38,23 @@ def run_model_of_each(
 def greedy_tokens(
     input_ids: Tensor, n: int, vocab_size: int | None, past: int, caches: list[Tensor], parts: PlanParts
 ) -> tuple[Tensor, Tensor]:
-    """`n` tokens after `input_ids` (1, 1), each the most probable one and read for the next, and their logits: (n,) each.
+    """Decode `n` greedy tokens after `input_ids` (1, 1). Returns the tokens, int64 (n,), and their logits (n,).
 
-    Nothing looks at the values in between, so a GPU never waits.
+    No value is read by Python in between, so a GPU never waits.
     """
     tokens: list[Tensor] = []
     largest: list[Tensor] = []
     for i in range(n):
         x = run_model(input_ids, None, past + i, caches, parts)  # (1, 1, C)
         logits = product(x[:, -1], parts.ends.head)  # (1, V)
-        value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)  # on a CPU the first of equals, as by argmax
+        value, input_ids = logits[:, :vocab_size].max(1, keepdim=True)  # on a CPU the lowest id of equals, like argmax
         tokens.append(input_ids)
         largest.append(value)
     return torch.cat(tokens).view(-1), torch.cat(largest).view(-1)  # (n,) each
 
 
 def embedded(input_ids: Tensor, attention_mask: Tensor | None, past: int, ends: Ends) -> Tensor:
-    """Tokens and their positions: (B, T, C)."""
+    """Return the sum of token and position embeddings: (B, T, C)."""
     x = F.embedding(input_ids, ends.wte)
     row_scales = ends.row_scales
     if row_scales is not None:
@@ -64,12 +65,15 @@ def embedded(input_ids: Tensor, attention_mask: Tensor | None, past: int, ends: 
 
 
 def normed(x: Tensor, norm: Norm) -> Tensor:
-    """A layer norm over the last dimension."""
+    """Return the layer norm of `x` over the last dimension."""
     return torch.layer_norm(x, [x.size(-1)], norm.weight, norm.bias, norm.eps)
 
 
 def run_blocks(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], blocks: list[BlockParts]) -> Tensor:
-    """All blocks on the stream `x` (B, T, C) after `past` cached tokens: (B, T, C). `mask` is what `visible_slots` gives."""
+    """Run all blocks on the residual stream `x` (B, T, C) after `past` cached tokens. Returns (B, T, C).
+
+    `mask` is the result of `visible_slots`.
+    """
     B, T, C = x.size(0), x.size(1), x.size(2)
     x = x.view(B * T, C)  # a row for each token
     for i, block in enumerate(blocks):
@@ -82,7 +86,7 @@ def run_blocks(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], 
 
 
 def run_blocks_of_each(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], blocks: list[BlockParts]) -> Tensor:
-    """The same, with the bits that each token would have in a step of its own."""
+    """Like `run_blocks`; each token has the same bits as in a step with this token only."""
     B, T, C = x.size(0), x.size(1), x.size(2)
     x = x.view(B * T, C)  # a row for each token
     for i, block in enumerate(blocks):
@@ -95,21 +99,21 @@ def run_blocks_of_each(x: Tensor, past: int, mask: Tensor | None, caches: list[T
 
 
 def stored(qkv: Tensor, T: int, past: int, cache: Tensor) -> Tensor:
-    """Rows (B * T, 3 C) as heads (3, B, H, T, D), of which keys and values are then in the cache (2, B, H, S, D)."""
+    """Split rows (B * T, 3 C) into heads (3, B, H, T, D), and store keys and values in the cache (2, B, H, S, D)."""
     heads = qkv.view(-1, T, 3, cache.size(2), cache.size(4)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
     cache.narrow(3, past, T).copy_(heads[1:])
     return heads
 
 
 def attention(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
-    """Of queries (B, H, T, D) after `past` cached tokens: (B, H, T, D)."""
+    """Return the attention of queries (B, H, T, D) after `past` cached tokens: (B, H, T, D)."""
     k, v = cache.narrow(3, 0, past + q.size(2)).unbind()  # (B, H, S, D) each
     is_causal = mask is None and q.size(2) > 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
 
 
 def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
-    """The same, one query after the other. Without `mask`, each sees all that stands before it."""
+    """Like `attention`, one query after another. Without `mask`, each attends to itself and to all tokens before it."""
     k, v = cache.unbind()
     ys: list[Tensor] = []
     for t, query in enumerate(q.split(1, 2)):
@@ -122,12 +126,15 @@ def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, 
 
 
 def activated(x: Tensor, activation: str) -> Tensor:
-    """The activation that `BlockParts` names."""
+    """Return the activation that `BlockParts` names, applied to `x`."""
     return F.relu(x) if activation == "relu" else F.gelu(x, approximate=activation)
 
 
 def activated_each(x: Tensor, activation: str) -> Tensor:
-    """The same, row by row (N, C), because torch computes what is left over after whole registers to other last digits."""
+    """Like `activated`, one row of (N, C) after another.
+
+    torch rounds the last elements, which do not fill a register, differently, and which elements these are depends on N.
+    """
     return torch.cat([activated(row, activation) for row in x.split(1)])
 
 

@@ -1,13 +1,13 @@
-"""GreedyHead: the logits that can be the largest, without reading all of the head's weights.
+"""GreedyHead: the logits that can be the largest, without reading all weights of the head.
 
-The head is a third of what a decode step of the 124M model reads, and all that a greedy step wants of it is which logit is
-the largest. The weights rounded to bytes tell each logit to within a bound, and only the rows that may hold the largest by
-that bound are multiplied in full: a dozen of 50,257. The bound is Cauchy and Schwarz's, |dw . h| <= |dw| |h|. It holds for
-any weights and inputs, so the tokens are those that all logits would give, unless two agree to the last digits, which depend
-on how many rows a product has. A model whose bounds are too wide is left alone. In float32 a step of 124M takes
-12-20% less.
+The head is a third of the bytes that a decode step of the 124M model reads, and a greedy step needs only the index of the
+largest logit. Weights rounded to int8 give each logit within an error bound. Only the tokens that can have the largest logit
+by that bound are computed with the full weights: about 12 of 50,257. The bound is the Cauchy-Schwarz inequality,
+|dw . h| <= |dw| |h|. It holds for any weights and inputs, so the tokens are those of all logits, unless two logits differ
+only by rounding, which depends on the number of rows of a product. If the bounds of a model are too wide, all logits are
+computed. In float32, a step of 124M takes 12-20% less time.
 
-It knows the head's weights and the hidden states, and nothing of the model or of how tokens are chosen.
+It depends on the head's weights and on hidden states, not on the model or on sampling.
 """
 
 from __future__ import annotations
@@ -29,31 +29,34 @@ from gpt2.quantization.derived import Derived, state_with_contents
 from gpt2.quantization.kernels import ROWS_IN_CACHE, multiplies_given_steps, quantized_rows
 from gpt2.quantization.layers import Int8Linear
 
-# Steps that were saved less those in vain: a head that comes down to the first is left alone, and none earns more than the
-# second.
-_LEAST_BALANCE, _MOST_BALANCE = -3, 30
+# The balance is the number of steps with a gain minus the number of steps without one.
+# At this balance, in steps, a head is no longer used.
+_LEAST_BALANCE = -3
 
-# For another number of rows than a multiple of this, MKL sums in another order than for all but the last rows of the head.
+# The balance does not rise above this many steps.
+_MOST_BALANCE = 30
+
+# Rows. If their number is not a multiple of this, MKL adds in an order that differs from its order for the full head.
 _ROWS_OF_KERNEL = 16
 
-# Of the longest row of weights.
+# Euclidean length of the longest row of weights. Outside these limits the bounds do not hold in float32.
 _LEAST_LENGTH, _MOST_LENGTH = 1e-9, 1e9
 
 
 @dataclass
 class _Experience:
-    """What is known of a head from one generation to the next, besides its bytes."""
+    """What is kept about a head between generations, besides its int8 weights."""
 
-    n_steps: int = 0  # since the weights are as they are
-    balance: int = 0
+    n_steps: int = 0  # since the weights have last changed
+    balance: int = 0  # steps with a gain minus steps without one
 
 
 _experiences: weakref.WeakKeyDictionary[nn.Module, _Experience] = weakref.WeakKeyDictionary()
-_bytes: Derived[HeadBytes | None] = Derived()  # None for weights that bounds do not hold for
+_bytes: Derived[HeadBytes | None] = Derived()  # None: the bounds do not hold for these weights
 
 
 class GreedyHead:
-    """`logits` of the first `vocab_size` tokens of a head. Make one for each generation."""
+    """Computes the `logits` of the first `vocab_size` tokens that can be the largest. Make one for each generation."""
 
     def __init__(self, head: TokenEmbedding, vocab_size: int | None = None, limits: GreedyHeadLimits = GREEDY_HEAD) -> None:
         self._head, self._weight = head, head.weight.detach()
@@ -66,22 +69,25 @@ class GreedyHead:
 
     @staticmethod
     def fits(head: nn.Module, limits: GreedyHeadLimits = GREEDY_HEAD) -> bool:
-        """Whether there is something to save, and an operator for it."""
+        """Return whether a greedy head can save time for this head, and torch has the operator that it needs."""
         return (
             type(head) is TokenEmbedding
             and head.weight.device.type == "cpu"
             and head.weight.dtype in limits.pays
             and head.weight.nbytes >= limits.min_bytes
-            and not head.weight.is_inference()  # it has no version, by which a change would be noticed
+            and not head.weight.is_inference()  # an inference tensor has no version, so changes could not be detected
             and multiplies_given_steps(limits.engines)
         )
 
     def logits(self, hidden_states: Tensor) -> Tensor | None:
-        """(B, V) of (B, C): the head's where they can be the largest of a row, -inf elsewhere. None: compute them all."""
+        """Return logits (B, V) of hidden states (B, C), or None if the caller must compute all logits.
+
+        A logit that cannot be the largest of a row is -inf.
+        """
         known = self._experience
         if len(hidden_states) > self._max_rows or known.balance == _LEAST_BALANCE or torch.is_autocast_enabled("cpu"):
             return None
-        if self._weight._version != self._version:  # it was changed in the middle of a text
+        if self._weight._version != self._version:  # the weights were changed during this generation
             return None
         known.n_steps += 1
         if known.n_steps <= self._wait:
@@ -101,7 +107,7 @@ class GreedyHead:
         return logits
 
     def leave_alone(self, n_steps: int) -> int:
-        """How many of the next steps of one row need all logits anyway, at most `n_steps`. They count as made."""
+        """Return how many of the next `n_steps` steps of one row need all logits, and count these steps as done."""
         known = self._experience
         if known.balance > _LEAST_BALANCE:
             n_steps = max(0, min(n_steps, self._wait - known.n_steps))
@@ -109,7 +115,7 @@ class GreedyHead:
         return n_steps
 
     def _kept_or_made(self) -> HeadBytes | None:
-        """None if the weights have changed, for then the wait begins again, or if they are damaged."""
+        """Return the int8 weights, or None if the weights have changed, which restarts the wait, or are damaged."""
         known, state = self._experience, state_with_contents(self._weight)
         if self._head in _bytes and _bytes.state(self._head) != state:
             known.n_steps, known.balance = 1, 0
@@ -135,7 +141,7 @@ def _made(weight: Tensor, rows_of_part: int) -> HeadBytes | None:
             radius.append(torch.linalg.vector_norm(exact - rounded, dim=1))
             longest = max(longest, float(torch.linalg.vector_norm(rounded, dim=1).max()))
     all_radius = torch.cat(radius)
-    # Damaged weights, and such whose squares float32 does not hold.
+    # The weights are damaged, or their squares exceed the range of float32.
     if not (_LEAST_LENGTH < longest < _MOST_LENGTH and bool(torch.isfinite(all_radius).all())):
         return None
     all_radius /= rounding.LIFT
@@ -151,10 +157,11 @@ def _made(weight: Tensor, rows_of_part: int) -> HeadBytes | None:
 
 
 def candidates(x: Tensor, head: HeadBytes, vocab_size: int) -> Tensor:
-    """The tokens (N,), in order, whose logit can be the largest of a row of `x` (B, C) float32: all, if a row is 0 or NaN.
+    """Return the tokens, int64 (N,) in ascending order, whose logit can be the largest of a row of `x` (B, C) float32.
 
-    Each row of `x` is brought to steps from -63 to 63: bytes times bytes then stay in the 16 bits in which old processors
-    add pairs of them. A second digit, of base 126, holds what the steps leave out; the kernel rounds it by half at most.
+    If a row is 0 or contains NaN, these are all tokens. Each row of `x` is scaled to steps from -63 to 63, so that pairs of
+    int8 products, which old processors add in 16 bits, do not overflow. The remainder is a second digit, in units of 1/126
+    step, which the kernel rounds by at most half a unit.
     """
     B, C = x.size(0), x.size(1)
     unit = 63 / x.abs().amax(1, keepdim=True)
@@ -169,16 +176,16 @@ def candidates(x: Tensor, head: HeadBytes, vocab_size: int) -> Tensor:
         done += y.size(1)
     about = about[:, :vocab_size]
 
-    # How far a logit can be from this: by the rounding of weights and inputs, of sums in float32, and of the result.
+    # Error bounds of these logits: rounding of weights and inputs, of sums in float32, and of the result.
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     of_sums = head.longest * (C**0.5 / 252 + 2 * C * 1.2e-7 * length)
     top = about.amax(1, keepdim=True)
     largest = head.largest_radius * length
     slack = of_sums + head.eps * (top.abs() + 2 * (largest + of_sums) + head.smallest / rounding.LIFT * unit)
-    # First with one bound for all, then for those few with their own. A comparison with NaN excludes nothing.
+    # Filter with one bound for all tokens, then the remaining few with their own. A comparison with NaN keeps a token.
     tokens = (about < top - 2 * (largest + slack)).logical_not_().nonzero()[:, 1]
     if B > 1:
-        tokens = torch.unique(tokens)  # sorted; the method is unknown to TorchScript
+        tokens = torch.unique(tokens)  # sorted; TorchScript does not know Tensor.unique
     about = about[:, tokens]
     bound = head.radius[tokens] * length + slack
     kept: Tensor = tokens[~(about + bound < (about - bound).amax(1, keepdim=True)).all(0)]

@@ -1,6 +1,6 @@
-"""What a `GreedyHead` holds of a head, as an argument of the function that TorchScript runs. It knows nothing of it.
+"""HeadBytes: the data of a `GreedyHead`, as an argument of the function that TorchScript runs. It depends on torch only.
 
-Without `from __future__ import annotations`, because TorchScript needs the types of these fields, not their names.
+It has no `from __future__ import annotations`, because TorchScript needs the types of these fields, not their names.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class HeadBytes(NamedTuple):
-    """The weights (V, C) in bytes, with what they leave out. Packed scales are lowered by LIFT, so all lengths are, too."""
+    """The weights (V, C) in int8, and their rounding errors. Packed scales are divided by LIFT, and so are all lengths."""
 
-    packed: list[torch.classes.quantized.LinearPackedParamsBase]  # type: ignore[name-defined]  # for the kernel, in parts
-    radius: Tensor  # (V,) float32: the length of each row's rounding errors
-    largest_radius: float
-    longest: float  # the length of the longest row of bytes times scale
-    eps: float  # the relative error of a logit in its dtype
-    smallest: float  # the smallest number that it holds for
+    packed: list[torch.classes.quantized.LinearPackedParamsBase]  # type: ignore[name-defined]  # parts, for the kernel
+    radius: Tensor  # (V,) float32: the Euclidean length of each row's rounding errors
+    largest_radius: float  # the maximum of `radius`
+    longest: float  # the Euclidean length of the longest row of int8 weights times scale
+    eps: float  # the relative rounding error of a logit in its dtype
+    smallest: float  # the smallest normal number of that dtype, down to which `eps` holds

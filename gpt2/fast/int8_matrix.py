@@ -1,9 +1,9 @@
-"""Blocks and head in int8 for many rows at once, on a CPU with matrix units for bytes (AMX), which oneDNN's kernel uses.
+"""Blocks and head in int8 for many rows, on a CPU with matrix units for int8 (AMX). It depends on oneDNN's kernel in torch.
 
-A prompt of 1,000 tokens takes less than half of the time that it takes with the kernel for single rows
-(`quantization.kernels.int8_product`), which reads weights faster but does not use matrix units. Each row of inputs is
-rounded to 127 steps on either side of zero, the last of them at the largest of its values. Where the operators are missing,
-which are private to torch, the other kernel computes everything.
+A prompt of 1,000 tokens takes less than half of the time of the kernel for single rows, which reads weights faster but does
+not use matrix units (`quantization.kernels.int8_product`). Each row of inputs is rounded to steps from -127 to 127, and its
+largest absolute value becomes 127. The operators are private to torch; if they are missing, the other kernel computes
+everything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _arranged: Derived[Tensor] = Derived()
 
 
 class MatrixRows:
-    """How many rows are to be multiplied this way. It must not depend on what ran before, for the roundings differ."""
+    """Decides how many rows are multiplied in this way.
+
+    The decision must not depend on earlier calls, because the two kernels round differently.
+    """
 
     def __init__(self, limits: FastLimits = FAST) -> None:
         names = ("qlinear_prepack", "qlinear_pointwise")
@@ -36,14 +39,14 @@ class MatrixRows:
         self._prompt_rows, self._step_rows = limits.matrix_prompt_rows, limits.matrix_step_rows
 
     def pay(self, n_rows: int, *, is_prompt: bool) -> bool:
-        """Whether it pays for this many rows of a prompt, or of a decode step."""
+        """Return whether this kernel is available, and faster for this many rows of a prompt or of a decode step."""
         return self._is_available and n_rows >= (self._prompt_rows if is_prompt else self._step_rows)
 
 
 class MatrixBlocks:
-    """All blocks of a model in int8, as `forward.run_blocks` computes them. It holds the weights as they are now.
+    """All blocks of an int8 model, as `forward.run_blocks` computes them, with the weights that the model has now.
 
-    With `only_last`, `run` gives the last token alone: (B, 1, C).
+    With `only_last`, `run` returns only the last token, (B, 1, C).
     """
 
     def __init__(self, model: GPT2, limits: FastLimits = FAST, *, only_last: bool = False) -> None:
@@ -51,7 +54,7 @@ class MatrixBlocks:
         self._rows_at_once, self._only_last = limits.matrix_rows_at_once, only_last
 
     def run(self, x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor]) -> Tensor:
-        """All blocks on the stream `x` (B, T, C) after `past` cached tokens: (B, T, C)."""
+        """Run all blocks on the residual stream `x` (B, T, C) after `past` cached tokens. Returns (B, T, C)."""
         B, T, C = x.shape
         is_causal = mask is None and T > 1
         x = x.view(B * T, C)  # a row for each token
@@ -62,9 +65,9 @@ class MatrixBlocks:
             heads = stored(qkv, T, past, cache)  # (3, B, H, T, D)
             if past:
                 q, (k, v) = heads[0], cache.narrow(3, 0, past + T)  # (B, H, T, D) and (B, H, S, D) each
-            else:  # what was computed from bytes is as rough as bfloat16, in which attention is faster
+            else:  # int8 products are about as coarse as bfloat16, in which attention is faster
                 q, k, v = heads.bfloat16()  # (B, H, T, D) each
-            if self._only_last and cache is caches[-1]:  # of the others, nothing but keys and values is needed any more
+            if self._only_last and cache is caches[-1]:  # from here on, the other tokens are not needed
                 x, q, mask = x.view(B, T, C)[:, -1], q[:, :, -1:], None if mask is None else mask[:, :, -1:]
                 T, is_causal = 1, False
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=block.scale)
@@ -79,7 +82,7 @@ class MatrixBlocks:
 
 
 class _MatrixBlock:
-    """The parts of a block."""
+    """The layers of one block, with int8 layers packed for matrix units."""
 
     def __init__(self, block: Block) -> None:
         self.norm_1, self.norm_2, self.scale = block.ln_1, block.ln_2, block.attn.scale
@@ -92,9 +95,9 @@ class _MatrixBlock:
 
 
 class MatrixLinear:
-    """What `layer` computes for rows (N, n_in) of any floating-point dtype: (N, n_out) float32.
+    """Computes `layer` for rows (N, n_in) of any floating-point dtype. Returns (N, n_out) float32.
 
-    Its weights stand in memory once more, as oneDNN wants them.
+    It keeps a second copy of the weights in memory, in oneDNN's layout.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -119,6 +122,6 @@ def _arrange(weight_int8: Tensor) -> Tensor:
 
 
 def rough_tanh_gelu(x: Tensor) -> Tensor:
-    """`F.gelu(x, approximate="tanh")` to six digits, in half of the time: torch's tanh takes longer than its sigmoid."""
-    linear = x.new_full(x.shape[-1:], 2 * 0.7978845608028654)  # a row, for of a single number torch would be slower
+    """Return `F.gelu(x, approximate="tanh")` to six digits, in half of the time: torch's sigmoid is faster than its tanh."""
+    linear = x.new_full(x.shape[-1:], 2 * 0.7978845608028654)  # a row, because torch is slower with a single number
     return torch.addcmul(linear, x, x, value=2 * 0.7978845608028654 * 0.044715).mul_(x).sigmoid_().mul_(x)

@@ -1,6 +1,6 @@
-"""FastLimits: from where on each fast path is taken, as one value that is handed down. It computes nothing.
+"""FastLimits: when each fast path is used, as one value that callers pass on. It contains settings only.
 
-The defaults are what was measured to pay on a CPU. Tests hand in others, so that small models go the ways of large ones.
+The defaults saved time in measurements on a CPU. Tests pass other values, so that small models use the paths of large ones.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ import torch
 
 from gpt2.quantization.kernels import ENGINES
 
-# (step, device) -> what replays the step.
+# (step, device) -> a function that replays the step.
 Recorder = Callable[[Callable[[], None], torch.device], Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class GreedyHeadLimits:
-    """When a `GreedyHead` pays."""
+    """When a `GreedyHead` saves time."""
 
-    # Smaller heads stay in the processor's cache, where there is nothing to save.
+    # Bytes. Smaller heads stay in the processor's cache, where reading less saves no time.
     min_bytes: int = 2**25
 
-    # For fewer new tokens than this, it takes what is saved to see whether the weights have changed.
+    # New tokens. For fewer, checking whether the weights have changed takes as long as the head saves.
     min_steps: int = 16
 
-    # By dtype: after how many steps the bytes are made, and for how many rows of a batch they save anything. To make them
-    # takes as long as they save in that many steps: a shorter text pays nothing, a longer one at most twice.
+    # For each dtype: the steps before the head is quantized, and the largest number of rows for which it then saves time.
+    # Quantizing takes as long as it saves in that many steps. So a shorter text has no additional cost, and a longer one at
+    # most twice the lowest possible cost.
     pays: Mapping[torch.dtype, tuple[int, int]] = field(
         default_factory=lambda: {torch.float32: (112, 16), torch.float16: (112, 16), torch.bfloat16: (640, 1)}
     )
 
-    # If more of the vocabulary than this must be multiplied in full, nothing is saved.
+    # Fraction of the vocabulary. If more tokens need the full weights, nothing is saved.
     max_part: float = 1 / 32
 
-    # Smaller parts are packed sooner, and multiplied later.
+    # Rows of the head that are packed together. Smaller parts are packed faster, but multiplied more slowly.
     rows_of_part: int = 25600
 
-    # torch's kernels for bytes that may be used.
+    # Names of torch's int8 kernels that may be used.
     engines: Sequence[str] = ENGINES
 
 
@@ -50,15 +51,17 @@ GREEDY_HEAD = GreedyHeadLimits()
 class GraphLimits:
     """When steps are recorded as CUDA graphs. Estimated; not measured on a GPU."""
 
-    # A graph is recorded after this many steps of the same rows (beams change rows at each), and if this many are left:
-    # recording takes about as long as five steps without a graph.
+    # Steps of the same rows before a graph is recorded. Beam search changes the rows at each step.
     steps_before: int = 2
+
+    # Steps that must remain. Recording takes about as long as five steps without a graph.
     steps_left: int = 16
 
-    # It has its slots up to a multiple of this, where another follows: attention pays for those that hold no token yet.
+    # Cache slots. A graph covers the slots up to a multiple of this, then another is recorded. Attention reads all of them,
+    # also those without a token.
     slots_at_once: int = 256
 
-    # What records a step, for any device; None: `cuda_graph.captured`, for CUDA.
+    # The function that records a step, for any device. None: `cuda_graph.captured`, for CUDA.
     recorder: Recorder | None = None
 
 
@@ -67,40 +70,46 @@ GRAPHS = GraphLimits()
 
 @dataclass(frozen=True)
 class FastLimits:
-    """What may be used of this folder, and from how many rows on."""
+    """Which fast paths may be used, and from how many rows on."""
 
     # False: the model itself computes each step.
     use_plan: bool = True
 
-    # False: Python runs the functions that TorchScript runs otherwise.
+    # False: Python runs the functions that TorchScript otherwise runs.
     use_torchscript: bool = True
 
-    # False: bfloat16 is multiplied as the model does it.
+    # False: bfloat16 layers compute as in the model, without packing.
     pack_bfloat16: bool = True
 
-    # Whether the CPU multiplies matrices of bfloat16 and bytes faster than of float32; None: what `device` finds.
+    # Whether the CPU multiplies matrices of bfloat16 and int8 faster than those of float32. None: `device` detects it.
     matrix_units: bool | None = None
 
-    # From this many rows on, a CPU without matrix units multiplies bfloat16 faster in float32, conversion included.
+    # Rows. From here on, a CPU without matrix units multiplies bfloat16 faster in float32, including the conversion.
     rows_for_float32: int = 256
 
-    # This many rows are computed for so long that Python does not matter, and Ctrl-C is not to wait for all blocks.
+    # Rows. From here on, Python runs the blocks: its share of the time is negligible, and Ctrl-C takes effect before all
+    # blocks have run.
     rows_for_python: int = 64
 
-    # Prompts of fewer rows do not use matrix units for int8: arranging the weights breaks even at about 500 rows.
+    # Rows. Shorter prompts do not use matrix units for int8; packing the weights breaks even at about 500 rows.
     matrix_prompt_rows: int = 128
-    # Decode steps of fewer rows do not either.
+
+    # Rows. Decode steps of fewer rows do not use matrix units for int8.
     matrix_step_rows: int = 24
 
-    # What lies between two products of this many rows stays in the processor's cache.
+    # Rows per product. Intermediate results of this many rows stay in the processor's cache.
     matrix_rows_at_once: int = 240
 
-    # Greedy tokens are computed for this long, and at most this many, before control returns: too short to notice.
+    # Seconds for which several greedy tokens are computed before control returns; too short to be noticed.
     seconds_at_once: float = 0.02
-    max_at_once: int = 16
-    clock: Callable[[], float] = time.perf_counter  # in seconds
 
-    # What a step with drafts costs, in plain steps: with any, and for each draft. None: `costs` has the figures.
+    # The largest number of tokens in that time.
+    max_at_once: int = 16
+
+    # Returns the time in seconds.
+    clock: Callable[[], float] = time.perf_counter
+
+    # The additional time of a step with drafts, in plain steps: a constant part, and a part per draft. None: see `costs`.
     costs_of_drafts: tuple[float, float] | None = None
 
     greedy_head: GreedyHeadLimits = GREEDY_HEAD
@@ -109,5 +118,5 @@ class FastLimits:
 
 FAST = FastLimits()
 
-# The model alone, without any of it: the same tokens, more slowly.
+# The model itself, without any fast path: the same tokens, slower.
 NOTHING_FAST = FastLimits(use_plan=False)

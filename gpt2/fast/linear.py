@@ -1,8 +1,8 @@
-"""What a layer multiplies by, arranged for the kernel that reads it fastest. It knows layers, not the model around them.
+"""The weights of single layers, packed for the fastest kernel. It depends on layers and torch's kernels, not on the model.
 
-A product of few rows waits for the memory that the weights come from, so the layout of the weights decides its speed;
-a product of many rows waits for the arithmetic, so its precision does. Packed by oneDNN, a single row of bfloat16 takes
-two thirds of the time of `F.linear`.
+A product of few rows is limited by memory bandwidth, so the layout of the weights determines its speed. A product of many
+rows is limited by arithmetic, so the dtype does. With weights packed by oneDNN, a single row of bfloat16 takes 2/3 of the
+time of `F.linear`.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from gpt2.quantization.derived import Derived, state_with_contents
 from gpt2.quantization.kernels import int8_product, int8_product_of_each, plain_int8_product
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
 
-# Packing takes as long as dozens of tokens, so it is kept for the next generation.
+# Packed weights, kept between generations, because packing takes as long as dozens of tokens.
 _packed: Derived[Tensor] = Derived()
 
-# For each layer whether `product_of_each` may multiply its rows together: by its kind and the threads, by which oneDNN
-# chooses the order in which it adds up.
+# For each layer, whether `product_of_each` may multiply several rows in one product. It depends on the kind of the layer and
+# on the number of threads, because these decide in which order oneDNN adds.
 _same_rows: Derived[bool] = Derived()
 
 
 def fast_linear(layer: Conv1D | Int8Linear, limits: FastLimits = FAST, *, is_lifted: bool = False) -> FastLinear:
-    """What `layer` computes. With `is_lifted`, if it is in int8, of rows that come times LIFT.
+    """Return the `FastLinear` of `layer`. With `is_lifted`, an int8 layer expects its input rows multiplied by LIFT.
 
-    In float32, float64 and float16 it computes the same bits as the layer. For bfloat16 on a CPU the weights are packed, and
-    sums may be rounded elsewhere.
+    In float32, float64 and float16, the results are equal to the layer's, bit for bit. In bfloat16 on a CPU the weights are
+    packed, and sums may be rounded differently.
     """
     if isinstance(layer, Int8Linear):
         return _fast_int8(layer, is_lifted)
     if _can_pack(layer.weight, limits):
         return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach(), limits)
-    # A bias that is a row of a matrix is added to a single row a little faster, to the same bits.
+    # A bias of shape (1, n_out) is added slightly faster to a single row, with the same result.
     return FastLinear("float", layer.weight, layer.bias[None], layer.weight, None, 0)
 
 
 def fast_head(head: TokenEmbedding | Int8Embedding, limits: FastLimits = FAST) -> FastLinear:
-    """What `head.logits` computes for rows (N, C)."""
+    """Return the `FastLinear` that computes `head.logits` for rows (N, C)."""
     if isinstance(head, Int8Embedding):
         return fast_linear(head)
     if _can_pack(head.weight, limits):
@@ -57,9 +57,9 @@ def fast_head(head: TokenEmbedding | Int8Embedding, limits: FastLimits = FAST) -
 def fast_norm_and_linear(
     norm: nn.LayerNorm, layer: Conv1D | Int8Linear, limits: FastLimits = FAST
 ) -> tuple[Norm, FastLinear]:
-    """A norm and, for what comes out of it, what `layer` computes: together the same bits.
+    """Return a norm and the `FastLinear` of the layer after it. Together they give the bits of `layer(norm(x))`.
 
-    The lift that int8 needs is in the weight and the bias here, instead of a product of its own.
+    For int8, the weight and the bias of the norm are multiplied by LIFT, which saves a separate product.
     """
     if isinstance(layer, Int8Linear):
         lifted = Norm(norm.weight.detach() * rounding.LIFT, norm.bias.detach() * rounding.LIFT, float(norm.eps))
@@ -79,7 +79,7 @@ def _fast_int8(layer: Int8Linear, is_lifted: bool) -> FastLinear:
 
 @torch.no_grad()
 def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None, limits: FastLimits) -> FastLinear:
-    """For `weight` (n_out, n_in). With matrix units it stays in bfloat16 for any number of rows."""
+    """Return the `FastLinear` of `weight` (n_out, n_in). With matrix units, any number of rows is computed in bfloat16."""
 
     def pack() -> Tensor:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
@@ -91,12 +91,12 @@ def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None, limits
 
 
 def uses_matrix_units(limits: FastLimits) -> bool:
-    """What the limits say of matrix units or, if they do not, what the processor has."""
+    """Return `limits.matrix_units`, or whether the processor has matrix units if that is None."""
     return has_matrix_units() if limits.matrix_units is None else limits.matrix_units
 
 
 def product(x: Tensor, layer: FastLinear) -> Tensor:
-    """A product of rows (N, n_in): (N, n_out), in the part of Python that TorchScript knows."""
+    """Return the layer's result (N, n_out) of rows `x` (N, n_in). It is written in the subset of Python of TorchScript."""
     kind, weight, bias = layer.kind, layer.weight, layer.bias
     if kind == "float":
         assert bias is not None
@@ -117,8 +117,10 @@ def product(x: Tensor, layer: FastLinear) -> Tensor:
 
 
 def product_of_each(x: Tensor, layer: FastLinear) -> Tensor:
-    """The same, with the bits that each row would get alone: in int8 if the layer has `units_and_sums`, and for "bfloat16"
-    if it `has_same_rows`."""
+    """Like `product`; each row has the same bits as in a product of this row only.
+
+    In int8 this requires the layer's `units_and_sums`. For the kind "bfloat16" it requires `has_same_rows`.
+    """
     if x.size(0) == 1 or layer.kind == "bfloat16":
         return product(x, layer)
     if layer.kind == "int8" or layer.kind == "lifted int8":
@@ -133,37 +135,43 @@ scripted_product_of_each = Scripted(product_of_each)
 
 
 def one_by_one(linear: FastLinear) -> FastLinear:
-    """The same layer, of a kind whose rows `product_of_each` multiplies one by one."""
+    """Return the same layer with a kind whose rows `product_of_each` multiplies one by one."""
     return linear._replace(kind="bfloat16 or float32") if linear.kind == "bfloat16" else linear
 
 
 def has_same_rows(layer: nn.Module, linear: FastLinear) -> bool:
-    """Whether what oneDNN packed of `layer` gives several rows the bits of each alone, as matrix units often do."""
+    """Return whether oneDNN gives each of several rows the bits of a product of this row only, as matrix units often do."""
     state = _packed.state(layer), linear.kind, torch.get_num_threads()
     return _same_rows.of(layer, state, lambda: _multiplies_rows_alike(linear))
 
 
 @torch.inference_mode()
 def _multiplies_rows_alike(linear: FastLinear) -> bool:
-    """Asked by one row, several times. A bias takes the result away and leaves its errors, which another order changes."""
+    """Test `has_same_rows` by multiplying the same row several times.
+
+    A bias subtracts the result and leaves its rounding error, which depends on the order of additions.
+    """
     n_in = linear.other.shape[1]
     row = torch.randn(1, n_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(linear.other.dtype)
     example = linear._replace(bias=None)
     example = example._replace(bias=-product(row, example)[0])
     alone = product(row, example)
-    together = [product(row.expand(rows, n_in).contiguous(), example) for rows in (2, 3, 5, 9, 17)]  # as with drafts
+    # The numbers of rows of a step with 1, 2, 4, 8 or 16 drafts.
+    together = [product(row.expand(rows, n_in).contiguous(), example) for rows in (2, 3, 5, 9, 17)]
     return n_in % 64 == 0 and all(bool((rows == alone).all()) for rows in together)
 
 
 def _can_pack(weight: Tensor, limits: FastLimits) -> bool:
-    """Whether oneDNN takes it, which without AVX-512 or newer instructions it does not. The operators are private to torch;
-    where they are missing, nothing is packed."""
+    """Return whether oneDNN can pack this weight, which requires AVX-512 or newer instructions.
+
+    The operators are private to torch. If they are missing, nothing is packed.
+    """
     takes_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     return (
         limits.pack_bfloat16
         and weight.dtype == torch.bfloat16
         and weight.device.type == "cpu"
-        and not weight.is_inference()  # it has no version, by which a change would be noticed
+        and not weight.is_inference()  # an inference tensor has no version, so changes could not be detected
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")

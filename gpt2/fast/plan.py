@@ -1,10 +1,10 @@
-"""DecodePlan: the model with everything looked up beforehand, for generation. It computes what `model.py` says.
+"""DecodePlan: the model for generation, with all attributes looked up in advance. It computes the same as `model.py`.
 
-A decode step of the 124M model waits for memory while it reads the weights; the Python of 150 module calls, which runs
-between the reads, is the largest part of the rest. Without the calls a step in float32 is about a tenth faster, and without
-Python (see `scripted`) another 3%; in int8, where there is a quarter to read, 13%, and 7% more where several greedy
-steps follow each other without it. It knows nothing of hooks or training: where `unchanged` finds something, the model
-itself is called. In float32 its results are the model's, bit for bit.
+A decode step of the 124M model is limited by memory bandwidth while it reads the weights. The largest part of the remaining
+time is the Python code of 150 module calls. In float32, a step is about 10% faster without these calls, and another 3%
+without Python (see `scripted`). In int8, which reads a quarter of the bytes, it is 13% faster, and another 7% if several
+greedy steps follow each other without Python. The plan does not support hooks or training: if `unchanged` finds a
+difference, the model itself is called. In float32, its results are equal to the model's, bit for bit.
 """
 
 from __future__ import annotations
@@ -47,11 +47,10 @@ from gpt2.quantization.layers import Int8Embedding, Int8Linear, pack_together
 
 
 class DecodePlan:
-    """`hidden_states`, `logits` and greedy tokens of a GPT2. Make one for each generation: it holds the parameters as they
-    are now.
+    """Computes `hidden_states`, `logits` and greedy tokens of a GPT2.
 
-    With `only_last`, of a prompt it may give the hidden state of the last token alone, (B, 1, C), where that is faster.
-    Call it without gradients.
+    Make one for each generation, because it uses the parameters that the model has now. With `only_last`, it may return only
+    the hidden state of a prompt's last token, (B, 1, C), if that is faster. Call it without gradients.
     """
 
     def __init__(self, model: GPT2, *, only_last: bool = False, limits: FastLimits = FAST) -> None:
@@ -60,20 +59,20 @@ class DecodePlan:
         parts = _parts_of(model, limits)
         self._parts = parts
         self._runs = Runs(parts, limits)
-        # Bytes are multiplied by bytes, which torch has kernels for on a CPU alone.
+        # torch has kernels for int8 times int8 on a CPU only.
         self._is_int8 = parts.blocks[0].c_attn.packed is not None
         self._matrix_rows = MatrixRows(limits) if self._is_int8 else None
         self._has_int8_head = self._is_int8 and parts.ends.row_scales is not None
-        # In int8 a few rows of logits are always computed each alone, if they can be.
+        # In int8, few rows of logits are always computed with the bits of single rows, if possible.
         self._product = self._runs.product_of_each if self._is_int8 and self._gives_each_its_bits else self._runs.product
 
     @staticmethod
     def fits(model: GPT2) -> bool:
-        """Whether the model is the plain one in eval mode, with nothing in it that the plan would pass over."""
+        """Return whether the model is unchanged and in eval mode, so that the plan computes the same."""
         return computes_as_written(model)
 
     def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
-        """As `GPT2.hidden_states`: (B, T, C). Ids and the mask's shape are not checked."""
+        """Return the hidden states (B, T, C), like `GPT2.hidden_states`. Ids and the shape of the mask are not checked."""
         assert kv_cache is not None  # the model itself computes without one
         (B, T), past, caches = input_ids.shape, kv_cache.length, kv_cache.layers
         kv_cache.check_fit(self._model.config, B, T, self._parts.ends.wpe)
@@ -99,14 +98,14 @@ class DecodePlan:
         return normed(x, ends.norm)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Of rows (N, C): (N, V)."""
+        """Return the logits (N, V) of rows (N, C)."""
         if self._has_int8_head and self._matrix_rows and self._matrix_rows.pay(len(hidden_states), is_prompt=False):
             return self._matrix_head(hidden_states)
         y: Tensor = self._product(hidden_states, self._parts.ends.head)
         return y
 
     def greedy_tokens(self, token: int, n: int, vocab_size: int | None, kv_cache: KVCache) -> list[tuple[int, float]]:
-        """`n` tokens of one unpadded row after `token`, each the most probable one and read for the next; their logits."""
+        """Decode `n` greedy tokens of one unpadded row after `token`. Returns (token, logit) of each."""
         past, ends = kv_cache.length, self._parts.ends
         kv_cache.check_fit(self._model.config, 1, n, ends.wpe)
         input_ids = torch.tensor([[token]], device=ends.wpe.device)
@@ -117,8 +116,11 @@ class DecodePlan:
 
     @cached_property
     def for_drafts(self) -> DecodePlan | PlanOfEach | None:
-        """What verifies drafts: this plan, where several tokens have the digits that matter of a step of each; a plan that
-        gives them all bits of it; None where neither is possible."""
+        """The plan that verifies drafts, or None if it could change tokens.
+
+        In float32 this is the plan itself, because its rounding rarely matters. In 16 bits and int8 it is a `PlanOfEach`, if
+        one is possible.
+        """
         if self._gives_each_its_bits:
             return PlanOfEach(self, self._model, self._parts, self._limits)
         return None if self._is_int8 else self
@@ -128,7 +130,7 @@ class DecodePlan:
         if self._is_int8:
             layers = [module for module in self._model.modules() if isinstance(module, Int8Linear)]
             return all(layer.units_and_sums() is not None for layer in layers)
-        return is_coarse(self._model.wpe.weight)  # in float32 it is not needed
+        return is_coarse(self._model.wpe.weight)  # not needed in float32
 
     @cached_property
     def _matrix_blocks(self) -> MatrixBlocks:
@@ -140,9 +142,9 @@ class DecodePlan:
 
 
 class PlanOfEach:
-    """A plan for drafts, in int8 and 16 bits: each token has the bits that it would have in a step of its own by `plan`.
+    """A plan for drafts in int8 and 16 bits: each token has the same bits as in a step of `plan` with this token only.
 
-    It takes longer, but weights are read once for all tokens. `DecodePlan.for_drafts` makes it.
+    It is slower than `plan`, but still reads the weights once for all tokens. `DecodePlan.for_drafts` makes it.
     """
 
     def __init__(self, plan: DecodePlan, model: GPT2, parts: PlanParts, limits: FastLimits) -> None:
@@ -151,7 +153,7 @@ class PlanOfEach:
         self._runs = Runs(self._parts, limits)
 
     def hidden_states(self, input_ids: Tensor, *, attention_mask: Tensor | None, kv_cache: KVCache | None) -> Tensor:
-        """As `DecodePlan.hidden_states`: (B, T, C)."""
+        """Return the hidden states (B, T, C), like `DecodePlan.hidden_states`."""
         assert kv_cache is not None
         B, T = input_ids.shape
         if T == 1:
@@ -167,13 +169,13 @@ class PlanOfEach:
         return hidden
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Of rows (N, C): (N, V)."""
+        """Return the logits (N, V) of rows (N, C)."""
         y: Tensor = self._runs.product_of_each(hidden_states, self._parts.ends.head)
         return y
 
 
 class Runs:
-    """The functions of a plan, as TorchScript runs them or, where the limits say so, as Python does; `parts` for them."""
+    """The functions of a plan, run by TorchScript or, if the limits say so, by Python, and `parts` as their argument."""
 
     def __init__(self, parts: PlanParts, limits: FastLimits) -> None:
         def chosen(scripted: Scripted) -> Callable[..., Any]:
@@ -182,7 +184,7 @@ class Runs:
         self.run_model, self.run_model_of_each = chosen(scripted_run_model), chosen(scripted_run_model_of_each)
         self.greedy_tokens = chosen(scripted_greedy_tokens)
         self.product, self.product_of_each = chosen(scripted_product), chosen(scripted_product_of_each)
-        # A list is converted once here, not at every call.
+        # Convert the list once here, and not at every call.
         blocks = scripted_run_model.list_of(parts.blocks) if limits.use_torchscript else parts.blocks
         self.parts = parts._replace(blocks=blocks)
 
@@ -200,12 +202,12 @@ def _parts_of_block(block: Block, limits: FastLimits) -> BlockParts:
     norm_2, c_fc = fast_norm_and_linear(block.ln_2, block.mlp.c_fc, limits)
     attn_proj, mlp_proj = fast_linear(block.attn.c_proj, limits), fast_linear(block.mlp.c_proj, limits)
     activation = activation_name(block.mlp.activation)
-    assert activation is not None  # or it does not fit
+    assert activation is not None  # `fits` has checked it
     return BlockParts(norm_1, c_attn, float(block.attn.scale), attn_proj, norm_2, c_fc, activation, mlp_proj)
 
 
 def _of_rows_that_add_up_alike(model: GPT2, parts: PlanParts) -> PlanParts:
-    """Layers that oneDNN packed are multiplied one row after the other, unless several rows have the same bits."""
+    """Return `parts`, in which layers packed by oneDNN multiply one row after another if several rows would change bits."""
     first, block = parts.blocks[0], cast(Block, model.h[0])
     asked = (
         (model.wte, parts.ends.head),
@@ -227,11 +229,14 @@ def _of_rows_that_add_up_alike(model: GPT2, parts: PlanParts) -> PlanParts:
 
 
 def _is_few(n_rows: int, limits: FastLimits) -> bool:
-    """Whether Python's share of the time matters for this many rows."""
+    """Return whether Python's share of the time matters for this many rows."""
     return n_rows < limits.rows_for_python
 
 
 def is_coarse(weight: Tensor) -> bool:
-    """Whether a model with such weights computes in 16 bits. Two tokens then often tie up to the last digits, and up to 25%
-    of texts change if these depend on the rows computed beside them. Not measured on a GPU."""
+    """Return whether a model with such weights computes in 16 bits on a CPU.
+
+    Two logits are then often equal except for rounding. Up to 25% of texts change if rounding depends on the other rows of a
+    product. Not measured on a GPU.
+    """
     return weight.device.type == "cpu" and weight.dtype in (torch.float16, torch.bfloat16)

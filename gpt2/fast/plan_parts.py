@@ -1,6 +1,6 @@
-"""What a decode plan holds of a model, as arguments of the functions that TorchScript runs. It knows nothing of them.
+"""PlanParts: the weights of a decode plan, as arguments of the functions that TorchScript runs. It depends on torch only.
 
-Without `from __future__ import annotations`, because TorchScript needs the types of these fields, not their names.
+It has no `from __future__ import annotations`, because TorchScript needs the types of these fields, not their names.
 """
 
 from typing import NamedTuple, Optional
@@ -10,14 +10,15 @@ from torch import Tensor
 
 
 class FastLinear(NamedTuple):
-    """What a layer multiplies rows by, as `linear.product` takes it. What the fields hold, by `kind`:
+    """A linear layer, as an argument of `linear.product`. `kind` decides which fields are used:
 
-    - "float": `weight` (n_in, n_out), `bias` (1, n_out). "float head": `weight` (n_out, n_in), no bias.
-    - "bfloat16": `weight` as oneDNN packs it, `bias` (n_out,).
-    - "bfloat16 or float32": the same, and from `rows_for_float32` on `other`, the weight (n_out, n_in) itself.
-    - "int8": `packed`, which adds `bias` (n_out,); the layer's `units_and_sums` in `other`, for `product_of_each`.
-      "lifted int8": the same, of rows that come times LIFT.
-    - "plain int8", where there is no kernel: `weight` (n_out, n_in), `bias` (n_out,), the weight's scales in `other`.
+    - "float": `weight` (n_in, n_out) and `bias` (1, n_out).
+    - "float head": `weight` (n_out, n_in), no bias.
+    - "bfloat16": `weight` packed by oneDNN, and `bias` (n_out,).
+    - "bfloat16 or float32": like "bfloat16"; from `rows_for_float32` rows on, `other`, the weight (n_out, n_in), is used.
+    - "int8": `packed`, which includes `bias` (n_out,); `other` is the layer's `units_and_sums`, for `product_of_each`.
+    - "lifted int8": like "int8", for input rows multiplied by LIFT.
+    - "plain int8", without a kernel: `weight` (n_out, n_in) and `bias` (n_out,); `other` is the weight's scales (n_out,).
     """
 
     kind: str
@@ -37,7 +38,7 @@ class Norm(NamedTuple):
 
 
 class BlockParts(NamedTuple):
-    """One block, in the order in which it computes."""
+    """One block, in the order of its computation."""
 
     norm_1: Norm
     c_attn: FastLinear
@@ -45,17 +46,17 @@ class BlockParts(NamedTuple):
     attn_proj: FastLinear
     norm_2: Norm
     c_fc: FastLinear
-    activation: str  # "tanh" or "none", as F.gelu calls its approximations, or "relu"
+    activation: str  # "tanh" or "none", the approximations of F.gelu, or "relu"
     mlp_proj: FastLinear
 
 
 class Ends(NamedTuple):
-    """What stands before the blocks and after them."""
+    """The layers before and after the blocks."""
 
     wte: Tensor  # (V, C)
-    row_scales: Tensor | None  # (V, 1), in int8: what its rows are to be multiplied by
+    row_scales: Tensor | None  # (V, 1): the scales of the rows of an int8 `wte`
     wpe: Tensor  # (n_positions, C)
-    norm: Norm  # the last one
+    norm: Norm  # ln_f
     head: FastLinear
 
 

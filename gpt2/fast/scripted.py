@@ -1,10 +1,10 @@
-"""Functions of tensors, run by TorchScript's interpreter instead of Python's. It knows nothing of what they compute.
+"""Scripted: functions of tensors, run by TorchScript's interpreter instead of Python's. It depends on torch only.
 
-Between two products of a decode step Python runs, from memory that the weights have just swept its caches of. TorchScript's
-interpreter calls the same operations in the same order, hence the same bits, in two thirds of that time. Of its compiler
-nothing else is used: it would fuse operations, which takes longer than a short text and changes bits.
+Between two products of a decode step, Python runs slowly, because the weights have just replaced its data in the processor's
+cache. TorchScript's interpreter calls the same operations in the same order, with the same bits, in 2/3 of that time. Its
+optimizing compiler is not used: fusing operations takes longer than generating a short text, and changes results.
 
-torch means to drop TorchScript some day. Where it is missing, or does not take a function, Python runs the function.
+torch has deprecated TorchScript. If it is missing or cannot compile a function, Python runs the function.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _compiling = threading.Lock()
 
 
 class Scripted:
-    """`function`, which keeps to the part of Python that TorchScript knows. It is read at the first call, in about 20 ms."""
+    """Runs `function`, which must be in TorchScript's subset of Python. The first call compiles it, in about 20 ms."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self._script: Any = None  # or False, if there is none
+        self._script: Any = None  # None: not compiled yet; False: cannot be compiled
         self._file_state = _file_state(function)
 
     def __call__(self, *args: Any) -> Any:
         script = self.script()
         if script is None:
             return self.function(*args)
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # of this thread alone
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # for this thread only
             return script(*args)
 
     def script(self) -> Callable[..., Any] | None:
-        """What TorchScript runs, or None where Python runs the function: while torch.compile looks on, for example."""
+        """Return the compiled function, or None if Python runs it, for example while torch.compile traces it."""
         if torch.compiler.is_compiling():
             return None
         if self._script is None:
@@ -47,20 +47,20 @@ class Scripted:
         return self._script or None
 
     def _compile(self) -> Any:
-        # TorchScript reads the source, which must still be the one that Python has imported.
+        # TorchScript reads the source file, which must not have changed since Python imported it.
         if self._file_state is None or self._file_state != _file_state(self.function):
             return None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it is to be dropped
+                warnings.simplefilter("ignore")  # the deprecation warning
                 script = torch.jit.script(self.function)
-        except Exception:  # whatever another version of torch stumbles over, Python does the same
+        except Exception:  # if another version of torch cannot compile it, Python computes the same
             return None
-        return script if isinstance(script, torch.jit.ScriptFunction) else None  # PYTORCH_JIT=0 gives the function back
+        return script if isinstance(script, torch.jit.ScriptFunction) else None  # PYTORCH_JIT=0 returns the function itself
 
     def list_of(self, values: list[Any]) -> list[Any]:
-        """`values`, not empty and all of one type, as an argument for many calls: a list is converted for each of them."""
-        script_list = getattr(torch._C, "ScriptList", None)  # private, for torch.jit.script warns at each list
+        """Return `values`, a non-empty list of one type, in TorchScript's form; otherwise every call would convert it."""
+        script_list = getattr(torch._C, "ScriptList", None)  # private, because torch.jit.script warns at each list
         return script_list(values) if script_list is not None and self.script() is not None else values
 
 

@@ -1,7 +1,7 @@
-"""Whether a model computes what `model.py` says. It knows classes, hooks and torch's tables, and no arithmetic.
+"""Checks whether a model computes the same as `model.py`. It depends on the model's classes and on torch's tables of hooks.
 
-Users change models: they replace methods of a class or of one object, register hooks, exchange layers, set attributes. What
-would run then is asked here. Whatever is not known counts as changed, and then `model(x)` itself is what generation calls.
+Users change models: they replace methods of a class or of an object, register hooks, replace layers or set attributes. These
+checks find such changes. Anything unknown counts as a change, and generation then calls `model(x)` itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpt2.model import ACTIVATIONS, GPT2, MLP, Block, CausalSelfAttention, Conv1
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
 from gpt_config.model_config import GPT2Config
 
-# What runs when a module of any class is called, and when an attribute is read.
+# Methods that run when a module is called, and when an attribute is read.
 _CALLING = (
     *("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "_compiled_call_impl"),
     *("__getattr__", "__getattribute__"),
@@ -33,7 +33,7 @@ _CALLING = (
 # Methods that do not run in a forward pass.
 _NOT_COMPUTING = {"__init__", "_init_weights", "set_dropout", "reset_parameters", "_fill_padding_idx_with_zero"}
 
-# The modules and tensors that an object of each class is made of.
+# The names of the modules and tensors of an object of each class.
 _PARTS: dict[type[nn.Module], tuple[str, ...]] = {
     GPT2: ("wte", "wpe", "h", "ln_f"),
     Block: ("ln_1", "attn", "ln_2", "mlp"),
@@ -45,7 +45,7 @@ _PARTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ModuleList: (),
 }
 
-# What an MLP may apply, and how `BlockParts` names it.
+# The activations that an MLP may apply, and their names in `BlockParts`.
 _ACTIVATIONS: tuple[tuple[Callable[[Tensor], Tensor], str], ...] = (
     (ACTIVATIONS["gelu_new"], "tanh"),
     (F.gelu, "none"),
@@ -53,12 +53,12 @@ _ACTIVATIONS: tuple[tuple[Callable[[Tensor], Tensor], str], ...] = (
 )
 
 
-# What the file of the model looks up when it computes. What is inside torch.nn.functional is not looked at.
+# The globals that `model.py` uses when it computes. The contents of torch.nn.functional are not checked.
 _GLOBALS = {name: vars(model_file)[name] for name in ("F", "positions_of", "visible_slots", "dropout", "Tensor")}
 
 
 class _Original:
-    """What a class does, as it was when this file was imported."""
+    """The methods of a class at the time when this module was imported."""
 
     def __init__(self, cls: type[nn.Module]) -> None:
         self._class, self._parts = cls, _PARTS[cls]
@@ -70,13 +70,13 @@ class _Original:
         self._functions = [method for method in self._methods if isinstance(method, FunctionType)]
         self._codes = [function.__code__ for function in self._functions]
         self._other_names = _names_of_other_things(cls)
-        # Someone may have changed the class before: then a method is not from the file that it should be from.
+        # If the class was changed before that, a method comes from another file.
         self._is_sound = all(_is_from(cls, function) for function in self._functions)
-        # What an object would hide its class's methods by, or its parts.
+        # Attributes of an object with these names would hide the methods or the parts of its class.
         self.hiding = frozenset({*names, *self._parts})
 
     def is_unchanged(self) -> bool:
-        """Whether it still does that, with nothing new that would stand before the parts of an object."""
+        """Return whether the class still has these methods, and no new attribute that would hide the parts of an object."""
         cls = self._class
         return (
             self._is_sound
@@ -86,17 +86,17 @@ class _Original:
         )
 
     def runs_in(self, cls: type[nn.Module]) -> bool:
-        """Whether `cls`, the class or one that inherits from it, has the same methods, and nothing before the parts."""
+        """Return whether `cls`, this class or a subclass, has the same methods and no attribute that would hide parts."""
         return bool(self._methods_of(cls) == self._methods) and not any(map(functools.partial(hasattr, cls), self._parts))
 
 
 def _names_of_other_things(cls: type) -> set[str]:
-    """What a class has besides functions and what Python adds by itself: properties and constants."""
+    """Return the names of a class's properties and constants, without functions and the names that Python adds."""
     return {name for name, value in vars(cls).items() if type(value) is not FunctionType and not name.startswith("__")}
 
 
 def _is_from(cls: type, function: FunctionType) -> bool:
-    """Whether a function was written in the body of the class, or of one that it inherits from."""
+    """Return whether a function was defined in the body of the class or of one of its base classes."""
     if function is getattr(nn.modules.module, "_forward_unimplemented", None):
         return True
     written_in = [(base.__qualname__, vars(sys.modules[base.__module__])) for base in cls.__mro__]
@@ -109,7 +109,7 @@ _call_of = operator.attrgetter(*(name for name in _CALLING if hasattr(GPT2, name
 
 
 def is_called_as_written(model: GPT2) -> bool:
-    """Whether `model(...)` is no more than its own `hidden_states` and `logits`."""
+    """Return whether `model(...)` only calls the model's own `hidden_states` and `logits`."""
     return (
         isinstance(model, GPT2)
         and all(vars(model_file).get(name) is value for name, value in _GLOBALS.items())
@@ -121,7 +121,7 @@ def is_called_as_written(model: GPT2) -> bool:
 
 
 def computes_as_written(model: GPT2) -> bool:
-    """Whether a forward pass of `model` in eval mode computes what `model.py` says, from its weights and config alone."""
+    """Return whether `model` is in eval mode and its forward pass depends only on `model.py`, its weights and its config."""
     return (
         is_called_as_written(model)
         and all(original.is_unchanged() for original in _ORIGINALS.values())
@@ -135,8 +135,10 @@ def computes_as_written(model: GPT2) -> bool:
 
 
 def keeps_layers_apart(model: GPT2) -> bool:
-    """Whether each attention has keys and values of its own in a `KVCache` for the model's config: not where a layer comes
-    twice, and not where its heads are others than the config says. Such a model computes without a cache."""
+    """Return whether each attention has separate keys and values in a `KVCache` for the model's config.
+
+    It is False if a layer occurs twice, or if its heads differ from the config. Such a model computes without a cache.
+    """
     modules = [
         module for _, module in model.named_modules(remove_duplicate=False) if isinstance(module, CausalSelfAttention)
     ]
@@ -146,33 +148,33 @@ def keeps_layers_apart(model: GPT2) -> bool:
 
 
 def activation_name(activation: object) -> str | None:
-    """How `BlockParts` names the function; None if it does not know it."""
+    """Return the name of the function in `BlockParts`, or None if it is unknown."""
     return next((name for known, name in _ACTIVATIONS if activation is known), None)
 
 
 def _has_global_hooks() -> bool:
-    """torch's own tables, which are private: where they are missing, there may be hooks elsewhere."""
+    """Return whether global hooks are registered. torch's tables are private; if they are missing, assume that there are."""
     names = ("_global_forward_hooks", "_global_forward_pre_hooks")
     return any(getattr(nn.modules.module, name, True) for name in names)
 
 
 def _is_watched(device_type: str) -> bool:
-    """Whether something stands between Python and torch's operations: autocast, or a mode that may replace results."""
+    """Return whether something intercepts torch's operations: autocast, or a mode that may replace results."""
     if torch.amp.autocast_mode.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return True
-    # A default device is such a mode, too, and the plan names the device of what it makes.
+    # A default device is such a mode too. It is allowed, because the plan names the device of each new tensor.
     modes = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else []
     return any(type(mode) is not DeviceContext for mode in modes) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _is_untouched(module: nn.Module, cls: type[nn.Module]) -> bool:
-    """Whether an object does what its class does, and nothing looks at its inputs or outputs. Backward hooks may."""
+    """Return whether an object has the methods of its class and no forward hooks. Backward hooks are allowed."""
     own = vars(module)
     return not (own["_forward_hooks"] or own["_forward_pre_hooks"]) and _ORIGINALS[cls].hiding.isdisjoint(own)
 
 
 def _is_plain(module: nn.Module | None, cls: type[nn.Module]) -> bool:
-    """Whether it is an object of this very class that does what the class does."""
+    """Return whether `module` is an untouched object of exactly this class."""
     return module is not None and type(module) is cls and _is_untouched(module, cls)
 
 
@@ -198,7 +200,7 @@ def _is_known_head(wte: nn.Module | None, like: Tensor) -> bool:
 
 
 def _is_table(embedding: nn.Module, like: Tensor) -> bool:
-    """Whether nothing is done to the rows when they are looked up."""
+    """Return whether the embedding is a known tensor and does not change rows when they are looked up."""
     return vars(embedding)["max_norm"] is None and _is_known(embedding._parameters["weight"], like)
 
 
@@ -270,6 +272,6 @@ def _has_known_bytes(layer: nn.Module, like: Tensor) -> bool:
 
 
 def _is_known(weight: Tensor | None, like: Tensor) -> bool:
-    """Whether it is a tensor without arithmetic of its own, of the same dtype and device."""
+    """Return whether `weight` is a plain tensor or parameter, not a subclass, with the dtype and device of `like`."""
     has_no_arithmetic = type(weight) is nn.Parameter or type(weight) is Tensor
     return weight is not None and has_no_arithmetic and weight.dtype is like.dtype and weight.device == like.device

@@ -1,4 +1,4 @@
-"""Models that a user has changed: on every path the ids are the argmax of `model(x)`, whatever was hooked or exchanged."""
+"""Models that a user has changed: on every path, greedy ids are the argmax of `model(x)`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from gpt_test.conftest import random_model
 N = 8  # new tokens
 TEXTS = ["the cat and the cat and the", "Every day"]
 
-# What changes a model, until the test ends.
+# A function that changes a model until the test ends.
 Change = Callable[[GPT2, contextlib.ExitStack], object]
 
 
 def tilted(y: Tensor) -> Tensor:
-    """Something else of the same shape, by each token alone."""
+    """Return a different tensor of the same shape; each token is changed by itself."""
     return y * torch.linspace(-1.5, 1.5, y.shape[-1], dtype=y.dtype)
 
 
@@ -46,7 +46,7 @@ def tilting(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def replace(stack: contextlib.ExitStack, owner: Any, name: str, value: object) -> None:
-    """Set an attribute of a class or object, and take it back at the end."""
+    """Set an attribute of a class or object, and restore it at the end."""
     had, before = name in vars(owner), vars(owner).get(name)
     stack.callback(lambda: setattr(owner, name, before) if had else delattr(owner, name))
     setattr(owner, name, value)
@@ -72,7 +72,7 @@ def method_of_subclass(name: str) -> Change:
 
 
 def calling_of_class(cls: type, name: str) -> Change:
-    """Of a class that has the method from `nn.Module`."""
+    """Replace a method that the class inherits from `nn.Module`."""
 
     def change(model: GPT2, stack: contextlib.ExitStack) -> None:
         original = getattr(nn.Module, name)
@@ -146,7 +146,7 @@ def repeated_attention(model: GPT2, stack: contextlib.ExitStack) -> None:
     model.h[1].attn = model.h[0].attn
 
 
-def exchanged_layers(model: GPT2, stack: contextlib.ExitStack) -> None:
+def swapped_layers(model: GPT2, stack: contextlib.ExitStack) -> None:
     model.h[0], model.h[1] = model.h[1], model.h[0]
 
 
@@ -164,16 +164,16 @@ class Backwards(nn.ModuleList):
         return reversed(list(super().__iter__()))
 
 
-def layers_backwards(model: GPT2, stack: contextlib.ExitStack) -> None:
+def reversed_layers(model: GPT2, stack: contextlib.ExitStack) -> None:
     model.h = Backwards(model.h)
 
 
-def layers_backwards_by_class(model: GPT2, stack: contextlib.ExitStack) -> None:
+def reversed_layers_by_class(model: GPT2, stack: contextlib.ExitStack) -> None:
     original = nn.ModuleList.__iter__
     replace(stack, nn.ModuleList, "__iter__", lambda self: reversed(list(original(self))))
 
 
-def block_of_one_s_own(model: GPT2, stack: contextlib.ExitStack) -> None:
+def custom_block(model: GPT2, stack: contextlib.ExitStack) -> None:
     class Own(Block):
         def forward(self, x: Tensor, mask: Tensor | None, store: Any) -> Tensor:
             return x + tilted(self.mlp(self.ln_2(x)))
@@ -251,7 +251,7 @@ CHANGES: dict[str, Change] = {
     **{f"MLP{name}": calling_of_class(MLP, name) for name in ("__call__", "_call_impl")},
     **{f"GPT2{name}": calling_of_class(GPT2, name) for name in ("__call__", "_call_impl")},
     "Module.__call__": calling_of_all,
-    "what model.py looks up": lambda model, stack: replace(
+    "a global of model.py": lambda model, stack: replace(
         stack, architecture, "positions_of", lambda *args: positions_of(*args) // 2
     ),
     **{f"hook {path or 'model'}": hook(path) for path in ("h.0", "h.1.mlp", "h.1.attn.c_attn", "wte", "ln_f", "")},
@@ -262,12 +262,12 @@ CHANGES: dict[str, Change] = {
     "global pre-hook": global_pre_hook,
     "repeated layer": repeated_layer,
     "repeated attention": repeated_attention,
-    "exchanged layers": exchanged_layers,
+    "swapped layers": swapped_layers,
     "fewer layers": fewer_layers,
     "more layers": more_layers,
-    "layers backwards": layers_backwards,
-    "ModuleList.__iter__": layers_backwards_by_class,
-    "own block": block_of_one_s_own,
+    "reversed layers": reversed_layers,
+    "ModuleList.__iter__": reversed_layers_by_class,
+    "custom block": custom_block,
     "eps of one norm": attribute("h.1.ln_2", eps=9.0),
     "eps of the last norm": attribute("ln_f", eps=90.0),
     "scale": attribute("h.0.attn", scale=9.0),
@@ -287,7 +287,7 @@ CHANGES: dict[str, Change] = {
     "default dtype": default_dtype,
 }
 
-# These compute what the unchanged model computes, up to last digits.
+# Changes after which the model still computes the same, except for rounding.
 SAME = {"default dtype", "autocast", "layer"}
 
 
@@ -331,12 +331,12 @@ def test_every_path_gives_the_argmax_of_the_call(
         assert new_ids(model, prompts, NOTHING_FAST) == expected
 
 
-def test_changes_are_taken_back(small_config: GPT2Config) -> None:
+def test_changes_are_undone(small_config: GPT2Config) -> None:
     assert DecodePlan.fits(random_model(small_config))
 
 
-def test_what_changes_nothing_leaves_the_plan_in_place(small_config: GPT2Config) -> None:
-    """Else everything would be slow, and the tests above would pass."""
+def test_harmless_changes_do_not_disable_the_plan(small_config: GPT2Config) -> None:
+    """Otherwise every model would be slow, and the tests above would still pass."""
     model = random_model(small_config)
     model.register_full_backward_hook(lambda *_: None)
     model.notes = "mine"
@@ -349,7 +349,7 @@ def test_what_changes_nothing_leaves_the_plan_in_place(small_config: GPT2Config)
         assert DecodePlan.fits(model)
 
 
-def test_without_this_folder_the_ids_are_the_same(small_config: GPT2Config) -> None:
+def test_without_the_fast_paths_the_ids_are_the_same(small_config: GPT2Config) -> None:
     model, prompts = random_model(small_config, positions=0.5), [[5, 6, 5, 6, 5], [7, 8]]
     for options in ({}, {"num_beams": 2}, {"do_sample": True, "seed": 1}, {"speculate": True}):
         assert new_ids(model, prompts, FastLimits(), **options) == new_ids(model, prompts, NOTHING_FAST, **options)

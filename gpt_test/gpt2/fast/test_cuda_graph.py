@@ -1,5 +1,7 @@
-"""Steps that are replayed, as on a GPU, against those that are computed one by one. There is no GPU here: `Recorded` stands
-for a CUDA graph, and does to tensors what that does to kernels."""
+"""Replayed steps give the results of steps that are computed one by one.
+
+These tests need no GPU: `Recorded` takes the place of a CUDA graph, and replays operations as a graph replays kernels.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,15 @@ from gpt_test.gpt2.fast.watching import calls_of
 
 CONFIG = GPT2Config(vocab_size=60, n_positions=24, n_embd=32, n_layer=2, n_head=2)
 
-# What a graph cannot hold: the processor would look at a number, or send one that it alone has.
-_LOOKS = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "index", "equal", "lift_fresh", "to", "_to_copy"}
+# Operations that a graph cannot contain, because they copy a value from the device or to it.
+_COPIES = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "index", "equal", "lift_fresh", "to", "_to_copy"}
 
 
 class Recorded(TorchDispatchMode):
-    """The operations of a step in their order. To replay them is to compute each once more, from the same tensors into the
-    same tensors, whatever Python would do by then."""
+    """Records the operations of a step in their order.
+
+    A replay computes each again, from the same tensors into the same tensors, without running the step's Python code.
+    """
 
     def __init__(self, step: Callable[[], None], device: torch.device) -> None:
         super().__init__()
@@ -50,7 +54,7 @@ class Recorded(TorchDispatchMode):
             step()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func._schema.name.removeprefix("aten::") not in _LOOKS, func
+        assert func._schema.name.removeprefix("aten::") not in _COPIES, func
         out = func(*args, **(kwargs or {}))
         self._calls.append((func, args, kwargs or {}, out))
         return out
@@ -60,7 +64,7 @@ class Recorded(TorchDispatchMode):
         for func, args, kwargs, out in self._calls:
             aliases = [value.alias_info for value in func._schema.returns]
             if any(alias is not None and not alias.is_write for alias in aliases):
-                continue  # a view: it stays where it is
+                continue  # a view keeps its address
             again = func(*args, **kwargs)
             if all(alias is None for alias in aliases):
                 for there, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
@@ -69,7 +73,7 @@ class Recorded(TorchDispatchMode):
 
 
 class Graphs:
-    """Limits with which steps are recorded on this device, as soon as possible; what was recorded is in `made`."""
+    """Limits with which steps are recorded on this device as early as possible. `made` has the recorded steps."""
 
     def __init__(self, record: Callable[..., Any] = Recorded, **limits: int) -> None:
         self.made: list[Any] = []
@@ -81,13 +85,13 @@ class Graphs:
         soon = {"steps_before": 1, "steps_left": 1, "slots_at_once": 7, **limits}
         self.limits = FastLimits(
             graphs=GraphLimits(recorder=recorder, **soon),
-            costs_of_drafts=(0.1, 0.1),  # guess often
+            costs_of_drafts=(0.1, 0.1),  # low costs, so that drafts are made often
         )
 
 
 @pytest.fixture(autouse=True)
 def _no_graph_fails() -> Iterator[None]:
-    """A warning that there is no graph fails, but for the tests that expect it."""
+    """Make the warning that no graph could be recorded an error, except in tests that expect it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "no CUDA graph", GPT2Warning)
         yield
@@ -131,7 +135,7 @@ def test_texts_are_the_same(
     slots_at_once: int,
     data: st.DataObject,
 ) -> None:
-    """Padded, past the context, with rows that end and leave the batch, in part of the vocabulary, guessing ahead or not."""
+    """With padding, past the context, with rows that end, in part of the vocabulary, with and without drafts."""
     eot = data.draw(st.integers(0, vocab_size - 1))
     make = data.draw(st.sampled_from([random_model, repetitive_model]))
     model = make(replace(CONFIG, eos_token_id=eot), dtype=getattr(torch, dtype))
@@ -147,19 +151,19 @@ def test_texts_are_the_same(
 @pytest.mark.parametrize(
     ("lengths", "n", "slots_at_once", "n_graphs"),
     [
-        ([3], 19, 7, 3),  # after 4 tokens, 8 and 15
-        ([3, 4, 5], 19, 7, 4),  # 6, 8, 15 and 22
-        ([3], 30, 7, 6),  # 4, 8, 15 and 22; then half of the view is read anew, 12 tokens, and after 13 and 15
-        ([3], 30, 23, 2),  # 4, and anew 13; after 24, where the cache is full, there are no steps to come
+        ([3], 19, 7, 3),  # recorded at 4, 8 and 15 cached tokens
+        ([3, 4, 5], 19, 7, 4),  # at 6, 8, 15 and 22
+        ([3], 30, 7, 6),  # at 4, 8, 15 and 22; then the window slides, 12 tokens are prefilled again, and at 13 and 15
+        ([3], 30, 23, 2),  # at 4, and after the window has slid at 13; at 24 the cache is full and no steps follow
     ],
 )
 def test_steps_are_replayed(lengths: list[int], n: int, slots_at_once: int, n_graphs: int) -> None:
-    """Else the test above would hold single steps against themselves."""
+    """Otherwise the test above would compare single steps with themselves."""
     config = GenerationConfig(max_new_tokens=n, stop_at_eot=False)
     graphs = Graphs(slots_at_once=slots_at_once)
     continued(random_model(CONFIG), [list(range(1, 1 + length)) for length in lengths], config, fast=graphs.limits)
     assert len(graphs.made) == n_graphs
-    # What is computed without a graph is repeated by the one that it checks; only prompts are not, and the last of 24.
+    # Each step without a graph is repeated by the graph that it checks, except prefills and the step that fills 24 slots.
     assert sum(graph.n_replays for graph in graphs.made) == {19: 18, 30: 28}[n] - (slots_at_once == 23)
 
 
@@ -175,12 +179,12 @@ def test_several_greedy_tokens_stay_in_the_vocabulary() -> None:
     model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=18, stop_at_eot=False)
     [whole] = continued(model, [[1, 2, 3]], config)
     [part] = continued(model, [[1, 2, 3]], config, vocab_size=20)
-    assert max(whole.ids) >= 20  # or the part would say nothing
+    assert max(whole.ids) >= 20  # otherwise `vocab_size=20` would change nothing
     assert continued(model, [[1, 2, 3]], config, vocab_size=20, fast=Graphs().limits)[0].ids == part.ids
 
 
-def test_beams_have_none() -> None:
-    """Their rows are others after each step, and so is the cache."""
+def test_beam_search_has_no_graphs() -> None:
+    """Its rows and its cache change after each step."""
     config = GenerationConfig(max_new_tokens=15, num_beams=3, stop_at_eot=False)
     model = random_model(CONFIG)
     [expected] = continued(model, [[1, 2, 3]], config)
@@ -189,8 +193,8 @@ def test_beams_have_none() -> None:
     assert found.ids == expected.ids and not graphs.made
 
 
-def test_what_was_in_memory_does_no_harm() -> None:
-    """A masked slot has no weight, but no weight times NaN is NaN; memory that was not written to may hold that."""
+def test_nan_in_unused_slots_does_no_harm() -> None:
+    """A masked slot has a weight of 0, but 0 times NaN is NaN. Memory that was not written to may contain NaN."""
     model = random_model(CONFIG)
     expected = Decoder(model, [Window([1, 2, 3], 24)], 20)
     graphs = Graphs()
@@ -208,8 +212,8 @@ def test_what_was_in_memory_does_no_harm() -> None:
     assert graphs.made
 
 
-def test_guesses_go_beyond_a_graph() -> None:
-    """What they read it has no slots for; what they leave behind, NaN even, it does not see."""
+def test_drafts_may_exceed_the_slots_of_a_graph() -> None:
+    """The graph does not see what rejected drafts have stored, even if it is NaN."""
     model = random_model(CONFIG)
     with torch.no_grad():
         model.wpe.weight[10] = float("nan")
@@ -220,13 +224,13 @@ def test_guesses_go_beyond_a_graph() -> None:
             yield steps.next_logits().clone()
             steps.windows[0].ids.append(token)
         if drafts:
-            steps.next_logits([7, 8, 9])  # the last at position 7, the first that is not the graph's
+            steps.next_logits([7, 8, 9])  # the last draft is at position 7, the first one outside the graph
             assert steps.reserve_greedy_steps() == 0
             steps.reject(3)
         else:
             steps.next_logits()
         steps.windows[0].ids.append(7)
-        yield steps.next_logits([8, 9, 10, 11, 12] if drafts else ())[:1].clone()  # that at position 10 is NaN
+        yield steps.next_logits([8, 9, 10, 11, 12] if drafts else ())[:1].clone()  # the draft at position 10 gives NaN
         for token in (8, 9, 10):
             steps.windows[0].ids.append(token)
             yield steps.next_logits().clone()
@@ -264,7 +268,7 @@ def stores_nothing(step: Callable[[], None], device: torch.device) -> Callable[[
     return replay
 
 
-def stands_still(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def keeps_the_slot(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     def replay() -> None:
         step()
         step._slot.sub_(1)
@@ -272,7 +276,7 @@ def stands_still(step: Callable[[], None], device: torch.device) -> Callable[[],
     return replay
 
 
-def goes_on_with_another_token(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def continues_with_another_token(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     def replay() -> None:
         step()
         step._tokens.fill_(59)
@@ -292,46 +296,46 @@ def forgets_its_choice(step: Callable[[], None], device: torch.device) -> Callab
     ("record", "reason"),
     [
         (refuses, "RuntimeError: operation not permitted."),
-        (does_nothing, "its logits are off by "),
-        (reads_another_token, "its logits are off by "),
-        (stores_nothing, "its keys and values are off by 1 "),
-        (forgets_its_choice, "it does not go on"),
-        (stands_still, "it does not go on"),
-        (goes_on_with_another_token, "it does not go on"),
+        (does_nothing, "its logits differ by "),
+        (reads_another_token, "its logits differ by "),
+        (stores_nothing, "its keys and values differ by 1 "),
+        (forgets_its_choice, "its next input is wrong"),
+        (keeps_the_slot, "its next input is wrong"),
+        (continues_with_another_token, "its next input is wrong"),
     ],
 )
-def test_without_a_sound_graph_tokens_come_as_before(record: Callable[..., Any], reason: str) -> None:
-    """What the trial has written is taken back; several greedy tokens come at once as they do elsewhere."""
+def test_a_wrong_graph_is_not_used(record: Callable[..., Any], reason: str) -> None:
+    """The values that it wrote are restored, and several greedy tokens are computed in one call without it."""
     model, config = random_model(CONFIG, positions=0.5), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     expected, graphs = continued(model, [[1, 2, 3]], config)[0].ids, Graphs(record)
     with (
         calls_of(DecodePlan.greedy_tokens) as at_once,
-        pytest.warns(GPT2Warning, match=f"no CUDA graph could be recorded .{reason}") as told,
+        pytest.warns(GPT2Warning, match=f"no CUDA graph could be recorded .{reason}") as caught,
     ):
         assert continued(model, [[1, 2, 3]], config, fast=graphs.limits)[0].ids == expected
-    assert len(told) == 1 and len(graphs.made) <= 1 and sum(call.arguments["n"] for call in at_once) >= 15
+    assert len(caught) == 1 and len(graphs.made) <= 1 and sum(call.arguments["n"] for call in at_once) >= 15
 
 
-def test_where_one_cannot_be_recorded_it_is_not_tried_again() -> None:
+def test_after_a_failure_recording_is_not_tried_again() -> None:
     config, graphs = GenerationConfig(max_new_tokens=9, stop_at_eot=False), Graphs(refuses)
-    with pytest.warns(GPT2Warning) as told:
+    with pytest.warns(GPT2Warning) as caught:
         for _ in range(2):
             continued(random_model(CONFIG), [[1, 2, 3]], config, fast=graphs.limits)
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
-def test_several_greedy_tokens_come_at_once() -> None:
+def test_several_greedy_tokens_are_computed_in_one_call() -> None:
     model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     expected = continued(model, [[1, 2, 3]], config)[0].ids
     assert sum(a != b for a, b in itertools.pairwise(expected)) > 5
     with calls_of(GraphedSteps.greedy_tokens) as at_once:
         fast = replace(Graphs(slots_at_once=24).limits, seconds_at_once=99)
         assert continued(model, [[1, 2, 3]], config, fast=fast)[0].ids == expected
-    # After the prompt's and the one that the graph repeats; the last is what is left.
+    # The prefill gives the first token, and the step that the graph repeats the second; the last call gives the rest.
     assert [call.arguments["n"] for call in at_once] == [1, 16, 1]
 
 
-def test_a_model_that_changes_on_the_way_is_refused() -> None:
+def test_a_model_that_changes_its_dtype_while_decoding_is_refused() -> None:
     model, graphs = random_model(CONFIG), Graphs()
     steps = Decoder(model, [Window([1, 2, 3], 24)], 20, fast=graphs.limits)
     for token in (5, 6):
@@ -343,8 +347,8 @@ def test_a_model_that_changes_on_the_way_is_refused() -> None:
     assert graphs.made
 
 
-def test_a_model_with_something_else_in_it_has_none() -> None:
-    """A hook, for example, would be called while a step is recorded, and never again."""
+def test_a_changed_model_has_no_graphs() -> None:
+    """A hook, for example, would be called while a step is recorded, but not when it is replayed."""
     model = random_model(CONFIG)
     model.h[0].register_forward_hook(lambda module, args, out: out)
     graphs = Graphs()
@@ -352,8 +356,8 @@ def test_a_model_with_something_else_in_it_has_none() -> None:
     assert not graphs.made
 
 
-def test_a_step_makes_nothing_on_another_device() -> None:
-    """Nothing here is on a GPU, but "meta" takes no part in what a CPU does either."""
+def test_a_step_makes_no_tensor_on_another_device() -> None:
+    """The device "meta" takes the place of a GPU: it refuses tensors of the CPU too."""
     with torch.device("meta"), torch.inference_mode():
         model = GPT2(CONFIG).eval()
         cache = KVCache(CONFIG, batch_size=2, device="meta")
@@ -364,10 +368,10 @@ def test_a_step_makes_nothing_on_another_device() -> None:
         assert step.logits.device.type == "meta"
 
 
-if torch.cuda.is_available():  # nothing to be skipped elsewhere
+if torch.cuda.is_available():  # not defined elsewhere, so that no test is reported as skipped
 
     def test_on_a_gpu() -> None:
-        """Real graphs, without a warning."""
+        """CUDA graphs give the ids of the CPU, without a warning."""
         model, config = random_model(CONFIG), GenerationConfig(max_new_tokens=40, stop_at_eot=False)
         for prompts in ([[1, 2, 3]], [[1, 2, 3], [4]]):
             expected = [row.ids for row in continued(model.cpu(), prompts, config)]
@@ -377,12 +381,12 @@ if torch.cuda.is_available():  # nothing to be skipped elsewhere
 
 
 @pytest.mark.parametrize("position", [3, 9])
-def test_nan_is_told(position: int) -> None:
-    """In the step that a graph would be checked with, and in one that is replayed."""
+def test_nan_is_reported(position: int) -> None:
+    """In the step that a graph would be checked with, and in a replayed step."""
     model = random_model(CONFIG)
     with torch.no_grad():
         model.wpe.weight[position] = float("nan")
     config, graphs = GenerationConfig(max_new_tokens=15, stop_at_eot=False), Graphs()
     with pytest.raises(CheckpointError, match="NaN"):
         continued(model, [[1, 2, 3]], config, fast=graphs.limits)
-    assert len(graphs.made) == (position == 9) * 2  # the other one after 7 tokens
+    assert len(graphs.made) == (position == 9) * 2  # the second graph is recorded after 7 slots

@@ -1,4 +1,4 @@
-"""The greedy head against the whole head: the largest logit is always among those it computes."""
+"""The greedy head always computes the largest logit of the full head."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gpt_test.gpt2.fast.watching import Call, calls_of
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-# For heads of any size, from the first step on, however many rows are left.
+# Limits for heads of any size, from the first step on, however many tokens remain.
 AT_ONCE = GreedyHeadLimits(min_bytes=0, min_steps=0, pays=dict.fromkeys(DTYPES, (0, 8)), max_part=1)
 NEVER = FastLimits(greedy_head=GreedyHeadLimits(min_steps=2**31))
 
@@ -44,7 +44,7 @@ def new_ids(
 
 
 def n_used(calls: list[Call]) -> int:
-    """In how many steps a head left some tokens out."""
+    """Return the number of steps in which the greedy head was used."""
     return sum(call.returned is not None for call in calls)
 
 
@@ -55,18 +55,18 @@ def head_of(weight: Tensor) -> TokenEmbedding:
 
 
 def check(weight: Tensor, hidden: Tensor, vocab_size: int | None = None, limits: GreedyHeadLimits = AT_ONCE) -> int:
-    """How many tokens are left."""
+    """Check the logits of a greedy head. Returns the number of tokens that it computed with the full weights."""
     head = head_of(weight)
     assert GreedyHead.fits(head, limits)
     with torch.inference_mode():
         every = head.logits(hidden)[:, :vocab_size]
         some = GreedyHead(head, vocab_size, limits).logits(hidden)
     assert some is not None and some.dtype == every.dtype and some.shape == every.shape
-    left = some.isfinite()
-    assert left.gather(1, every.argmax(1, keepdim=True)).all()
-    torch.testing.assert_close(some[left], every[left])
-    assert (every.float().masked_fill(left, -torch.inf).amax(1) <= every.amax(1)).all()
-    return int(left.any(0).sum())
+    computed = some.isfinite()
+    assert computed.gather(1, every.argmax(1, keepdim=True)).all()
+    torch.testing.assert_close(some[computed], every[computed])
+    assert (every.float().masked_fill(computed, -torch.inf).amax(1) <= every.amax(1)).all()
+    return int(computed.any(0).sum())
 
 
 @given(
@@ -80,10 +80,10 @@ def check(weight: Tensor, hidden: Tensor, vocab_size: int | None = None, limits:
     padded=st.booleans(),
 )
 @settings(max_examples=150)
-def test_the_largest_is_among_them(
+def test_the_largest_logit_is_computed(
     vocab_size: int, width: int, rows: int, dtype: torch.dtype, seed: int, outlier: int, twins: bool, padded: bool
 ) -> None:
-    """For any shape and number of rows, with tokens and features that stand out, and with tokens that tie."""
+    """For any shape and number of rows, with outliers among tokens and features, and with equal tokens."""
     torch.manual_seed(seed)
     weight, hidden = torch.randn(vocab_size, width), torch.randn(rows, width)
     weight[seed % vocab_size] *= outlier
@@ -95,18 +95,18 @@ def test_the_largest_is_among_them(
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_few_are_left_of_many(rows: int) -> None:
+def test_few_of_many_tokens_are_computed(rows: int) -> None:
     torch.manual_seed(0)
     assert check(torch.randn(5000, 64), torch.randn(rows, 64)) <= 4 * rows
 
 
-def test_a_token_that_bytes_show_too_small_beside_one_that_they_show_too_large() -> None:
-    """Both by as much as the rounding of weights can do, and the first wins by a hundredth of that."""
+def test_rounding_that_lowers_the_largest_logit_and_raises_another() -> None:
+    """The errors are as large as the rounding of weights can make them. The largest logit wins by 1% of that."""
     torch.manual_seed(0)
     fraction = torch.rand(32) * 0.9 - 0.45
     fraction[:2] = 0
     whole = torch.randint(-100, 100, (32,)).float()
-    whole[:2] = torch.tensor([127, 0])  # so that the steps are one
+    whole[:2] = torch.tensor([127, 0])  # so that the step is 1
     weight = torch.stack([whole + fraction, whole - fraction])
     weight[1, 1] = 100
     hidden = fraction / fraction.norm()
@@ -114,8 +114,8 @@ def test_a_token_that_bytes_show_too_small_beside_one_that_they_show_too_large()
     check(weight, hidden[None])
 
 
-def test_a_token_that_the_digits_of_the_inputs_show_too_small() -> None:
-    """All weights are whole numbers of steps, and all inputs but the largest lie just below the middle of two digits."""
+def test_rounding_of_inputs_that_lowers_the_largest_logit() -> None:
+    """All weights are multiples of the step. All inputs except the largest are just below the middle between two digits."""
     torch.manual_seed(0)
     sign, width = torch.randint(0, 2, (64,)) * 2.0 - 1, 64
     hidden = sign * (torch.randint(0, 40, (width,)) + (torch.randint(0, 40, (width,)) + 0.49) / 126)
@@ -127,22 +127,22 @@ def test_a_token_that_the_digits_of_the_inputs_show_too_small() -> None:
     assert check(weight, hidden[None]) < 100
 
 
-def test_of_tokens_that_tie_when_rounded_the_first_stays() -> None:
+def test_tokens_whose_rounded_logits_are_equal_are_all_computed() -> None:
     weight, hidden = torch.tensor([[127.0, 26.0], [127.0, 51.0]]), torch.tensor([[1.0, 1 / 256]])
     assert check(weight.bfloat16(), hidden.bfloat16()) == 2  # 127.1 and 127.2 are both 127
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_inputs_that_tell_nothing_exclude_nothing(bad: float) -> None:
+def test_zero_or_invalid_inputs_exclude_no_token(bad: float) -> None:
     hidden = torch.randn(2, 16)
     hidden[1] = bad
     logits = GreedyHead(head_of(torch.randn(50, 16)), None, AT_ONCE).logits(hidden)
     assert logits is not None and not logits.isneginf().all(0).any()
 
 
-def test_a_head_that_leaves_too_many_is_given_up() -> None:
+def test_a_head_with_too_wide_bounds_is_no_longer_used() -> None:
     limits = replace(AT_ONCE, max_part=1 / 32)
-    flat = head_of(torch.ones(64, 16))  # all logits are one
+    flat = head_of(torch.ones(64, 16))  # all logits are equal
     for n_tries in range(1, 4):
         generation = GreedyHead(flat, None, limits)
         assert generation.leave_alone(9) == 0
@@ -152,14 +152,14 @@ def test_a_head_that_leaves_too_many_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("damage", [float("nan"), float("inf"), 1e30])
-def test_damaged_weights_are_left_to_the_whole_head(damage: float) -> None:
+def test_damaged_weights_need_the_full_head(damage: float) -> None:
     weight = torch.randn(50, 16)
     weight[3, 4] = damage
     assert GreedyHead(head_of(weight), None, AT_ONCE).logits(torch.randn(1, 16)) is None
     assert GreedyHead(head_of(torch.randn(50, 16) * 1e-22), None, AT_ONCE).logits(torch.randn(1, 16)) is None
 
 
-def test_bytes_are_kept_until_the_weights_change() -> None:
+def test_int8_weights_are_kept_until_the_weights_change() -> None:
     hidden = torch.randn(1, 16)
     weight = torch.zeros(50, 16)
     weight[:9] = -hidden * torch.rand(9, 1)  # the others are larger
@@ -171,7 +171,7 @@ def test_bytes_are_kept_until_the_weights_change() -> None:
     assert fewer_logits is not None and fewer_logits.shape == (1, 9)
     assert len(made) == 1
     with torch.no_grad():
-        head.weight.data[[7, 8]] = head.weight.data[[8, 7]].clone()  # which torch does not count as a change
+        head.weight.data[[7, 8]] = head.weight.data[[8, 7]].clone()  # this does not change the tensor's version
         assert GreedyHead(head, None, AT_ONCE).logits(hidden) is None
         assert GreedyHead(head, None, AT_ONCE).logits(hidden) is not None
         generation = GreedyHead(head, None, AT_ONCE)
@@ -187,13 +187,13 @@ def test_bytes_are_kept_until_the_weights_change() -> None:
     assert kept() is None
 
 
-def test_it_waits_until_it_pays() -> None:
+def test_it_is_used_after_the_steps_that_repay_it() -> None:
     limits = replace(GREEDY_HEAD, min_bytes=0, max_part=1)
     head, hidden = head_of(torch.randn(50, 16)), torch.randn(1, 16)
     wait, max_rows = limits.pays[torch.float32]
     short = GreedyHead(head, None, limits)
     assert all(short.logits(hidden) is None for _ in range(wait - 1))
-    longer = GreedyHead(head, None, limits)  # the next generation goes on counting
+    longer = GreedyHead(head, None, limits)  # the next generation continues to count
     assert longer.logits(hidden) is None
     assert longer.logits(hidden) is not None
     assert longer.logits(hidden.expand(max_rows + 1, -1)) is None
@@ -207,7 +207,7 @@ def test_which_heads_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not GreedyHead.fits(Int8Linear(torch.zeros(2**25, 1, dtype=torch.int8), torch.ones(2**25), None))
     with torch.inference_mode():
         assert not GreedyHead.fits(head_of(torch.zeros(2**20, 8)))
-    assert not GreedyHead.fits(large, GreedyHeadLimits(engines=("onednn", "qnnpack")))  # which lack the operator
+    assert not GreedyHead.fits(large, GreedyHeadLimits(engines=("onednn", "qnnpack")))  # they lack the operator
     monkeypatch.setattr(torch.ops, "quantized", object())
     assert not GreedyHead.fits(large)
 
@@ -229,8 +229,8 @@ def test_under_autocast_and_in_short_texts_it_is_not_used(small_model: GPT2) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_greedy_ids_are_those_of_all_logits(dtype: torch.dtype, small_config: GPT2Config) -> None:
-    """With padding, past the context, and where rows end and leave the batch."""
+def test_greedy_ids_equal_those_of_all_logits(dtype: torch.dtype, small_config: GPT2Config) -> None:
+    """With padding, past the context, and with rows that end and are removed from the batch."""
     model = random_model(small_config, seed=3).to(dtype)
     prompts = [ids[-n:].tolist() for ids, n in zip(torch.randint(0, 300, (3, 7)), (7, 4, 1), strict=True)]
     config = GenerationConfig(max_new_tokens=small_config.n_positions + 9)
@@ -246,7 +246,7 @@ def test_greedy_ids_are_those_of_all_logits(dtype: torch.dtype, small_config: GP
     [{"do_sample": True, "seed": 1}, {"repetition_penalty": 1.5}, {"num_beams": 2}, {"speculate": True}],
     ids=lambda options: next(iter(options)),
 )
-def test_other_ways_to_choose_are_as_without(options: dict[str, Any], small_model: GPT2) -> None:
+def test_other_decoding_methods_are_unchanged(options: dict[str, Any], small_model: GPT2) -> None:
     prompts, config = [[5, 6, 5, 6, 5, 6]], GenerationConfig(max_new_tokens=12, **options)
     with calls_of(GreedyHead.logits) as calls:
         ids = new_ids(small_model, prompts, config, FastLimits(greedy_head=AT_ONCE))
@@ -264,7 +264,7 @@ def test_log_probabilities_come_from_all_logits(small_model: GPT2) -> None:
     assert all(-20 < value < 0 for value in rows[0].logprobs)
 
 
-def test_only_ids_of_the_tokenizer_are_looked_at(small_model: GPT2) -> None:
+def test_only_ids_of_the_tokenizer_are_chosen(small_model: GPT2) -> None:
     config = GenerationConfig(max_new_tokens=8, stop_at_eot=False)
     with calls_of(GreedyHead.logits) as calls:
         [ids] = new_ids(small_model, [[1, 2, 3]], config, FastLimits(greedy_head=AT_ONCE), vocab_size=9)

@@ -1,4 +1,4 @@
-"""int8 by oneDNN for many rows: against products in float64, against the shipped model, and where it is used."""
+"""int8 by oneDNN for many rows: its error beside products in float64, the shipped model's loss, and when it is used."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from gpt_test.gpt2.fast.watching import calls_of
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no such operator"),
-    # Older processors add products of bytes up in 16 bits, which steps up to 127 do not fit into.
+    # Older processors add int8 products in 16 bits, which overflow with steps up to 127.
     pytest.mark.skipif(not getattr(torch.cpu, "_is_vnni_supported", lambda: False)(), reason="this processor has no VNNI"),
 ]
 
 
-# The operators are there without matrix units, too, only slower.
+# The operators also run without matrix units, slower.
 UNITS = FastLimits(matrix_units=True)
 
 
 @given(rows=st.integers(1, 40), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99))
 @settings(max_examples=40)
-def test_a_product_is_as_near_as_its_steps(rows: int, n_in: int, n_out: int, seed: int) -> None:
-    """Half a step for each input, times what it is multiplied by; rows of any size, of zeros too, do not disturb others."""
+def test_the_error_of_a_product_is_at_most_that_of_its_steps(rows: int, n_in: int, n_out: int, seed: int) -> None:
+    """The bound is half a step of each input times its weight. Rows of other scales, and rows of zeros, do not matter."""
     torch.manual_seed(seed)
     weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
     layer = Int8Linear(weight, torch.rand(n_out) + 0.1, torch.randn(n_out))
@@ -52,7 +52,7 @@ def test_a_product_is_as_near_as_its_steps(rows: int, n_in: int, n_out: int, see
         assert ((y - exact).abs() <= slack * bound + 1e-4).all()
 
 
-def test_what_is_written_into_a_layer_counts() -> None:
+def test_a_change_of_the_weights_is_detected() -> None:
     layer = Int8Linear(torch.randint(-127, 128, (8, 16), dtype=torch.int8), torch.ones(8) / 100, torch.zeros(8))
     x = torch.randn(30, 16)
     before = MatrixLinear(layer)
@@ -68,8 +68,8 @@ def test_the_activation_is_the_tanh_gelu() -> None:
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_blocks_are_those_of_the_plan(activation: str, is_padded: bool, small_config: GPT2Config) -> None:
-    """A prompt in parts and then steps of a batch, beside the kernel for single rows: both are as far from exact."""
+def test_blocks_are_similar_to_those_of_the_plan(activation: str, is_padded: bool, small_config: GPT2Config) -> None:
+    """A prompt in parts, then steps of a batch. The kernel for single rows has errors of the same size."""
     always = replace(UNITS, matrix_rows_at_once=37, matrix_prompt_rows=1, matrix_step_rows=1)
     config = replace(small_config, activation_function=activation)
     model = quantize_int8(random_model(config))
@@ -94,7 +94,7 @@ def test_blocks_are_those_of_the_plan(activation: str, is_padded: bool, small_co
         torch.testing.assert_close(short, ours, atol=1e-2, rtol=0)
     torch.testing.assert_close(last[0], matrix[0][:, -1:], atol=1e-2, rtol=0)
     assert torch.equal(last_cache[0][:, :, :, :9], matrix_cache[0][:, :, :, :9])
-    assert not torch.equal(matrix[1], rows[1])  # else nothing was compared
+    assert not torch.equal(matrix[1], rows[1])  # otherwise both would come from the same kernel
     logits, expected = plan.logits(rows[1][:, 0]), model.logits(rows[1][:, 0])
     torch.testing.assert_close(logits, expected, atol=0.02 * expected.abs().amax().item(), rtol=0)
 
@@ -118,7 +118,7 @@ def test_the_shipped_model_says_the_same_of_a_prompt() -> None:
 @pytest.mark.parametrize(
     ("n_rows", "is_prompt", "expected"), [(127, True, False), (128, True, True), (23, False, False), (24, False, True)]
 )
-def test_only_many_rows_go_this_way(n_rows: int, is_prompt: bool, expected: bool) -> None:
+def test_it_is_used_for_many_rows_only(n_rows: int, is_prompt: bool, expected: bool) -> None:
     assert MatrixRows(UNITS).pay(n_rows, is_prompt=is_prompt) is expected
     assert not MatrixRows(FastLimits(matrix_units=False)).pay(n_rows, is_prompt=is_prompt)
 
@@ -129,4 +129,4 @@ def test_the_decoder_uses_it(small_config: GPT2Config) -> None:
     with calls_of(MatrixBlocks.run) as calls:
         for _ in decode(Batch(model, fast=UNITS), rows):
             pass
-    assert [call.returned.shape[:2] for call in calls] == [(24, 1)] * 3  # of the prompt the last token alone
+    assert [call.returned.shape[:2] for call in calls] == [(24, 1)] * 3  # the last token of the prompt, then two steps

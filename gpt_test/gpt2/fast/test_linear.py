@@ -1,4 +1,4 @@
-"""bfloat16 on packed weights against the plain product, and what happens when weights change or the kernel is missing."""
+"""Packed bfloat16 weights give the plain product, also after weights change, and with a missing kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bfloat16_layer(n_in: int = 24, n_out: int = 40) -> Conv1D:
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257])
 @pytest.mark.parametrize("has_amx", [False, True])
-def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool) -> None:
+def test_the_product_is_that_of_the_layer(rows: int, has_amx: bool) -> None:
     layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
     exact = x.double() @ layer.weight.double() + layer.bias.double()
     y = product(x, fast_linear(layer, FastLimits(matrix_units=has_amx)))
@@ -37,9 +37,11 @@ def test_it_is_the_product_of_the_layer(rows: int, has_amx: bool) -> None:
 @pytest.mark.parametrize("n_in", [24, 30, 64, 192, 5120])
 @pytest.mark.parametrize("has_amx", [False, True])
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx: bool, n_threads: int) -> None:
-    """By matrix units those that are said to have them, by all other kernels one row at a time. Sums cancel out, so that
-    what is left is what the order of adding makes of them."""
+def test_each_row_has_the_bits_of_its_own_product(dtype: torch.dtype, n_in: int, has_amx: bool, n_threads: int) -> None:
+    """Matrix units multiply rows together if `has_same_rows` allows it; all other kernels multiply one row at a time.
+
+    The exact sums are 0, so the results contain only rounding errors, which depend on the order of additions.
+    """
     limits = FastLimits(matrix_units=has_amx and has_matrix_units())
     half, pairs = torch.randn(17, n_in // 2), torch.randperm(n_in // 2)
     x = torch.cat([half, half[:, pairs]], 1).to(dtype)
@@ -61,8 +63,8 @@ def test_rows_have_the_bits_of_each_alone(dtype: torch.dtype, n_in: int, has_amx
 
 
 @pytest.mark.parametrize("n_embd", [64, 36])
-def test_products_that_differ_by_rows_are_multiplied_one_by_one(n_embd: int) -> None:
-    """As of a width that is no multiple of 64: there rows may be added up otherwise beside others."""
+def test_if_bits_depend_on_other_rows_they_are_multiplied_one_by_one(n_embd: int) -> None:
+    """For example, with a width that is not a multiple of 64, sums may depend on the number of rows."""
     config = GPT2Config(vocab_size=50, n_positions=20, n_embd=n_embd, n_layer=2, n_head=2)
     model = random_model(config, dtype=torch.bfloat16)
     linear = fast_head(model.wte)
@@ -83,8 +85,8 @@ def test_products_that_differ_by_rows_are_multiplied_one_by_one(n_embd: int) -> 
     assert torch.equal(*states)
 
 
-def test_a_processor_that_cannot_pack_bfloat16_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those without AVX-512 do, where the operators are there, too, and raise."""
+def test_a_processor_that_cannot_pack_bfloat16_uses_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without AVX-512 have the operators too, but the operators raise."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     linear = fast_linear(bfloat16_layer())
     assert linear.kind == "float" and product(torch.ones(1, 24).bfloat16(), linear).shape == (1, 40)
@@ -101,7 +103,7 @@ def test_packed_weights_are_kept_until_they_change() -> None:
     layer.bias.data.zero_()
     assert fast_linear(layer).weight is not before
     torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
-    layer.weight.data[3, 5] += 1  # which torch does not count as a change
+    layer.weight.data[3, 5] += 1  # this does not change the tensor's version
     torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
     layer.bias = torch.nn.Parameter(layer.bias + 7)
     torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
@@ -110,7 +112,7 @@ def test_packed_weights_are_kept_until_they_change() -> None:
 @pytest.mark.parametrize("shape", [(7, 5), (6, 8), (1, 3), (9, 1), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_the_state_of_weights_tells_every_change(shape: tuple[int, int], dtype: torch.dtype, offset: int) -> None:
+def test_the_state_of_weights_shows_every_change(shape: tuple[int, int], dtype: torch.dtype, offset: int) -> None:
     values = torch.randn(shape[0] * shape[1] + offset).to(dtype)[offset:]
     rows = values.view(shape)
     for weight in (rows, rows.t()):
@@ -125,7 +127,7 @@ def test_the_state_of_weights_tells_every_change(shape: tuple[int, int], dtype: 
         assert state_with_contents(rows) != before
 
 
-def test_without_the_kernel_it_is_the_layer_itself(small_config: GPT2Config) -> None:
+def test_without_the_kernel_the_logits_are_those_of_the_model(small_config: GPT2Config) -> None:
     model = random_model(small_config).to(torch.bfloat16)
     ids, cache = torch.randint(0, 300, (2, 9)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
     plan = DecodePlan(model, limits=FastLimits(pack_bfloat16=False))
@@ -133,7 +135,7 @@ def test_without_the_kernel_it_is_the_layer_itself(small_config: GPT2Config) -> 
         assert torch.equal(plan.logits(plan.hidden_states(ids, attention_mask=None, kv_cache=cache)), model(ids))
 
 
-def test_logits_in_bfloat16_are_as_near_as_the_model_s(small_config: GPT2Config) -> None:
+def test_logits_in_bfloat16_are_about_as_exact_as_those_of_the_model(small_config: GPT2Config) -> None:
     model, exact = (random_model(small_config, dtype=dtype) for dtype in (torch.bfloat16, torch.float64))
     exact.load_state_dict(model.state_dict())
     ids, cache = torch.randint(0, 300, (2, 30)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
@@ -146,7 +148,7 @@ def test_logits_in_bfloat16_are_as_near_as_the_model_s(small_config: GPT2Config)
     assert errors[1] < 1.5 * errors[0]
 
 
-def test_a_model_that_changes_between_generations_is_seen(small_config: GPT2Config) -> None:
+def test_changes_of_a_model_between_generations_are_detected(small_config: GPT2Config) -> None:
     model = random_model(small_config).to(torch.bfloat16)
     prompt = torch.tensor([[1, 2, 3]])
     first = model.generate(prompt, max_new_tokens=9, stop_at_eot=False)

@@ -1,4 +1,4 @@
-"""The decode plan against the model: the same bits, and the model itself wherever the plan does not fit."""
+"""The decode plan has the bits of the model; where it does not fit, the model itself is called."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpt_test.gpt2.test_model import configs, ids_for
 @given(config=configs(), rows=st.integers(1, 3), data=st.data())
 @settings(max_examples=25)
 def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config, rows: int, data: st.DataObject) -> None:
-    """Over calls of any lengths, with padding anywhere or without."""
+    """For calls of any length, without padding or with padding anywhere."""
     model = random_model(config).to(dtype)
     ids = ids_for(config, rows, config.n_positions)
     is_padded = data.draw(st.booleans())
@@ -47,13 +47,13 @@ def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config,
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])
 @given(config=configs(), data=st.data())
 @settings(max_examples=25)
-def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: GPT2Config, data: st.DataObject) -> None:
-    """The same bits, with padding before them or without."""
+def test_in_few_bits_drafts_have_the_bits_of_single_steps(dtype: str, config: GPT2Config, data: st.DataObject) -> None:
+    """With and without padding before them."""
     if dtype == "int8":
         skip_unless_rows_are_rounded_alone()
     model = random_model(config)
     model = quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
-    if dtype == "int8":  # beside the bias of a row of one input, for example, its weight may vanish
+    if dtype == "int8":  # a weight may be negligible beside the bias, for example in a row of one input
         assume(all(layer.units_and_sums() is not None for layer in model.modules() if isinstance(layer, Int8Linear)))
     of_each = DecodePlan(model).for_drafts
     assert isinstance(of_each, PlanOfEach)
@@ -76,11 +76,11 @@ def test_in_few_bits_several_tokens_are_read_as_one_by_one(dtype: str, config: G
             caches.append(cache.layers)
         assert torch.equal(*states)
         assert all(map(torch.equal, *caches))
-        few = states[0][:17]  # as many as speculation reads at most
+        few = states[0][:17]  # the most rows of a step with drafts
         assert torch.equal(of_each.logits(few), torch.cat(list(map(plan.logits, few.split(1)))))
 
 
-def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
+def test_it_is_used_for_an_unchanged_model_only(small_config: GPT2Config) -> None:
     class Louder(Conv1D):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(x)
@@ -103,7 +103,7 @@ def test_it_is_used_for_the_plain_model_only(small_config: GPT2Config) -> None:
 
 
 def test_the_decoder_uses_it(small_model: GPT2) -> None:
-    """Without this, the fast path could fall out of use and every other test would still pass."""
+    """Without this test, the plan could be unused and all other tests would still pass."""
     decoder = Decoder(small_model, [Window([1, 2], 40), Window([3], 40)], 5)
     with calls_of(DecodePlan.hidden_states) as calls:
         for _ in range(5):

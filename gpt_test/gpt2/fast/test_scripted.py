@@ -1,6 +1,6 @@
-"""Scripted functions: TorchScript where it is to be had, Python where it is not, and no trace left either way.
+"""Scripted functions run in TorchScript if it is available, otherwise in Python, and change no global setting.
 
-And what a plan that is run so must leave to the model.
+The last tests check which models a plan must not run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def halves(x: Tensor, n_times: int, names: list[str]) -> Tensor:
     return x if names[0] == "positive" else -x
 
 
-def of_any_number(x: Tensor, *args: Any) -> Tensor:  # which TorchScript has not
+def of_any_number(x: Tensor, *args: Any) -> Tensor:  # TorchScript does not support *args
     return x
 
 
@@ -50,14 +50,14 @@ def of_any_number(x: Tensor, *args: Any) -> Tensor:  # which TorchScript has not
     ],
     ids=lambda function: function.function.__name__,
 )
-def test_torchscript_takes_what_decoding_calls(function: Scripted) -> None:
-    """Without this, all would go on in Python, slower, and every other test would still pass."""
+def test_torchscript_compiles_the_functions_of_decoding(function: Scripted) -> None:
+    """Without this test, Python could run all of them, slower, and all other tests would still pass."""
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.quantized, "linear_dynamic")):
-        pytest.skip("this torch lacks an operator that is named in the functions")
+        pytest.skip("this version of torch lacks an operator that the functions use")
     assert function.script() is not None
 
 
-def test_it_computes_what_the_function_says_in_any_thread() -> None:
+def test_it_computes_the_same_as_the_function_in_any_thread() -> None:
     function = Scripted(halves)
     names = function.list_of(["negative"])
     assert not isinstance(names, list)  # converted once
@@ -70,7 +70,7 @@ def test_it_computes_what_the_function_says_in_any_thread() -> None:
     assert len(results) == 4 and all(torch.equal(result, halves(torch.ones(2), 3, ["negative"])) for result in results)
 
 
-def test_a_function_that_torchscript_does_not_take_is_run_by_python() -> None:
+def test_python_runs_a_function_that_torchscript_cannot_compile() -> None:
     function = Scripted(of_any_number)
     assert function.script() is None
     assert function(torch.ones(1), 1, 2).item() == 1
@@ -78,7 +78,7 @@ def test_a_function_that_torchscript_does_not_take_is_run_by_python() -> None:
     assert function.list_of(values) is values
 
 
-def test_source_that_has_changed_since_it_was_imported_is_not_read(tmp_path: Path) -> None:
+def test_source_that_has_changed_since_its_import_is_not_compiled(tmp_path: Path) -> None:
     file = tmp_path / "changing.py"
     file.write_text("from torch import Tensor\n\ndef f(x: Tensor) -> Tensor:\n    return x + 1\n")
     spec = importlib.util.spec_from_file_location("changing", file)
@@ -94,8 +94,8 @@ def test_source_that_has_changed_since_it_was_imported_is_not_read(tmp_path: Pat
     assert gone(torch.ones(1)).item() == 2
 
 
-def test_generation_leaves_the_filters_of_warnings_alone(small_model: GPT2) -> None:
-    """Each change of them lets every warning of the process be shown again, and beside a thread that also does may stay."""
+def test_generation_does_not_change_the_warning_filters(small_model: GPT2) -> None:
+    """A change lets every warning of the process be shown again, and may remain if another thread changes them too."""
     ids = torch.tensor([[1, 2]])
     small_model.generate(ids, max_new_tokens=2)
     with calls_of(warnings.catch_warnings.__init__) as calls:
@@ -103,7 +103,7 @@ def test_generation_leaves_the_filters_of_warnings_alone(small_model: GPT2) -> N
     assert not calls
 
 
-def test_nothing_is_said_and_no_setting_stays() -> None:
+def test_no_warning_is_issued_and_no_setting_is_changed() -> None:
     before = torch._C._get_graph_executor_optimize()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -116,7 +116,7 @@ def test_nothing_is_said_and_no_setting_stays() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "plain int8"])
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
 def test_python_and_torchscript_give_the_same_bits(dtype: str, activation: str, small_config: GPT2Config) -> None:
-    """Over single tokens, several at once, a padded batch, and so many rows that the plan itself leaves them to Python."""
+    """For single tokens, several tokens, a padded batch, and more rows than the plan runs in TorchScript."""
     config = replace(small_config, activation_function=activation)
     model = random_model(config)
     engines = () if dtype == "plain int8" else ENGINES
@@ -145,52 +145,53 @@ def test_python_and_torchscript_give_the_same_bits(dtype: str, activation: str, 
         assert torch.equal(ours, theirs) and bool(torch.isfinite(ours).all())
 
 
-def assert_left_to_the_model(model: GPT2) -> None:
+def assert_no_plan(model: GPT2) -> None:
+    """The plan does not fit, and the model itself generates the same ids with and without a cache."""
     assert not DecodePlan.fits(model)
     ids = torch.tensor([[1, 2, 3]])
     cached = model.generate(ids, max_new_tokens=9, stop_at_eot=False)
     assert torch.equal(cached, model.generate(ids, max_new_tokens=9, stop_at_eot=False, use_cache=False))
 
 
-def test_layers_of_two_kinds_are_left_to_the_model(small_config: GPT2Config) -> None:
+def test_layers_of_two_kinds_have_no_plan(small_config: GPT2Config) -> None:
     model, quantized = random_model(small_config), quantize.quantize_int8(random_model(small_config))
     model.h[1].mlp.c_fc = quantized.h[1].mlp.c_fc
     assert DecodePlan.fits(quantized)
-    assert_left_to_the_model(model)
+    assert_no_plan(model)
 
 
-def test_another_activation_than_the_config_names_is_left_to_the_model(small_config: GPT2Config) -> None:
+def test_an_unknown_activation_has_no_plan(small_config: GPT2Config) -> None:
     model = random_model(small_config)
     model.h[1].mlp.activation = torch.sin
-    assert_left_to_the_model(model)
+    assert_no_plan(model)
 
 
-def test_a_block_of_one_s_own_is_left_to_the_model(small_config: GPT2Config) -> None:
+def test_a_custom_block_has_no_plan(small_config: GPT2Config) -> None:
     class Skip(nn.Module):
         def forward(self, x: Tensor, mask: Tensor | None, kv_cache: Any) -> Tensor:
             return x
 
     model = random_model(small_config)
     model.h[1] = Skip().eval()
-    assert_left_to_the_model(model)
+    assert_no_plan(model)
 
 
-def test_weights_with_arithmetic_of_their_own_are_left_to_the_model(small_config: GPT2Config) -> None:
+def test_a_subclass_of_parameter_has_no_plan(small_config: GPT2Config) -> None:
     class Own(nn.Parameter):
         pass
 
     model = random_model(small_config)
     model.h[0].mlp.c_fc.weight = Own(model.h[0].mlp.c_fc.weight.detach())
-    assert_left_to_the_model(model)
+    assert_no_plan(model)
 
 
-def test_a_model_of_another_depth_than_its_config_is_not_cut(small_config: GPT2Config) -> None:
+def test_a_model_with_more_layers_than_its_config_has_no_plan(small_config: GPT2Config) -> None:
     model = random_model(small_config)
     model.h.append(copy.deepcopy(model.h[0]))
     assert not DecodePlan.fits(model)
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_copies_of_a_model_are_planned_too(activation: str, small_config: GPT2Config) -> None:
+def test_copies_of_a_model_have_a_plan_too(activation: str, small_config: GPT2Config) -> None:
     model = random_model(replace(small_config, activation_function=activation))
     assert DecodePlan.fits(model) and DecodePlan.fits(copy.deepcopy(model))

@@ -1,4 +1,4 @@
-"""Which calls of a function happen, without replacing it: for tests that a fast path is taken at all."""
+"""`calls_of`: records the calls of a function without replacing it, for tests that a fast path is used at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Call:
 
 @contextlib.contextmanager
 def calls_of(function: Callable[..., Any]) -> Iterator[list[Call]]:
-    """The calls of a Python function in this thread, in order, until the block ends."""
+    """Yield a list of the calls of a Python function in this thread, in order, which grows until the block ends."""
     calls: list[Call] = []
     open_calls: dict[FrameType, Call] = {}
 

@@ -119,7 +119,8 @@ def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, 
     for t, query in enumerate(q.split(1, 2)):
         S = past + t + 1
         seen = None if mask is None else mask.narrow(2, t, 1).narrow(3, 0, S)
-        if query.storage_offset() * query.element_size() % 64:  # MKL rounds by where a row begins: as in a step of its own
+        # MKL's rounding depends on the alignment of a row, so give the query the alignment that it has in a single step.
+        if query.storage_offset() * query.element_size() % 64:
             query = torch.empty_strided(query.size(), query.stride(), dtype=query.dtype, device=query.device).copy_(query)
         ys.append(F.scaled_dot_product_attention(query, k.narrow(2, 0, S), v.narrow(2, 0, S), attn_mask=seen, scale=scale))
     return torch.cat(ys, 2)

@@ -106,7 +106,7 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError("a plot needs matplotlib: pip install 'gpt2-from-scratch[benchmark]'") from None
+        raise InputError("a plot needs matplotlib: pip install '.[benchmark]'") from None
 
 
 def plot(results: Results, path: Path) -> None:

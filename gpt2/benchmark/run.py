@@ -79,7 +79,7 @@ def able_peers(
         missing = [package for package in (peer, *_NEEDED_TOO.get(peer, ())) if installed_version(package) is None]
         results.peers[peer] = f"{' and '.join(missing)} not installed" if missing else installed_version(peer) or ""
         if missing:
-            error = LeftOutError(f"{results.peers[peer]} (pip install 'gpt2-from-scratch[benchmark]')")
+            error = LeftOutError(f"{results.peers[peer]} (pip install '.[benchmark]')")
             results.leave_out("", peer, "", error)
         elif peer in _ON_A_CPU and settings.device != "cpu":
             results.leave_out("", peer, "", LeftOutError("is measured on a CPU only"))

@@ -17,7 +17,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 except ImportError as error:
-    _MISSING = f"lm_eval is not installed ({error}): pip install 'gpt2-from-scratch[eval]'"
+    _MISSING = f"lm_eval is not installed ({error}): pip install '.[eval]'"
     raise SystemExit(f"error: {_MISSING}") if __name__ == "__main__" else ImportError(_MISSING) from None
 
 import torch

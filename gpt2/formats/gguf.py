@@ -57,7 +57,7 @@ def write_gguf(model: GPT2, tokenizer: GPT2Tokenizer, path: str | os.PathLike[st
     try:
         import gguf
     except ImportError:
-        raise InputError("writing GGUF needs gguf: pip install 'gpt2-from-scratch[benchmark]'") from None
+        raise InputError("writing GGUF needs gguf: pip install '.[benchmark]'") from None
     writer = gguf.GGUFWriter(Path(path), "gpt2")
     _add_sizes(writer, model.config)
     _add_vocabulary(writer, model.config, tokenizer)

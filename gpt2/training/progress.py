@@ -92,7 +92,7 @@ def plot_losses(folder: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        message = "no loss.png, because matplotlib is not installed: pip install 'gpt2-from-scratch[train]'"
+        message = "no loss.png, because matplotlib is not installed: pip install '.[train]'"
         warnings.warn(message, GPT2Warning, 2)
         return
     lines = read_metrics(folder)
@@ -112,7 +112,7 @@ def _tensorboard_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        message = "no TensorBoard log, because tensorboard is not installed: pip install 'gpt2-from-scratch[train]'"
+        message = "no TensorBoard log, because tensorboard is not installed: pip install '.[train]'"
         warnings.warn(message, GPT2Warning, 2)
         return None
     return SummaryWriter(str(folder / "tensorboard"))

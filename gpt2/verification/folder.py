@@ -122,7 +122,7 @@ def _vocabulary(folder: Path, tensors: dict[str, StoredTensor]) -> tuple[Status,
 def _transformers(folder: Path) -> tuple[Status, str]:
     """Whether transformers finds every parameter in the folder. The checks of the whole model compare its logits."""
     if not importlib.util.find_spec("transformers"):
-        return Status.SKIPPED, "transformers is not installed (pip install 'gpt2-from-scratch[verify]')"
+        return Status.SKIPPED, "transformers is not installed (pip install '.[verify]')"
     from transformers import GPT2LMHeadModel
     from transformers.utils import logging
 

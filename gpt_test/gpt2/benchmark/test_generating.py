@@ -106,7 +106,7 @@ def test_without_transformers_one_line_names_the_extra() -> None:
     results = Results()
     able = able_peers(Settings(), results, lambda name: None if name == "transformers" else "1")
     assert able == ("llama-cpp-python", "tiktoken", "tokenizers")
-    reason = "transformers not installed (pip install 'gpt2-from-scratch[benchmark]')"
+    reason = "transformers not installed (pip install '.[benchmark]')"
     assert [(item.engine, item.reason) for item in results.left_out] == [("transformers", reason), ("ctranslate2", reason)]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,3 +113,15 @@ def test_the_library_names_no_options_in_its_messages() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"):
                 assert not re.search(r"--[a-z]", ast.unparse(node)), f"{path}:{node.lineno}"
+
+
+def test_extras_are_named_as_a_checkout_installs_them() -> None:
+    """The package is on no index, so pip finds its extras by the path of the checkout, not by the package's name."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = set()
+    for package in ("gpt2", "gpt_config", "gpt_encoder", "gpt_test"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            text = path.read_text(encoding="utf-8").replace("\\", "")  # a pattern in a test escapes the brackets
+            named |= {(path.name, extra) for extra in re.findall(r"pip install '([\w.-]*\[[\w,]+\])'", text)}
+    assert len(named) > 10
+    assert {extra for _, extra in named} <= {f".[{name}]" for name in extras}, named

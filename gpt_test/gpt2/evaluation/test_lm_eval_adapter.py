@@ -1,6 +1,6 @@
 """lm-evaluation-harness computes the same metrics with this package as with its own `hf` model, offline.
 
-Slow, because importing lm_eval takes half a minute. Needs `pip install 'gpt2-from-scratch[eval]' accelerate`.
+Slow, because importing lm_eval takes half a minute. Needs `pip install '.[eval]' accelerate`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ metric_list: [{metric: exact_match}]
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> Path:
-    pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'gpt2-from-scratch[eval]')")
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install '.[eval]')")
     pytest.importorskip("accelerate", reason="accelerate is not installed, which lm_eval's own hf model needs")
     for name in ("HF_DATASETS_CACHE", "HF_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))

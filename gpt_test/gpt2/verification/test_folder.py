@@ -101,7 +101,7 @@ def test_without_transformers_one_line_names_the_extra(folder: Path, monkeypatch
     assert {"block, backward", "greedy ids"} <= {found.part for found in outcomes}
     [line] = [found for found in outcomes if found.note]
     assert line.part == "transformers: reads the folder" and line.status == Status.SKIPPED
-    assert line.note == "transformers is not installed (pip install 'gpt2-from-scratch[verify]')"
+    assert line.note == "transformers is not installed (pip install '.[verify]')"
     (folder / "model.safetensors").unlink()
     assert outcome(folder, "transformers: reads the folder") == line
 

@@ -1,4 +1,4 @@
-"""Continue a prompt: `python generate.py "Once upon a time" --temperature 0.7 --do_sample`. The same as `gpt2 generate`."""
+"""Continue a prompt: `python generate.py "Once upon a time" --temperature 0.7 --do_sample`. It runs `gpt2 generate`."""
 
 from gpt2.cli import main
 

@@ -1,4 +1,4 @@
-"""`python -m gpt2` is the `gpt2` command."""
+"""`python -m gpt2` runs the `gpt2` command."""
 
 from gpt2.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: one file a command, which parses, calls and prints. No module here imports torch when it is imported."""
+"""The command line: a file per command, which parses, calls and prints. Importing a module of it does not import torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 
 def main(args: Sequence[str] | None = None, prog_name: str = "gpt2", command: str | None = None) -> None:
-    """Run `gpt2 ...` and exit: the console script, `python -m gpt2` and `generate.py` all come here.
+    """Run `gpt2 ...` and exit. The console script, `python -m gpt2` and `generate.py` call this.
 
-    With `command` it is that command alone, as if it were a program of its own.
+    With `command` only that command is run, as a program of its own.
     """
-    # Ctrl-C ends the process as it ends any other: at once and without a traceback, while torch is being imported too,
-    # where Python's own handler raises into C code that may lose the exception.
+    # Ctrl-C ends the process at once and without a traceback. Python's own handler would raise KeyboardInterrupt, which
+    # torch's C code may lose while torch is being imported.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # As it ends, Python would look through all objects for garbage: with torch's among them for a third of a second.
+    # At exit Python searches all objects for garbage, which takes 0.3 s with those of torch. Frozen objects are skipped.
     atexit.register(gc.freeze)
     from gpt2.cli.group import load_command, run
     from gpt_config.cores import limit_spinning

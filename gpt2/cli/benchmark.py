@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ import click
 from gpt2.benchmark.settings import DEFAULT_SECTIONS, DTYPES, PEERS, SECTIONS, Settings
 from gpt2.benchmark.texts import texts_of
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command, pass_options, wrong_options
+from gpt2.cli.json_lines import json_line, json_option
+from gpt2.cli.options import Choice, Command, option, pass_options, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.cores import process_limit
 from gpt_config.model_config import PRESETS
@@ -24,17 +25,22 @@ if TYPE_CHECKING:
 _DEFAULTS = Settings()
 
 
-def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: str) -> Callable[..., Any]:
+def _listed(name: str, help_text: str, default: tuple[Any, ...], *more_names: str, group: str) -> Callable[..., Any]:
     """An option that takes a list with commas, and may be given several times."""
-    shown = ",".join(map(str, default))
-    return click.option(
-        f"--{name}", name, *more_names, multiple=True, metavar="LIST", help=f"{help_text}  [default: {shown}]"
-    )
+    text = f"{help_text}  [default: {','.join(map(str, default))}]"
+    return option(f"--{name}", name, *more_names, multiple=True, metavar="LIST", group=group, help=text)
+
+
+# Options under the headings of --help.
+_what, _model = partial(option, group="What to measure"), partial(option, group="Model and text")
+_lists = partial(_listed, group="What to measure")
+_sizes, _size_lists = partial(option, group="Sizes"), partial(_listed, group="Sizes")
+_speed, _output = partial(option, group="Speed"), partial(option, group="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """The options of `gpt2 benchmark`. Lists are as they were given: texts with commas."""
+    """The options of `gpt2 benchmark`. Lists are as the user wrote them: texts with commas."""
 
     from_pretrained: str | None
     preset: str | None
@@ -58,47 +64,58 @@ class BenchmarkOptions:
     contexts: tuple[str, ...]
     text: str | None
     plot_file: str | None
+    as_json: bool
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
-@click.option("--from_pretrained", metavar="NAME", help="Measure with this model instead of random weights.")
-@click.option("--preset", metavar="NAME", help="The shape of random weights: gpt2, gpt2-xl, 355M ...  [default: gpt2]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
-@_listed("sections", f"What to measure: {', '.join(SECTIONS)}.", DEFAULT_SECTIONS, "--section")
-@_listed("peers", 'With whom; "none" is this package alone.', PEERS, "--peer")
-@_listed("dtypes", "Precisions of the weights.", tuple(DTYPES), "--dtype")
-@click.option("--threads", type=int, help="Of every engine.  [default: the cores there are]")
-@click.option("--device", default=_DEFAULTS.device, show_default=True, help="Where models compute: cpu, cuda, cuda:1.")
-@click.option(
-    "--beside", type=int, default=_DEFAULTS.beside, show_default=True, help="Processes that keep a core busy meanwhile."
+@_model("--from_pretrained", metavar="NAME", help="Measure with this model.  [default: random weights]")
+@_model(
+    "--preset",
+    type=Choice(PRESETS),
+    metavar="NAME",
+    help="Size of the random weights: gpt2, gpt2-xl, 355M ...  [default: gpt2]",
 )
-@click.option("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Timed turns of each.")
-@click.option("--prompt_tokens", type=int, default=_DEFAULTS.prompt_tokens, show_default=True, help="Of decode and batch.")
-@click.option("--new_tokens", type=int, default=_DEFAULTS.new_tokens, show_default=True, help="Of decode and batch.")
-@_listed("prefill_tokens", "Lengths of prompts.", _DEFAULTS.prefill_tokens)
-@_listed("batch_sizes", "Rows of a batch.", _DEFAULTS.batch_sizes)
-@click.option("--train_rows", type=int, default=_DEFAULTS.train_rows, show_default=True, help="Rows of a training step.")
-@click.option("--train_context", type=int, default=_DEFAULTS.train_context, show_default=True, help="Tokens of such a row.")
-@click.option("--dropout", type=float, default=_DEFAULTS.dropout, show_default=True, help="In training.")
-@click.option("--compile", is_flag=True, help="Training by torch.compile, ours and transformers'.")
-@_listed("sizes", "Of scaling: presets, or names of models.", _DEFAULTS.sizes)
-@_listed("contexts", "Of scaling: tokens.", _DEFAULTS.contexts)
-@click.option("--text", metavar="FILE", help="For the tokenizers and prompts.  [default: Python's standard library]")
-@click.option("--plot", "plot_file", metavar="FILE", help="Draw it: a .png, .svg or .pdf.")
+@_model("--seed", type=int, default=0, show_default=True, help="Seed of the random weights.")
+@_lists("sections", f"Sections to measure: {', '.join(SECTIONS)}.", DEFAULT_SECTIONS, "--section")
+@_lists("peers", 'Packages to compare with; "none" measures this package alone.', PEERS, "--peer")
+@_lists("dtypes", "Precisions of the weights.", tuple(DTYPES), "--dtype")
+@_speed("--threads", type=int, help="Threads of each engine.  [default: one per core]")
+@_speed("--device", default=_DEFAULTS.device, show_default=True, help="Device of the models: cpu, cuda, cuda:1.")
+@_what("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Timed turns of each engine.")
+@_sizes(
+    "--prompt_tokens",
+    type=int,
+    default=_DEFAULTS.prompt_tokens,
+    show_default=True,
+    help="decode, batch: tokens of a prompt.",
+)
+@_sizes("--new_tokens", type=int, default=_DEFAULTS.new_tokens, show_default=True, help="decode, batch: tokens to generate.")
+@_size_lists("prefill_tokens", "prefill: tokens of a prompt.", _DEFAULTS.prefill_tokens)
+@_size_lists("batch_sizes", "batch: rows.", _DEFAULTS.batch_sizes)
+@_sizes("--train_rows", type=int, default=_DEFAULTS.train_rows, show_default=True, help="training: rows of a step.")
+@_sizes("--train_context", type=int, default=_DEFAULTS.train_context, show_default=True, help="training: tokens of a row.")
+@_sizes(
+    "--dropout", type=float, default=_DEFAULTS.dropout, show_default=True, help="training: share of activations dropped."
+)
+@_speed("--compile", is_flag=True, help="training: run this package and transformers with torch.compile.")
+@_size_lists("sizes", "scaling: presets or names of models.", _DEFAULTS.sizes)
+@_size_lists("contexts", "scaling: tokens in the cache.", _DEFAULTS.contexts)
+@_model("--text", metavar="FILE", help="Text of the tokenizers and prompts.  [default: Python's standard library]")
+@_output("--plot", "plot_file", metavar="FILE", help="Draw the results into a .png, .svg or .pdf file.")
+@json_option("one with model, environment, settings, peers, memory, rows and left_out. Without --json it follows the table")
 @pass_options(BenchmarkOptions)
 def benchmark(ctx: click.Context, options: BenchmarkOptions) -> None:
-    """Measure this package beside those of its peers that are installed, on the same weights, prompts and threads.
+    """Measure speed beside the peers that are installed.
 
-    All take turns, and must give the same tokens before they are timed. The table goes to standard output, and after it
-    one line of JSON. On a GPU, --device cuda, only transformers takes part. The section "scaling" takes minutes and
-    gigabytes, and must be asked for: gpt2 benchmark --sections scaling --peers none --dtypes float32
+    All engines have the same weights, prompts and threads, take turns, and must return the same tokens before they are
+    timed. stdout has a table, then one line of JSON. On a GPU (--device cuda) transformers is the only peer. The section
+    "scaling" takes minutes and gigabytes and is not among the defaults: gpt2 benchmark --sections scaling --peers none
+    --dtypes float32
     """
     settings = _settings(options)
     if options.from_pretrained is not None and options.preset is not None:
-        raise click.UsageError("--preset is for random weights: leave it or --from_pretrained out")
+        raise click.UsageError("--preset is for random weights: leave out --preset or --from_pretrained")
     preset = options.preset or "gpt2"
-    if preset not in PRESETS:
-        raise click.UsageError(f"--preset {preset!r} is unknown: there are {', '.join(PRESETS)}")
     if options.from_pretrained is not None:
         locate_model(options.from_pretrained)  # before torch is imported
     texts = texts_of(options.text)
@@ -110,14 +127,14 @@ def benchmark(ctx: click.Context, options: BenchmarkOptions) -> None:
         check_plot(picture)
 
     def show(results: Results, *, err: bool = False) -> None:
-        for line in table(results):
+        for line in [] if options.as_json else table(results):
             click.echo(line, err=err)
-        click.echo(json.dumps(results.to_dict()), err=err)
+        click.echo(json_line({"model": results.settings["model"], **results.to_dict()}), err=err)
 
     def show_unfinished(results: Results) -> None:
         try:
             show(results)
-        except OSError:  # whoever read it was ended by the same Ctrl-C, as in `gpt2 benchmark | tee log`
+        except OSError:  # the same Ctrl-C ended the reader of stdout, as in `gpt2 benchmark | tee log`
             show(results, err=True)
         if picture is not None:
             plot(results, picture)
@@ -127,7 +144,7 @@ def benchmark(ctx: click.Context, options: BenchmarkOptions) -> None:
         parts=ctx.obj,
     )  # fmt: skip
     show(results)
-    if picture is not None:  # last: if it cannot be written, an hour's figures are not lost
+    if picture is not None:  # last, because the figures are printed even if the picture cannot be written
         plot(results, picture)
 
 
@@ -157,7 +174,7 @@ def _settings(options: BenchmarkOptions) -> Settings:
 
 
 def _chosen(given: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in lists with commas, each once; the default if the option was not given."""
+    """The names in lists with commas, without duplicates; `default` if the option was not given."""
     if not given:
         return default
     return tuple(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,9 @@ import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
+from gpt2.cli.json_lines import json_line, json_option
+from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, load_model_option
+from gpt2.cli.options import Choice, Command, option, pass_options, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,37 +49,41 @@ class EvaluateOptions:
     as_json: bool
 
 
+# Options under the headings of --help.
+_what, _speed = partial(option, group="What to measure"), partial(option, group="Speed")
+_text, _tasks = partial(option, group="Perplexity"), partial(option, group="Other tasks")
+
+
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
-@click.option(
+@_what("--from_pretrained", metavar="NAME", help=MODEL_HELP)
+@_what(
     "--task",
-    type=click.Choice([_PERPLEXITY, "lambada", "hellaswag", "multiple_choice"]),
+    type=Choice([_PERPLEXITY, "lambada", "hellaswag", "multiple_choice"]),
     default=_PERPLEXITY,
     show_default=True,
-    help="What to measure.",
+    help="What to measure: see above.",
 )
-@click.option("--context", type=int, help="Tokens in each window.  [default: all the model has positions for]")
-@click.option("--stride", type=int, help="How far windows move on; less is slower, and kinder.  [default: a whole window]")
-@click.option("--batch_size", type=int, default=8, show_default=True, help="Windows or items to run at once.")
-@click.option("--detokenize", type=click.Choice(["wikitext", "ptb"]), help="Undo this corpus's blanks; count its words.")
-@click.option("--text_field", default="text", show_default=True, help="The field of a JSONL line that holds the text.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first items of a task.")
-@click.option("--per_item", metavar="PATH", help="Write a JSON line an item; an interrupted run goes on from there.")
-@click.option("--delimiter", default=" ", help="multiple_choice: what joins context and choice.  [default: a blank]")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@threads_option
+@_text("--context", type=int, help="Tokens of a window.  [default: all positions of the model]")
+@_text("--stride", type=int, help="Tokens from window to window: fewer is slower, with more context.  [default: --context]")
+@_text("--detokenize", type=Choice(["wikitext", "ptb"]), help="Undo this corpus's spacing, but count its words.")
+@_text("--text_field", default="text", show_default=True, help="Field of a JSONL line that has the text.")
+@_tasks("--limit", type=click.IntRange(1), help="Use the first N items only.  [default: all]")
+@_tasks("--per_item", metavar="PATH", help="Write a JSON line per item; the same call resumes an interrupted run from it.")
+@_tasks("--delimiter", default=" ", help="multiple_choice: text between context and choice.  [default: a space]")
+@_speed("--batch_size", type=int, default=8, show_default=True, help="Windows or items to run at once.")
+@_speed("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@_speed("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
+@json_option("one with model, task and the figures; a figure of a task is an object of value, standard_error, interval_95")
 @pass_options(EvaluateOptions)
 def evaluate(ctx: click.Context, options: EvaluateOptions) -> None:
-    """Measure how well a model predicts the text in FILEs, or how it does at a task.
+    """Measure perplexity on texts, or accuracy on a task.
 
     \b
-    perplexity       loss, perplexity, bits per byte, accuracy. A FILE is text, JSONL, a folder
-                     of them, or a token file (.bin) of a training run; documents are scored one
-                     behind the other, with an end of text before each
-    lambada          JSONL {"text"}: the last word, predicted from all that stands before it
+    perplexity       loss, perplexity, bits per byte, accuracy of texts. A FILE is text, JSONL,
+                     a folder of them, or a token file (.bin) of a training run. Documents are
+                     scored one after the other, each with an end of text before it.
+    lambada          JSONL {"text"}: the last word, predicted from all words before it
     hellaswag        JSONL of Rowan Zellers' format, or with ctx in place of ctx_a and ctx_b
     multiple_choice  JSONL of context, choices and answer (also: query, gold, label), or of
                      context_options, continuation and gold
@@ -96,7 +100,7 @@ def _check_options(ctx: click.Context, task: str, files: tuple[str, ...]) -> Non
     only_others += () if task == "multiple_choice" else ("delimiter",)
     for name in only_others:
         if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} has no meaning for the task {task}: leave it out, or name another --task")
+            raise click.UsageError(f"--{name} has no meaning for the task {task}: leave it out, or choose another --task")
     if task != _PERPLEXITY and len(files) > 1:
         raise click.UsageError(f"the task {task} takes one file, not {len(files)}")
 
@@ -125,22 +129,22 @@ def _evaluate_text(options: EvaluateOptions) -> None:
 
 
 def _token_file(files: tuple[str, ...], vocab_size: int, counts: dict[str, int]) -> Iterator[int] | None:
-    """The ids of a file that a training run made, or None if the files are texts."""
+    """The ids of a training run's token file, or None if the files are texts. Sets counts["bytes"]."""
     if not any(file.endswith(".bin") for file in files):
         return None
     if len(files) > 1:
-        raise click.UsageError("name one token file (.bin), or texts")
+        raise click.UsageError("a token file (.bin) must be the only FILE: name it alone, or texts")
     from gpt2.training.token_file import TokenFile
 
     file = TokenFile.open(files[0])
     if file.vocab_size > vocab_size:
-        raise DataError(f"{files[0]} has {file.vocab_size} token ids and the model {vocab_size}: name its own model")
+        raise DataError(f"{files[0]} has {file.vocab_size} token ids and the model {vocab_size}: name the model of that run")
     counts["bytes"] = file.n_bytes
     return (token for start in range(0, len(file), 1 << 16) for token in file.tokens[start : start + (1 << 16)].tolist())
 
 
 def _text_ids(tokenizer: Tokenizer, options: EvaluateOptions, counts: dict[str, int]) -> Iterator[int]:
-    """The ids of all documents, an end of text before each; what is counted on the way is complete when they are."""
+    """The ids of all documents, with an end of text before each. `counts` is complete after the last id."""
     from gpt2.evaluation.detokenize import DETOKENIZERS, count_words
     from gpt2.training.corpus import Corpus
 
@@ -166,6 +170,7 @@ def _print_evaluation(result: Evaluation, counts: dict[str, int], name: str, cor
     result = replace(result, n_bytes=counts.get("bytes"), n_words=counts.get("words"))
     values: dict[str, Any] = {
         "model": name,
+        "task": _PERPLEXITY,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
@@ -176,7 +181,7 @@ def _print_evaluation(result: Evaluation, counts: dict[str, int], name: str, cor
         "words": result.n_words,
     }
     if as_json:
-        click.echo(json.dumps({**values, "paper": rows_beside(corpus)} if corpus else values))
+        click.echo(json_line({**values, "paper": rows_beside(corpus)} if corpus else values))
         return
     for label, value in values.items():
         if value is not None:
@@ -224,13 +229,13 @@ def _print_task(name: str, task: str, n_items: int, measured: list[Figure], as_j
     if as_json:
         values = {
             figure.name: {
-                "value": _finite(figure.value),
-                "standard_error": _finite(figure.standard_error),
-                "interval_95": [_finite(figure.low), _finite(figure.high)],
+                "value": figure.value,
+                "standard_error": figure.standard_error,
+                "interval_95": [figure.low, figure.high],
             }
             for figure in measured
         }
-        click.echo(json.dumps({"model": name, "task": task, "items": n_items, **values, "paper": rows_beside(task)}))
+        click.echo(json_line({"model": name, "task": task, "items": n_items, **values, "paper": rows_beside(task)}))
         return
     click.echo(f"{'model':16}{name}\n{'task':16}{task}\n{'items':16}{n_items}\n")
     click.echo(f"{'':16}{'value':>14}{'std. error':>14}   95% interval")
@@ -243,8 +248,3 @@ def _print_task(name: str, task: str, n_items: int, measured: list[Figure], as_j
         click.echo(row)
     if beside := table_beside(task):
         click.echo(f"\n{beside}")
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity."""
-    return value if value is not None and math.isfinite(value) else None

@@ -1,12 +1,12 @@
-"""`gpt2 generate`: parse the options, call `gpt2.generation`, print. The root's generate.py is this command too."""
+"""`gpt2 generate`: parse the options, call `gpt2.generation`, print. generate.py at the root runs this command too."""
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +15,9 @@ import click
 from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
-from gpt2.cli.model_option import DTYPE_HELP, default_model, load_model_option
-from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
+from gpt2.cli.json_lines import json_line, json_option
+from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, default_model, load_model_option
+from gpt2.cli.options import Command, option, pass_options, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -63,64 +64,69 @@ class GenerateOptions:
 
 
 class _Loaded(NamedTuple):
-    """What generates: the model under the name it was asked for, and the draft model if there is one."""
+    """The model with its tokenizer and the name that it was loaded by, and the draft model if one was given."""
 
     model: GPT2
     tokenizer: Tokenizer
     name: str
     draft_model: GPT2 | None
-    steps: StepCounts  # is told of each step of generation
+    steps: StepCounts  # counts the steps of generation
 
 
-@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
+_EXAMPLES = """\b
+Examples:
+  gpt2 generate "Once upon a time" --do_sample --temperature 0.7 --seed 1
+  gpt2 generate --file prompts.txt --max_tokens 20 --stop "." --json
+  echo "The answer is" | gpt2 generate - --no_echo --speculate
+"""
+# Options under the headings of --help.
+_prompt, _sampling = partial(option, group="Prompt and model"), partial(option, group="Sampling and length")
+_speed, _output = partial(option, group="Speed"), partial(option, group="Output")
+
+
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @click.argument("prompt", required=False)
-@click.option("--file", "prompt_file", metavar="FILE", help="Read prompts from FILE, one a line.")
-@click.option(
-    "--instruction", metavar="TEXT", help="Ask a model that gpt2 finetune has taught to respond, instead of a PROMPT."
+@_prompt("--file", "prompt_file", metavar="FILE", help="Continue each line of FILE instead of PROMPT.")
+@_prompt("--instruction", metavar="TEXT", help="Ask a model that gpt2 finetune taught to respond, instead of PROMPT.")
+@_prompt("--input", "instruction_input", metavar="TEXT", help="The text that --instruction is about.")
+@_prompt("--from_pretrained", metavar="NAME", help=MODEL_HELP)
+@_prompt("--model_name", metavar="NAME", help=TOKENIZER_HELP)
+@_sampling("--max_tokens", type=int, default=100, show_default=True, help="Generate at most this many tokens.")
+@_sampling("--do_sample", is_flag=True, help="Draw tokens at random. Without it: the most probable token (greedy).")
+@_sampling(
+    "--temperature", type=float, default=1.0, show_default=True, help="Below 1 is safer, above 1 more varied; 0 is greedy."
 )
-@click.option("--input", "instruction_input", metavar="TEXT", help="With --instruction: what it is about.")
-@click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
-@click.option("--model_name", metavar="NAME", help="Use the tokenizer of this folder or model.  [default: the model's own]")
-@click.option("--max_tokens", type=int, default=100, show_default=True, help="How many tokens to generate at most.")
-@click.option("--do_sample", is_flag=True, help="Draw tokens at random instead of taking the most probable one.")
-@click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="Below 1 is safer, above 1 wilder, 0 greedy."
+@_sampling("--top_k", type=int, help="Draw among the k most probable tokens.  [default: all]")
+@_sampling("--top_p", type=float, help="Draw among the fewest tokens whose probabilities reach p.  [default: all]")
+@_sampling("--min_p", type=float, help="Draw among tokens at least p times as probable as the best.  [default: all]")
+@_sampling(
+    "--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1 makes tokens of the text less likely."
 )
-@click.option("--top_k", type=int, help="Draw among the k most probable tokens.")
-@click.option("--top_p", type=float, help="Draw among the fewest tokens whose probabilities reach p.")
-@click.option("--min_p", type=float, help="Draw among tokens at least p times as probable as the best.")
-@click.option(
-    "--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids what was said before."
-)
-@click.option(
+@_sampling(
     "--num_beams", type=int, default=1, show_default=True, help="Search for the most probable text with this many beams."
 )
-@click.option("--num_samples", type=int, default=1, show_default=True, help="Continuations of each prompt.")
-@click.option("--seed", type=int, help="Makes samples repeatable: one seed, one text.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
-@click.option("--speculate", is_flag=True, help="Guess tokens ahead: the same text, sooner where it repeats itself.")
-@click.option("--draft_model", metavar="NAME", help="Let this smaller model of the same vocabulary guess; the same text.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
-@click.option(
-    "--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts of a FILE to run at once."
-)
-@click.option("--stream/--no_stream", default=True, show_default=True, help="Print text as it is made, or when it is done.")
-@click.option("--echo/--no_echo", default=True, show_default=True, help="Print the prompt before its continuation.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object a continuation, with ids and log-probabilities."
-)
-@click.option("--verbose", is_flag=True, help="Say what is computed with and in which steps, on standard error.")
-@threads_option
+@_sampling("--num_samples", type=int, default=1, show_default=True, help="Continuations of each prompt.")
+@_sampling("--seed", type=int, help="The same seed gives the same samples.  [default: a random one]")
+@_sampling("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given several times.")
+@_speed("--speculate", is_flag=True, help="Draft tokens and verify several at once: the same text, faster if it repeats.")
+@_speed("--draft_model", metavar="NAME", help="Draft with this smaller model of the same vocabulary: the same text.")
+@_speed("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@_speed("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
+@_speed("--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts of --file to run at once.")
+@_output("--stream/--no_stream", default=True, show_default=True, help="Print text as it is generated, or at the end.")
+@_output("--echo/--no_echo", default=True, show_default=True, help="Print the prompt before its continuation.")
+@json_option("one per continuation, with prompt, completion, ids, logprobs, finish_reason, sample, seed, model, timings")
+@_output("--verbose", is_flag=True, help="Report dtype, device, threads and steps on stderr.")
 @pass_options(GenerateOptions)
 def generate(ctx: click.Context, options: GenerateOptions) -> None:
-    """Continue PROMPT, or the text on standard input if PROMPT is "-"; or respond to an --instruction.
+    """Continue a text, or respond to an instruction.
 
-    Only text goes to standard output, all else to standard error.
+    PROMPT is the text to continue; "-" reads it from standard input, without its last line end. Only text goes to stdout;
+    notes and errors go to stderr.
     """
     if options.instruction is None:
         if options.instruction_input is not None:
-            raise click.UsageError("--input is for --instruction: what the instruction is about")
+            raise click.UsageError("--input is the text that --instruction is about: give --instruction too")
         prompts = _read_prompts(options.prompt, options.prompt_file)
     else:
         prompts = [_instruction_prompt(options.instruction, options)]
@@ -134,7 +140,7 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
     from gpt2.generation.steps import StepCounts
 
     loaded = _Loaded(model, tokenizer, name, _load_draft_model(draft_folder, options), StepCounts())
-    _warn_of_idle_options(ctx, config)
+    _warn_of_unused_options(ctx, config)
     if options.verbose:
         click.echo(_how(model), err=True)
     if len(prompts) > options.batch_size:
@@ -148,8 +154,9 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
 
 
 def _how(model: GPT2) -> str:
-    """One line on dtype, device and threads: what "auto" has come to."""
-    from gpt2.fast.threads import thread_report
+    """One line on dtype, device and threads: what "auto" has chosen."""
+    import torch
+
     from gpt2.quantization.quantize import is_int8
 
     dtype = "int8 weights, float32" if is_int8(model) else str(model.dtype).removeprefix("torch.")
@@ -172,11 +179,11 @@ def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
 
 
 def _instruction_prompt(instruction: str, options: GenerateOptions) -> str:
-    """The instruction as the model was taught to read it: its folder has the template."""
+    """The instruction in the template that the model was trained with, which is in its folder."""
     if not instruction.strip():
         raise click.UsageError("--instruction is empty: say what to do")
     if options.prompt is not None or options.prompt_file is not None:
-        raise click.UsageError("--instruction stands in place of a PROMPT or --file: leave one out")
+        raise click.UsageError("--instruction replaces PROMPT and --file: leave one out")
     from gpt2.finetuning.template import InstructionTemplate
 
     template = InstructionTemplate.load(locate_model(options.from_pretrained or default_model()))
@@ -203,7 +210,7 @@ def _generation_config(options: GenerateOptions) -> GenerationConfig:
         )
 
 
-def _warn_of_idle_options(ctx: click.Context, config: GenerationConfig) -> None:
+def _warn_of_unused_options(ctx: click.Context, config: GenerationConfig) -> None:
     given = [name for name in _SAMPLING_OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given and not config.do_sample and not (given == ["temperature"] and config.temperature == 0):
         names = ", ".join(f"--{name}" for name in given)
@@ -228,10 +235,10 @@ def _print_json(loaded: _Loaded, prompts: list[str], config: GenerationConfig) -
         loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model, on_step=loaded.steps
     )
     for completion in completions:
-        click.echo(json.dumps(_as_json(completion, loaded.name, one_by_one=config.num_beams == 1)))
+        click.echo(json_line(_as_dict(completion, loaded.name, one_by_one=config.num_beams == 1)))
 
 
-def _as_json(completion: Completion, name: str, *, one_by_one: bool) -> dict[str, Any]:
+def _as_dict(completion: Completion, name: str, *, one_by_one: bool) -> dict[str, Any]:
     decode_seconds = completion.seconds - completion.seconds_to_first_token
     has_speed = one_by_one and len(completion.ids) > 1 and decode_seconds > 0
     return {
@@ -253,8 +260,8 @@ def _as_json(completion: Completion, name: str, *, one_by_one: bool) -> dict[str
 
 
 def _print_batches(loaded: _Loaded, prompts: list[str], config: GenerationConfig, options: GenerateOptions) -> None:
-    """More prompts than a batch has room for: each text when it and all before it are done, and a bar on a terminal."""
-    from tqdm.auto import tqdm
+    """Print the texts of more prompts than a batch holds, in order, each as soon as it is done; with a bar on a terminal."""
+    from tqdm import tqdm
 
     from gpt2.generation.completion import complete_in_batches
 
@@ -273,7 +280,7 @@ def _print_batches(loaded: _Loaded, prompts: list[str], config: GenerationConfig
             bar.clear()
             for completion in completions:
                 if options.as_json:
-                    click.echo(json.dumps(_as_json(completion, loaded.name, one_by_one=config.num_beams == 1)))
+                    click.echo(json_line(_as_dict(completion, loaded.name, one_by_one=config.num_beams == 1)))
                     continue
                 click.echo(_heading(place, len(prompts), completion.index), err=True)
                 click.echo(completion.prompt * options.echo + completion.text)
@@ -290,7 +297,7 @@ def _print_text(loaded: _Loaded, prompts: list[str], config: GenerationConfig, o
         place, sample = divmod(row, config.num_return_sequences)
         if several:
             click.echo(_heading(place, len(prompts), sample), err=True)
-        first = next(pieces, "")  # before the prompt: what goes wrong with the model must leave nothing on stdout
+        first = next(pieces, "")  # before the prompt is printed: if the model fails, stdout stays empty
         if options.echo:
             click.echo(prompts[place], nl=False)
         for piece in chain([first], pieces) if options.stream else [first + "".join(pieces)]:
@@ -299,7 +306,10 @@ def _print_text(loaded: _Loaded, prompts: list[str], config: GenerationConfig, o
 
 
 def _texts_in_order(loaded: _Loaded, prompts: list[str], config: GenerationConfig) -> Iterator[tuple[int, Iterator[str]]]:
-    """(row, its text in pieces) for each row in turn: the first is seen as it is made, others as far as they are by then."""
+    """(row, its text in pieces) for each row in order.
+
+    The pieces of a row come as they are generated, after those that were generated while earlier rows were read.
+    """
     from gpt2.generation.completion import stream_batch
 
     n_rows = len(prompts) * config.num_return_sequences

@@ -1,4 +1,4 @@
-"""The `gpt2` command: its list of commands, and how each of them ends. It knows nothing of what they do."""
+"""The `gpt2` command: the list of commands, their exit codes, and how they read text. It does not know what they do."""
 
 from __future__ import annotations
 
@@ -15,53 +15,62 @@ import click
 from gpt2 import __version__
 from gpt_config.errors import GPT2Error, GPT2Warning, InputError
 
-_NAMES = (
-    *("benchmark", "classify", "evaluate", "finetune", "generate", "merge"),
-    *("quantize", "score", "tokenize", "train", "verify"),
-)
-_COMMANDS = {name: f"gpt2.cli.{name}" for name in _NAMES}
-
-CONTEXT_SETTINGS = {
-    "help_option_names": ["-h", "--help"],
-    "max_content_width": 110,
-    "token_normalize_func": lambda name: name.replace("-", "_"),  # --top-k is --top_k
+# Heading of `gpt2 --help`: its commands. Each is the function of that name in the module of that name.
+_SECTIONS = {
+    "Generate": ("generate", "classify"),
+    "Train and fine-tune": ("train", "finetune"),
+    "Measure": ("evaluate", "score", "benchmark", "verify"),
+    "Inspect and convert": ("tokenize", "quantize", "merge"),
 }
+_NAMES = [name for names in _SECTIONS.values() for name in names]
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class LazyGroup(click.Group):
-    """Imports a command's file when it is called or listed, so that a command need not wait for what others need."""
+    """Imports a command's module when the command is called or listed, so that no command waits for another's imports."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
+        """The names of all commands."""
+        return _NAMES
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return load_command(name) if name in _COMMANDS else None
+        """The command of that name, or None."""
+        return load_command(name) if name in _NAMES else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under their headings, each with the first sentence of its docstring."""
+        width = max(map(len, _NAMES))
+        limit = formatter.width - 6 - width  # click's own: 2 columns of indentation, 2 between name and help, 2 to spare
+        for heading, names in _SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), load_command(name).get_short_help_str(limit)) for name in names])
 
 
 @click.group(cls=LazyGroup, context_settings=CONTEXT_SETTINGS, invoke_without_command=True)
 @click.version_option(__version__)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """GPT-2: generate text, and look at how it is made."""
+    """GPT-2: generate text, train, fine-tune, evaluate and inspect."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def load_command(name: str | None) -> click.Command:
-    """The command of that name, or all of them as `gpt2` if there is none."""
-    return cli if name is None else getattr(import_module(_COMMANDS[name]), name)
+    """The command of that name; without a name `gpt2`, which has them all."""
+    return cli if name is None else getattr(import_module(f"gpt2.cli.{name}"), name)
 
 
 def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> NoReturn:
-    """Run `command` and exit. A mistake of the user's is one line on stderr: exit 2 for a wrong call, 1 for all else.
+    """Run `command` and exit: with 0, with 2 if the call is wrong, or with 1 after any other mistake of the user.
 
-    A closed pipe ends quietly.
+    A mistake is reported in one line on stderr. A closed pipe ends the command without a message.
     """
     warnings.simplefilter("ignore")
-    warnings.simplefilter("always", GPT2Warning)  # not only once, as is the default: two prompts may both be too long
+    warnings.simplefilter("always", GPT2Warning)  # Python's default is once per line: two prompts may both be too long
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets a stand-in for it, not a traceback.
+        # A character that the terminal cannot show is replaced; without this it would be a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
@@ -94,9 +103,9 @@ def _path(error: click.UsageError, prog_name: str) -> str:
 
 
 def _close_stdout() -> int:
-    # Nobody reads any more. Point stdout elsewhere, or Python's own flush at exit would complain.
+    # The reader of stdout is gone. Redirect it, because Python's flush at exit would print an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1  # as click ends where it meets the closed pipe itself
+    return 1  # click's status for a closed pipe
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -115,12 +124,12 @@ def read_stdin() -> str:
 
 
 def decode_argument(text: str, name: str) -> str:
-    """`text` as it came from the shell, if its bytes are UTF-8; Python passes others on as lone surrogates."""
+    """The argument `text`. InputError if its bytes were not UTF-8: Python passes such bytes on as lone surrogates."""
     return decode_utf8(text.encode("utf-8", errors="surrogateescape"), name)
 
 
 def decode_utf8(content: bytes, source: str) -> str:
-    """`content` as text, without a byte-order mark; InputError names `source` and the byte that is not UTF-8."""
+    """`content` as text, without a byte-order mark. InputError names `source` and the first byte that is not UTF-8."""
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""`gpt2 merge`: an adapter and the model it was learned on become one model. It calls and prints; it computes nothing."""
+"""`gpt2 merge`: merge an adapter into the model it was trained on. It calls and prints; it computes nothing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from gpt_config.errors import CheckpointError
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("adapter")
-@click.option("--out", required=True, metavar="FOLDER", help="Where the model goes: a new folder, or one without a model.")
-@click.option("--from_pretrained", metavar="NAME", help="The model it was learned on.  [default: the adapter says which]")
+@click.option(
+    "--out", required=True, metavar="FOLDER", help="Folder of the merged model: a new one, or one without a model."
+)
+@click.option(
+    "--from_pretrained", metavar="NAME", help="The model that the adapter was trained on.  [default: named in the adapter]"
+)
 def merge(adapter: str, out: str, from_pretrained: str | None) -> None:
-    """Write ADAPTER, merged into the model it was learned on, as an ordinary model folder with its tokenizer.
+    """Merge a LoRA adapter into its model.
 
-    ADAPTER is a folder or a hub name of LoRA weights as peft writes them. Adapters need not be merged to be used: other
-    commands take them by --from_pretrained too, and merge them each time.
+    ADAPTER is a folder or hub name of LoRA weights in peft's format. --out becomes an ordinary model folder with its
+    tokenizer. Merging is optional: other commands take an adapter as --from_pretrained too, and merge it at each start.
     """
     if not out:
         raise click.UsageError("--out is empty: name a folder")
     folder = locate_model(adapter)
     if not is_adapter_folder(folder):
-        raise CheckpointError(f"{adapter} holds no {ADAPTER_CONFIG_FILE}: name the folder of an adapter")
+        raise CheckpointError(f"{adapter} contains no {ADAPTER_CONFIG_FILE}: name the folder of an adapter")
     if holds_model_files(Path(out)):
-        raise click.UsageError(f"--out {out} holds a model or an adapter already: choose another folder")
+        raise click.UsageError(f"--out {out} already contains a model or an adapter: choose another folder")
     from gpt2.finetuning.template import TEMPLATE_FILE, InstructionTemplate
     from gpt2.pretrained import load_merged
 

@@ -1,7 +1,11 @@
-"""A command's options as one typed object, and errors of the library in the terms of these options. It knows no command."""
+"""What all commands share: options in groups, as one typed object, and the library's errors in terms of these options.
+
+It does not know the commands.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -24,15 +28,15 @@ class Dataclass(Protocol):
 
 Options = TypeVar("Options", bound=Dataclass)
 
-# Fields of configs whose option has another name; all others are called as their field.
+# Fields of configs whose option has another name; every other option has the name of its field.
 _OPTION_OF_FIELD = {
     "max_new_tokens": "max_tokens",
     "num_return_sequences": "num_samples",
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), "dropout"),
 }
 
-# What helps against an error, by the key of its remedy: an option, where the command has it, or another command; and what
-# stands for its value where that is not known.
+# The remedy for an error, by its key: an option, if the command has it, or another command; and a placeholder for an
+# unknown value.
 _REMEDIES = {
     "resume": ("--resume", "FOLDER"),
     "step": ("--step", "N"),
@@ -42,11 +46,39 @@ _REMEDIES = {
     "task": ("gpt2 finetune --task", "TASK"),
 }
 
+_LONGEST_NAME = 30  # columns of --help: an option with a longer name has its help on the next line, as click does it
+
+
+class Option(click.Option):
+    """An option that --help lists under the heading `group`."""
+
+    def __init__(self, *args: Any, group: str | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.group = group
+
+
+def option(*names: str, group: str | None = None, **settings: Any) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """`click.option`, listed by --help under the heading `group`."""
+    return click.option(*names, cls=Option, group=group, **settings)
+
+
+class Choice(click.Choice[str]):
+    """One of some names, shown in --help and errors as they are declared. `-` and `_` are accepted for each other."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The declared name."""
+        declared = {_with_underscores(choice): choice for choice in self.choices}
+        return super().convert(declared.get(_with_underscores(str(value)), value), param, ctx)
+
+
+def _with_underscores(name: str) -> str:
+    return name.replace("-", "_")
+
 
 def pass_options(
     kind: type[Options],
 ) -> Callable[[Callable[[click.Context, Options], None]], Callable[..., None]]:
-    """Decorates a command's function: it gets click's context and its parameters as one object of the dataclass `kind`."""
+    """Decorate a command's function: it gets click's context and its parameters as one object of the dataclass `kind`."""
 
     def decorate(command: Callable[[click.Context, Options], None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -63,7 +95,7 @@ def pass_options(
 def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
     """The object of `kind` with these values by name; a field that is a config takes the values of the config's own fields.
 
-    JSON's lists become tuples, and values that are no field are left out. ConfigError if a config refuses its values.
+    JSON's lists become tuples. Values without a field are ignored. ConfigError if a config refuses its values.
     """
     hints, made = get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
@@ -77,7 +109,7 @@ def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
 
 
 def values_of(options: Dataclass) -> dict[str, Any]:
-    """The inverse of `options_from`: all values by name, those of configs too."""
+    """The inverse of `options_from`: all values by name, including those of configs."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -92,9 +124,9 @@ def option_of(field: str) -> str:
 
 
 def in_options_terms(error: ConfigError) -> str:
-    """The error's message, in which the field it begins with is called by its option.
+    """The error's message, with the option's name in place of the field's name at its beginning.
 
-    Fields that it names besides are explained at the end where their option has another name.
+    If other fields in the message have an option of another name, the end of the message says which.
     """
     if error.field is None:
         return str(error)
@@ -139,7 +171,7 @@ def _computing_with(count: int) -> Iterator[None]:
 
 @contextmanager
 def wrong_options() -> Iterator[None]:
-    """A ConfigError within is a wrong call: a UsageError that names the option."""
+    """Turn a ConfigError into a UsageError that names the option."""
     try:
         yield
     except ConfigError as error:
@@ -147,16 +179,45 @@ def wrong_options() -> Iterator[None]:
 
 
 class Command(click.Command):
-    """A command whose errors are told in the terms of its own options."""
+    """A command with its options in groups, which `-` and `_` may both spell. Its errors name its own options."""
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        """The parser of the command line. `--top-k` is `--top_k`.
+
+        Only the parser normalises names: if the context did, click would also change the values of a Choice.
+        """
+        names = copy.copy(ctx)
+        names.token_normalize_func = _with_underscores
+        return super().make_parser(names)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of their groups, in the order of each group's first option.
+
+        A command with fewer than two groups has click's own list.
+        """
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        if len({getattr(parameter, "group", None) for parameter in options} - {None}) < 2:
+            super().format_options(ctx, formatter)
+            return
+        records: dict[str | None, list[tuple[str, str]]] = {}
+        for parameter in options:
+            if (record := parameter.get_help_record(ctx)) is not None:
+                records.setdefault(getattr(parameter, "group", None), []).append(record)
+        width = min(_LONGEST_NAME, max(len(name) for rows in records.values() for name, _ in rows))
+        for heading in sorted(records, key=lambda heading: heading is None):  # those without a group come last
+            with formatter.section(heading or "Other options"):
+                rows = records[heading]
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows], col_max=_LONGEST_NAME)
 
     def invoke(self, ctx: click.Context) -> object:
+        """Run the command. Its errors become a ClickException."""
         try:
             return super().invoke(ctx)
         except GPT2Error as error:
             raise click.ClickException(self._in_own_terms(error)) from error
 
     def _in_own_terms(self, error: GPT2Error) -> str:
-        options = {option for parameter in self.params for option in parameter.opts}
+        options = {name for parameter in self.params for name in parameter.opts}
         is_option = isinstance(error, ConfigError) and error.field is not None and option_of(error.field) in options
         message = in_options_terms(error) if isinstance(error, ConfigError) and is_option else str(error)
         if error.remedy is None:

@@ -1,4 +1,4 @@
-"""`gpt2 quantize`: a model folder with a byte a weight. It loads, calls and saves; it computes nothing."""
+"""`gpt2 quantize`: write a model with one byte per weight. It loads, calls and saves; it computes nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from gpt2.weights.folder import holds_model_files, locate_model
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model")
-@click.option("--out", required=True, metavar="FOLDER", help="Where it goes: a new folder, or one without a model.")
-@threads_option
+@click.option("--out", required=True, metavar="FOLDER", help="Folder of the int8 model: a new one, or one without a model.")
 def quantize(model: str, out: str) -> None:
-    """Write MODEL in int8, as an ordinary model folder with its tokenizer: a quarter of the bytes of float32.
+    """Convert a model to int8: a quarter of float32's bytes.
 
-    MODEL is a folder, a shipped model, or a hub name. Other commands take the folder by --from_pretrained. Without such a
-    folder, --dtype int8 makes the same of a model each time it is loaded.
+    MODEL is a folder, a shipped model, or a hub name. --out becomes an ordinary model folder with its tokenizer, for the
+    --from_pretrained of other commands. Without this command, --dtype int8 converts a model each time it is loaded.
     """
     if not out:
         raise click.UsageError("--out is empty: name a folder")
     folder = locate_model(model)
     if holds_model_files(Path(out)):
-        raise click.UsageError(f"--out {out} holds a model or an adapter already: choose another folder")
+        raise click.UsageError(f"--out {out} already contains a model or an adapter: choose another folder")
     from gpt2.pretrained import load_model
 
     load_model(folder, dtype="int8").save_pretrained(out)

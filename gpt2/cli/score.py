@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
-from gpt2.cli.model_option import DTYPE_HELP, load_model_option
-from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
+from gpt2.cli.json_lines import json_line, json_option
+from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, load_model_option
+from gpt2.cli.options import Choice, Command, option, pass_options, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
     from gpt2.evaluation.token_scores import TokenScore, Totals
 
-# Upper ends in bits, and colours of the terminal's palette of 256, all of which black text can be read on.
+# (upper limit in bits, colour of the terminal's palette of 256). Black text is readable on each of these colours.
 _COLOURS = ((1.0, 194), (3.0, 229), (6.0, 222), (10.0, 215), (math.inf, 210))
-# Pictures of control characters: what moves a terminal's cursor is shown and not obeyed.
+# Visible characters in place of control characters, which would move the terminal's cursor.
 _CONTROL = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(range(128, 160), "\ufffd") | {127: "\u2421"}
 
 
@@ -37,35 +38,43 @@ class ScoreOptions:
     batch_size: int
     device: str
     dtype: str
+    as_json: bool
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--from_pretrained", metavar="NAME", help="A folder, a shipped model, or a hub name.  [default: gpt2]")
-@click.option("--model_name", metavar="NAME", help="The tokenizer of another folder or model.  [default: the model's own]")
-@click.option(
+@option("--from_pretrained", group="Model", metavar="NAME", help=MODEL_HELP)
+@option("--model_name", group="Model", metavar="NAME", help=TOKENIZER_HELP)
+@option(
     "--format",
     "style",
-    type=click.Choice(["table", "json", "color"]),
+    type=Choice(["table", "json", "color"]),
     default="table",
     show_default=True,
-    help="How to show it.",
+    group="Output",
+    help="A table, JSON (as --json), or the text with a colour for each token's surprisal.",
 )
-@click.option("--context", type=int, help="Tokens in each window.  [default: all the model has positions for]")
-@click.option("--stride", type=int, help="How far windows move on; less is slower, and kinder.  [default: a whole window]")
-@click.option("--batch_size", type=int, default=8, show_default=True, help="Windows to run at once.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
-@threads_option
+@option("--context", type=int, group="Windows", help="Tokens of a window.  [default: all positions of the model]")
+@option(
+    "--stride",
+    type=int,
+    group="Windows",
+    help="Tokens from window to window: fewer is slower, with more context.  [default: --context]",
+)
+@option("--batch_size", type=int, default=8, show_default=True, group="Speed", help="Windows to run at once.")
+@option("--device", default="auto", show_default=True, group="Speed", help=DEVICE_HELP)
+@option("--dtype", default="float32", show_default=True, group="Speed", help=DTYPE_HELP)
+@json_option("one per FILE, with source, model, tokens (of each: id, piece, byte_span, logprob, bits, rank) and total")
 @pass_options(ScoreOptions)
 def score(ctx: click.Context, options: ScoreOptions) -> None:
-    """Show log-probability, surprisal in bits and rank of each token of FILEs, and what they come to.
+    """Show log-probability, surprisal and rank of each token.
 
-    A FILE of "-" is standard input, without its last line end. The first token is predicted from <|endoftext|>. Rank 1 is
-    the token that the model thought the most probable.
+    A FILE of "-" is standard input, without its last line end. Surprisal is in bits. The first token is predicted from
+    <|endoftext|>. Rank 1 is the most probable token. The totals of each FILE come last.
     """
+    style = _style(ctx, options)
     texts = [(file, read_stdin() if file == "-" else _read(file)) for file in options.files]
-    model, tokenizer, _ = load_model_option(
+    model, tokenizer, model_name = load_model_option(
         options.from_pretrained, device=options.device, dtype=options.dtype, tokenizer_name=options.model_name
     )
     from gpt2.evaluation.token_scores import score_tokens, totals
@@ -77,13 +86,22 @@ def score(ctx: click.Context, options: ScoreOptions) -> None:
             scores = score_tokens(
                 model, tokenizer, text, context=options.context, stride=options.stride, batch_size=options.batch_size
             )
-        if options.style == "json":
-            click.echo(json.dumps(_as_dict(name, scores, totals(scores)), ensure_ascii=False))
+        if style == "json":
+            click.echo(json_line(_as_dict(name, model_name, scores, totals(scores))))
             continue
         if len(texts) > 1:
             click.echo(f"{'' if number == 0 else chr(10)}== {name}")
-        _print_colours(scores, number == 0) if options.style == "color" else _print_table(scores)
+        _print_colours(scores, number == 0) if style == "color" else _print_table(scores)
         click.echo(_summary(totals(scores)))
+
+
+def _style(ctx: click.Context, options: ScoreOptions) -> str:
+    """The format. UsageError if --json and --format ask for different ones."""
+    if not options.as_json:
+        return options.style
+    if options.style != "json" and ctx.get_parameter_source("style") is ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"--json is --format json: leave out --json or --format {options.style}")
+    return "json"
 
 
 def _read(file: str) -> str:
@@ -94,14 +112,17 @@ def _read(file: str) -> str:
     return decode_utf8(content, file)
 
 
-def _as_dict(name: str, scores: list[TokenScore], sums: Totals) -> dict[str, Any]:
+def _as_dict(name: str, model_name: str, scores: list[TokenScore], sums: Totals) -> dict[str, Any]:
+    """The object of a text. `log_prob` is the older name of `logprob`."""
     return {
         "source": name,
+        "model": model_name,
         "tokens": [
             {
                 "id": score.id,
                 "piece": score.piece.decode("utf-8", errors="backslashreplace"),
                 "byte_span": [score.start, score.start + len(score.piece)],
+                "logprob": score.log_prob,
                 "log_prob": score.log_prob,
                 "bits": score.bits,
                 "rank": score.rank,
@@ -111,6 +132,7 @@ def _as_dict(name: str, scores: list[TokenScore], sums: Totals) -> dict[str, Any
         "total": {
             "tokens": sums.n_tokens,
             "scored": sums.n_scored,
+            "logprob": sums.log_prob,
             "log_prob": sums.log_prob,
             "bits": sums.bits,
             "bits_per_byte": sums.bits_per_byte,
@@ -130,7 +152,7 @@ def _print_table(scores: list[TokenScore]) -> None:
 
 
 def _quoted(piece: bytes) -> str:
-    """The token as a Python literal; of bytes, if it is not whole characters."""
+    """The token as a Python literal: of bytes if it is not whole characters."""
     try:
         return repr(piece.decode("utf-8"))
     except UnicodeDecodeError:
@@ -164,7 +186,7 @@ def _summary(sums: Totals) -> str:
         words += f", {sums.n_scored} of them scored"
     if sums.perplexity is None:
         return words
-    per_byte = "" if sums.bits_per_byte is None else f" ({sums.bits_per_byte:,.4f} a byte)"
+    per_byte = "" if sums.bits_per_byte is None else f" ({sums.bits_per_byte:,.4f} per byte)"
     return (
         f"{words}, log p {sums.log_prob:,.4f}, {sums.bits:,.3f} bits{per_byte}, "
         f"perplexity {sums.perplexity:,.4f}, rank 1: {sums.n_rank_1}"

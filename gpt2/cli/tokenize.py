@@ -1,12 +1,11 @@
-"""`gpt2 tokenize`: show the tokens of a text with their ids and bytes. It prints; `gpt_encoder` does the work."""
+"""`gpt2 tokenize`: print the tokens of a text with their ids and bytes. `gpt_encoder` does the work."""
 
 from __future__ import annotations
-
-import json
 
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, read_stdin
+from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.options import Command
 
 
@@ -15,13 +14,13 @@ from gpt2.cli.options import Command
 @click.option(
     "--model_name", metavar="NAME", default="gpt2", show_default=True, help="A folder or hub name with a tokenizer."
 )
-@click.option("--allow_special", is_flag=True, help="Read <|endoftext|> and its like as special tokens, not as text.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: ids, pieces and byte spans.")
+@click.option("--allow_special", is_flag=True, help="Read <|endoftext|> and other special tokens as such, not as text.")
+@json_option("one with ids, pieces, byte_spans and model (the tokenizer's name)")
 def tokenize(text: str, model_name: str, allow_special: bool, as_json: bool) -> None:
-    """Show how TEXT, or standard input if TEXT is "-", is cut into tokens.
+    """Show the tokens of a text.
 
-    Each line has an id, where its bytes stand in the UTF-8 text, and the piece. Bytes that are no whole character are
-    written \\xNN.
+    A TEXT of "-" is standard input. Each line has an id, the token's place among the bytes of the UTF-8 text, and its text.
+    Bytes that are not whole characters are written \\xNN.
     """
     text = read_stdin() if text == "-" else decode_argument(text, "the text")
     from gpt_encoder import load_tokenizer  # here, because `gpt2 --help` needs no tokenizer
@@ -35,7 +34,7 @@ def tokenize(text: str, model_name: str, allow_special: bool, as_json: bool) -> 
         end += len(token)
     if as_json:
         pieces = [token.decode("utf-8", errors="backslashreplace") for token in tokens]
-        click.echo(json.dumps({"ids": ids, "pieces": pieces, "byte_spans": spans}, ensure_ascii=False))
+        click.echo(json_line({"ids": ids, "pieces": pieces, "byte_spans": spans, "model": model_name}))
         return
     for token_id, (start, stop), token in zip(ids, spans, tokens, strict=True):
         click.echo(f"{token_id:>6}  {start:>6}-{stop:<6}  {_quoted(token)}")

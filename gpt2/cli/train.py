@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command, pass_options, threads_option, wrong_options
-from gpt2.cli.training_run import RunOptions, end_run, field_options, go_on, options_of_run, write_run_file
+from gpt2.cli.model_option import DEVICE_HELP
+from gpt2.cli.options import Choice, Command, option, pass_options, wrong_options
+from gpt2.cli.training_run import RunOptions, end_run, field_options, options_of_run, resume_run, write_run_file
 from gpt2.weights.folder import holds_model_files, tokenizer_source
 from gpt_config.errors import DataError
 from gpt_config.model_config import PRESETS, GPT2Config
@@ -27,31 +28,39 @@ if TYPE_CHECKING:
 _RUN_FILE = "training.json"  # the options of a run, for --resume
 _N_LAYER, _N_HEAD, _N_EMBD = 6, 6, 384  # of a new model
 
-# Field of TrainingConfig: its help. Options are made from the fields, so that none can be forgotten.
+# Heading: the help of each field of TrainingConfig. Options are made from the fields, so that none can be forgotten.
 _HELP = {
-    "batch_size": "Rows in each step, over all processes together.",
-    "context": "Tokens in each row.",
-    "accumulation": "Do each process's rows in so many parts, to save memory.",
-    "max_steps": "Steps to train for.",
-    "learning_rate": "The highest learning rate, after warm-up.",
-    "min_learning_rate": "The learning rate at the end.",
-    "warmup_steps": "Steps in which the learning rate climbs.",
-    "weight_decay": "How much matrices shrink in each step, times the learning rate.",
-    "beta1": "Of Adam: how much of the gradient's mean is kept.",
-    "beta2": "Of Adam: how much of the squared gradient's mean is kept.",
-    "clip_norm": "Shorten longer gradients to this; 0 does not.",
-    "precision": "Of the matrix products; auto is bfloat16 where the machine gains from it.",
-    "compile": "Compile the model: half a minute at the start, faster steps afterwards.",
-    "gradient_checkpointing": "Save memory: compute each layer twice.",
-    "sharding": "With torchrun: the whole model on each process (ddp), or a part (fsdp).",
-    "seed": "Of weights, batches and dropout: one seed, one run.",
-    "eval_interval": "Steps between evaluations.",
-    "patience": "End after so many evaluations in a row without a better loss; 0 never.",
-    "eval_batches": "Batches of validation text in each evaluation.",
-    "checkpoint_interval": "Steps between checkpoints.",
-    "log_interval": "Steps between lines of metrics.jsonl.",
-    "sample_prompt": "What the sample at each evaluation begins with.  [default: a new text]",
-    "sample_tokens": "Tokens of each sample; 0 makes none.",
+    "Batches and steps": {
+        "batch_size": "Rows of a step, over all processes together.",
+        "context": "Tokens of a row.",
+        "max_steps": "Steps of the run.",
+        "seed": "Seed of weights, batches and dropout: the same seed gives the same run.",
+    },
+    "Optimizer": {
+        "learning_rate": "Highest learning rate, reached after the warm-up.",
+        "min_learning_rate": "Learning rate of the last step.",
+        "warmup_steps": "Steps in which the learning rate rises from 0.",
+        "weight_decay": "AdamW: each step shrinks matrices by this share, times the learning rate.",
+        "beta1": "AdamW: decay rate of the gradient's mean.",
+        "beta2": "AdamW: decay rate of the squared gradient's mean.",
+        "clip_norm": "Scale longer gradients down to this norm; 0 for no limit.",
+    },
+    "Speed and memory": {
+        "precision": "Precision of matrix products; auto: bfloat16 if it is faster on this machine.",
+        "compile": "Use torch.compile: half a minute at the start, then faster steps.",
+        "accumulation": "Compute the rows of a step in this many parts: less memory.",
+        "gradient_checkpointing": "Compute each layer twice: less memory, slower.",
+        "sharding": "With torchrun: each process has the whole model (ddp), or a part of it (fsdp).",
+    },
+    "Evaluation and output": {
+        "eval_interval": "Steps between evaluations.",
+        "eval_batches": "Batches of validation text per evaluation.",
+        "patience": "End after this many evaluations in a row without a lower loss; 0 for never.",
+        "checkpoint_interval": "Steps between checkpoints.",
+        "log_interval": "Steps between lines of metrics.jsonl.",
+        "sample_prompt": "Prompt of the sample at each evaluation.  [default: none, a new text]",
+        "sample_tokens": "Tokens of that sample; 0 for no sample.",
+    },
 }
 
 _CHOICES = {"precision": PRECISIONS, "sharding": SHARDINGS}
@@ -59,7 +68,7 @@ _CHOICES = {"precision": PRECISIONS, "sharding": SHARDINGS}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(RunOptions):
-    """The options of `gpt2 train`. `config` has those that are fields of TrainingConfig."""
+    """The options of `gpt2 train`. `config` has the fields of TrainingConfig."""
 
     config: TrainingConfig
     validation_fraction: float
@@ -76,42 +85,45 @@ class TrainOptions(RunOptions):
     workers: int | None
 
 
+# Options under the headings of --help.
+_data, _model = partial(option, group="Data and run"), partial(option, group="Model")
+_speed, _output = partial(option, group="Speed and memory"), partial(option, group="Evaluation and output")
+
+
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
-@click.option("--data", multiple=True, metavar="PATH", help='Text or JSONL files, a folder of them, or "shakespeare".')
-@click.option("--validation_data", multiple=True, metavar="PATH", help="Files to measure on.  [default: a part of --data]")
-@click.option("--validation_fraction", type=float, default=0.1, show_default=True, help="How much of --data to measure on.")
-@click.option("--text_field", default="text", show_default=True, help="The field of a JSONL line that holds the text.")
-@click.option("--out", metavar="FOLDER", help="Where the model, checkpoints and metrics go.")
-@click.option("--resume", metavar="FOLDER", help="Go on with the run in FOLDER, with the options it was started with.")
-@click.option(
-    "--step", "from_step", type=int, help="With --resume: from the checkpoint of this step.  [default: the newest]"
-)
-@click.option("--tokenizer", metavar="NAME", help="char, bpe (learned from the data), or a folder or name.  [default: gpt2]")
-@click.option("--vocab_size", type=int, help="Of a bpe vocabulary.  [default: 4096]")
-@click.option("--init_from", metavar="NAME", help="Start from this model instead of random weights.")
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="A new model of a published size.")
-@click.option("--n_layer", type=int, help="Layers of a new model.  [default: 6]")
-@click.option("--n_head", type=int, help="Attention heads of a new model.  [default: 6]")
-@click.option("--n_embd", type=int, help="Width of a new model.  [default: 384]")
-@click.option(
-    "--dropout", type=float, help="Share of activations that are dropped in training.  [default: 0, or the model's]"
-)
+@_data("--data", multiple=True, metavar="PATH", help='Text or JSONL files, a folder of them, or "shakespeare".')
+@_data("--validation_data", multiple=True, metavar="PATH", help="Validation texts.  [default: a part of --data]")
+@_data("--validation_fraction", type=float, default=0.1, show_default=True, help="That part of --data, from 0 to 1.")
+@_data("--text_field", default="text", show_default=True, help="Field of a JSONL line that has the text.")
+@_data("--out", metavar="FOLDER", help="New folder of the model, checkpoints and metrics.")
+@_data("--resume", metavar="FOLDER", help="Resume the run in FOLDER, with the options it was started with.")
+@_data("--step", "from_step", type=int, help="With --resume: the checkpoint of this step.  [default: the newest]")
+@_data("--workers", type=click.IntRange(min=1), help="Processes that encode text.  [default: one per core]")
+@_model("--tokenizer", metavar="NAME", help="char, bpe (learned from the data), or a folder or name.  [default: gpt2]")
+@_model("--vocab_size", type=int, help="Tokens of a bpe vocabulary.  [default: 4096]")
+@_model("--init_from", metavar="NAME", help="Start from this model.  [default: random weights]")
+@_model("--preset", type=Choice(PRESETS), metavar="NAME", help=f"Size of a published model: {', '.join(PRESETS)}.")
+@_model("--n_layer", type=int, help="Layers of a new model.  [default: 6]")
+@_model("--n_head", type=int, help="Attention heads of a layer.  [default: 6]")
+@_model("--n_embd", type=int, help="Width of a new model, in channels.  [default: 384]")
+@_model("--dropout", type=float, help="Share of activations dropped in training.  [default: 0, or that of --init_from]")
 @field_options(TrainingConfig, _HELP, _CHOICES)
-@click.option(
-    "--engine", type=click.Choice(("torch", "numpy")), default="torch", show_default=True,
-    help="numpy has every gradient by hand: to read, and to compare.",
-)  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that encode text.  [default: one a core]")
-@click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
-@click.option("--quiet", is_flag=True, help="No bar and no samples on the terminal.")
-@threads_option
+@_speed(
+    "--engine",
+    type=Choice(("torch", "numpy")),
+    default="torch",
+    show_default=True,
+    help="numpy computes every gradient by hand: to read, and to compare.",
+)
+@_speed("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@_output("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
+@_output("--quiet", is_flag=True, help="Show no bar and no samples on the terminal.")
 @pass_options(TrainOptions)
 def train(ctx: click.Context, options: TrainOptions) -> None:
-    """Train a GPT-2 on text: a new one, or one that is there already.
+    """Train a new model on texts, or continue to train one.
 
-    FOLDER becomes an ordinary model folder with the best model so far. A run that was stopped or lost goes on with
-    --resume. Start it with torchrun to train on several GPUs.
+    The folder of --out is an ordinary model folder with the best model so far. --resume continues a run that was stopped or
+    lost. Start the command with torchrun to train on several GPUs.
     """
     folder = options.run_folder()
     if options.is_new:
@@ -124,13 +136,13 @@ def train(ctx: click.Context, options: TrainOptions) -> None:
 def _check_new_run(folder: Path, options: TrainOptions) -> None:
     has_sizes = any((options.n_layer, options.n_head, options.n_embd))
     if options.from_step is not None:
-        raise click.UsageError("--step is for --resume")
+        raise click.UsageError("--step is for --resume: leave it out")
     if not options.data:
-        raise click.UsageError("name the text to learn from: --data PATH")
+        raise click.UsageError("name the texts to train on: --data PATH")
     if (folder / _RUN_FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
-        raise click.UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --out")
+        raise click.UsageError(f"{folder} already contains a run: resume it with --resume {folder}, or choose another --out")
     if not (folder / _RUN_FILE).exists() and holds_model_files(folder):
-        raise click.UsageError(f"{folder} holds a model, which training would overwrite: choose another --out")
+        raise click.UsageError(f"{folder} contains a model, which training would overwrite: choose another --out")
     if options.init_from and options.tokenizer:
         raise click.UsageError("--init_from has its own tokenizer: leave out --tokenizer")
     if options.init_from and (options.preset or has_sizes):
@@ -148,7 +160,7 @@ def _run(folder: Path, options: TrainOptions) -> None:
         if options.is_new and processes.is_first:
             write_run_file(folder / _RUN_FILE, replace(options, data_fingerprint=data.train.fingerprint.hex()))
         if not options.is_new:
-            go_on(trainer, options.from_step)
+            resume_run(trainer, options.from_step)
         if processes.is_first:
             _describe(trainer, data)
         stopped = trainer.train()
@@ -156,20 +168,20 @@ def _run(folder: Path, options: TrainOptions) -> None:
 
 
 def _checked_numpy(options: TrainOptions) -> TrainOptions:
-    """The options as the engine of NumPy takes them. UsageError for one that it has no meaning for."""
+    """The options for the NumPy engine. UsageError for one that it does not support."""
     from gpt2.training.numpy_trainer import check_settings
 
     with wrong_options():
         check_settings(options.config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise click.UsageError("--engine numpy is one process: start it without torchrun")
+        raise click.UsageError("--engine numpy runs in one process: start it without torchrun")
     if options.device not in ("auto", "cpu"):
-        raise click.UsageError(f"--device {options.device} is not for --engine numpy, which runs on the CPU")
+        raise click.UsageError(f"--engine numpy runs on the CPU: leave out --device {options.device}")
     return replace(options, device="cpu")
 
 
 def _prepare(folder: Path, options: TrainOptions, processes: Processes) -> TrainingData:
-    """The first process prepares, then all open the same files."""
+    """The first process writes the token files, then all processes open them."""
     from gpt2.training.preparation import prepare
     from gpt2.training.shakespeare import resolve
 
@@ -190,17 +202,19 @@ def _prepare(folder: Path, options: TrainOptions, processes: Processes) -> Train
 
 
 def _prepared(folder: Path, options: TrainOptions) -> TrainingData:
-    """The token files of a run that goes on; the texts they were made from are not looked at again."""
+    """The token files of a run that resumes. Its texts are not read again."""
     from gpt2.training.preparation import TrainingData
 
     data = TrainingData.open(folder / "data")
     if data.train.fingerprint.hex() != options.data_fingerprint:
-        raise DataError(f"the files in {folder / 'data'} are not those this run began with: start a new run with --out")
+        raise DataError(
+            f"the files in {folder / 'data'} are not those that this run started with: start a new run with --out"
+        )
     return data
 
 
 def _make_trainer(options: TrainOptions, data: TrainingData, folder: Path, processes: Processes) -> TrainingLoop:
-    """The trainer of the engine that was asked for. Both begin with the weights that PyTorch draws."""
+    """The trainer of the chosen engine. Both engines start from the weights that PyTorch draws."""
     model, config = _make_model(options, data), options.config
     if options.engine == "torch":
         from gpt2.training.trainer import Trainer
@@ -252,7 +266,7 @@ def _model_config(options: TrainOptions, data: TrainingData) -> GPT2Config:
 
 def _describe(trainer: TrainingLoop, data: TrainingData) -> None:
     click.echo(
-        f"{trainer.n_parameters / 1e6:.1f} million parameters, {len(data.train) / 1e6:.2f} million tokens to learn from, "
-        f"{len(data.validation) / 1e6:.2f} to measure on; a vocabulary of {data.tokenizer.vocab_size}",
+        f"{trainer.n_parameters / 1e6:.1f} million parameters, {len(data.train) / 1e6:.2f} million tokens for training, "
+        f"{len(data.validation) / 1e6:.2f} for validation; a vocabulary of {data.tokenizer.vocab_size}",
         err=True,
     )

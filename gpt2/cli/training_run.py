@@ -1,4 +1,4 @@
-"""What the commands that train share: options from a config, how a run is gone on with, how it ends. It knows no command."""
+"""What the commands that train share: options from a config, resuming a run, and its end. It does not know the commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from gpt2.cli.options import options_from, values_of, wrong_options
+from gpt2.cli.options import Choice, option, options_from, values_of, wrong_options
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, GPT2Warning
 
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from gpt2.training.distributed import Processes
     from gpt2.training.loop import Stopped, TrainingLoop
 
-_LATER = ("engine", "patience", "tensorboard")  # options that runs of before they were there do not name
-_FREE = ("device", "workers", "quiet", "tensorboard")  # of the terminal and the machine
-
-_NOT_STORED = ("out", "resume", "from_step")  # where the run is, and from which step it goes on
+_LATER = ("engine", "patience", "tensorboard")  # options of later versions: the file of an older run lacks them
+_FREE = ("device", "workers", "quiet", "tensorboard")  # may change when a run resumes: they do not change its result
+_NOT_STORED = ("out", "resume", "from_step")  # the run's folder, and the step that it resumes from
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What every command that trains is told besides how to train."""
+    """The options of every command that trains, except those on how to train."""
 
     data: tuple[str, ...]
     validation_data: tuple[str, ...]
@@ -41,17 +40,17 @@ class RunOptions:
     device: str
     tensorboard: bool
     quiet: bool
-    data_fingerprint: str = ""  # of the data that the run began with, once it has: kept in the run's file
+    data_fingerprint: str = ""  # of the run's data: set when it starts, kept in its file
 
     @property
     def is_new(self) -> bool:
-        """Whether a run begins, rather than goes on."""
+        """Whether this starts a run, and does not resume one."""
         return self.resume is None
 
     def run_folder(self) -> Path:
         """The run's folder. UsageError unless one of --out and --resume names it."""
         if (self.out is None) == (self.resume is None):
-            raise click.UsageError("give either --out FOLDER for a new run, or --resume FOLDER to go on with one")
+            raise click.UsageError("give either --out FOLDER to start a run, or --resume FOLDER to resume one")
         return Path(str(self.resume or self.out))
 
 
@@ -59,46 +58,54 @@ Run = TypeVar("Run", bound=RunOptions)
 
 
 def field_options(
-    config: type, helps: Mapping[str, str], choices: Mapping[str, Sequence[str]]
+    config: type, helps: Mapping[str, Mapping[str, str]], choices: Mapping[str, Sequence[str]]
 ) -> Callable[[click.decorators.FC], click.decorators.FC]:
-    """An option for each field of a config, so that none can be forgotten. A help that tells of a default stands for it."""
+    """An option for each field of a config, so that none can be forgotten.
+
+    `helps` has, by heading, the help of each field. The default is shown unless the help names one itself.
+    """
+    headings = {name: heading for heading, texts in helps.items() for name in texts}
 
     def decorate(command: click.decorators.FC) -> click.decorators.FC:
         for field in reversed(dataclasses.fields(config)):
-            text = helps[field.name]
+            heading = headings[field.name]
+            text = helps[heading][field.name]
             kind: dict[str, Any] = {"default": field.default, "show_default": "[default:" not in text}
             if isinstance(field.default, bool):
                 kind = {"is_flag": True, "default": False}
             elif field.name in choices:
-                kind["type"] = click.Choice(choices[field.name])
+                kind["type"] = Choice(choices[field.name])
             else:
                 kind["type"] = type(field.default)
-            command = click.option(f"--{field.name}", help=text, **kind)(command)
+            command = option(f"--{field.name}", group=heading, help=text, **kind)(command)
         return command
 
     return decorate
 
 
 def write_run_file(run_file: Path, options: RunOptions) -> None:
-    """Write the options that a run goes on with into `run_file`, as JSON."""
+    """Write the options of a run, which --resume reads, into `run_file` as JSON."""
     atomic_write_json(run_file, {name: value for name, value in values_of(options).items() if name not in _NOT_STORED})
 
 
 def options_of_run(ctx: click.Context, run_file: Path, options: Run) -> Run:
-    """The options in `run_file`, which a run was started with. Those of the terminal and the machine may be given again, no
-    others."""
+    """The options in `run_file`, which the run was started with.
+
+    Options of the terminal and the machine may be given again; UsageError for any other. CheckpointError if the file is
+    missing or damaged.
+    """
     given_now = values_of(options)
     names = [name for name in given_now if name not in _NOT_STORED]
     changed = [name for name in names if _is_given(ctx, name) and name not in _FREE]
     if changed:
         raise click.UsageError(
-            f"--{changed[0]} cannot change when a run goes on: leave it out, or start a new run with --out"
+            f"--{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with --out"
         )
     try:
         stored = json.loads(run_file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{run_file.parent} holds no run to go on with ({error.strerror}): start one with --out"
+            f"{run_file.parent} contains no run to resume ({error.strerror}): start one with --out"
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{run_file} is damaged ({error}): start a new run with --out") from None
@@ -113,22 +120,21 @@ def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def go_on(trainer: TrainingLoop, from_step: int | None) -> None:
-    """Load the newest checkpoint, or that of a step. A run that was lost before it wrote one begins anew."""
+def resume_run(trainer: TrainingLoop, from_step: int | None) -> None:
+    """Load the newest checkpoint, or that of a step. A run that ended before its first checkpoint starts again."""
     from gpt2.training.checkpoint import list_checkpoints
     from gpt2.training.loop import CHECKPOINT_FOLDER
 
     if from_step is None and not list_checkpoints(trainer.folder / CHECKPOINT_FOLDER):
-        warnings.warn(f"the run in {trainer.folder} was lost before its first checkpoint: it starts again", GPT2Warning, 2)
+        warnings.warn(f"the run in {trainer.folder} ended before its first checkpoint: it starts again", GPT2Warning, 2)
         return
     trainer.load(from_step)
     if trainer.step >= trainer.config.max_steps:
-        warnings.warn(f"this run has done all of its {trainer.step} steps already", GPT2Warning, 2)
+        warnings.warn(f"this run has already done all of its {trainer.step} steps", GPT2Warning, 2)
 
 
 def end_run(stopped: Stopped, folder: Path, processes: Processes) -> None:
-    """Say how a run ended. Leave with the signal's status if one ended it, and without Python's exit handlers if there are
-    several processes."""
+    """Print how a run ended. After a signal, exit with the signal's status; several processes exit without exit handlers."""
     from gpt2.training.distributed import leave_at_once
 
     if processes.is_first:
@@ -139,7 +145,7 @@ def end_run(stopped: Stopped, folder: Path, processes: Processes) -> None:
             )
         else:
             name = signal.Signals(stopped.signal).name
-            click.echo(f"{name}: stopped after step {stopped.step}, saved; go on with --resume {folder}", err=True)
+            click.echo(f"{name}: stopped after step {stopped.step}, saved; resume with --resume {folder}", err=True)
     status = 0 if stopped.signal is None else 128 + stopped.signal
     if processes.world_size > 1:
         leave_at_once(status)

@@ -1,18 +1,17 @@
-"""`gpt2 verify`: run the checks of `gpt2.verification`, print a table. It computes nothing itself."""
+"""`gpt2 verify`: run the checks of `gpt2.verification` and print a table or JSON. It computes nothing itself."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command, threads_option
+from gpt2.cli.json_lines import json_line, json_option
+from gpt2.cli.options import Command
 from gpt2.weights.folder import is_model_folder, locate_float_model
 from gpt_config.errors import CheckpointError
 from gpt_config.shipped import shipped_models
@@ -25,19 +24,19 @@ _RANDOM = "random"
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@threads_option
+@json_option("one with model, failed (a count) and checks")
 def verify(model: str | None, as_json: bool) -> None:
-    """Hold the engines against each other on MODEL, part by part: PyTorch, NumPy, plain Python, transformers, tiktoken.
+    """Check that independent engines compute the same numbers.
 
-    MODEL is a folder, a shipped model (the default), a hub name, or "random" for a tiny model of random weights. The exit
-    status is 1 if a check fails. Large models take long: plain Python computes some twenty million products a second.
+    PyTorch, NumPy, plain Python, transformers and tiktoken (the last two if installed) are compared part by part on MODEL: a
+    folder, a shipped model (the default), a hub name, or "random" for a tiny model of random weights. The exit status is 1
+    if a check fails. Large models take long: plain Python does about twenty million multiplications per second.
     """
     name = model or next(iter(shipped_models()), _RANDOM)
     folder = None if name == _RANDOM else locate_float_model(name)  # before torch is imported
     if folder is not None and not is_model_folder(folder):
-        raise CheckpointError(f"{name} is no model: name a folder that holds config.json and the weights")
-    from tqdm.auto import tqdm
+        raise CheckpointError(f"{name} is not a model: name a folder that contains config.json and the weights")
+    from tqdm import tqdm
 
     from gpt2.verification import Status
     from gpt2.verification import verify as run_checks
@@ -53,18 +52,12 @@ def verify(model: str | None, as_json: bool) -> None:
         outcomes = list(run_checks(place, show))
     failed = sum(outcome.status == Status.FAIL for outcome in outcomes)
     if as_json:
-        click.echo(json.dumps({"model": name, "failed": failed, "checks": [_as_dict(outcome) for outcome in outcomes]}))
+        checks = [dataclasses.asdict(outcome) for outcome in outcomes]
+        click.echo(json_line({"model": name, "failed": failed, "checks": checks}))
     else:
         _print_table(name, outcomes)
     if failed:
         sys.exit(1)
-
-
-def _as_dict(outcome: Outcome) -> dict[str, Any]:
-    values = dataclasses.asdict(outcome)
-    for key in ("absolute", "relative"):  # JSON has no NaN
-        values[key] = values[key] if values[key] is not None and math.isfinite(values[key]) else None
-    return values
 
 
 def _print_table(name: str, outcomes: list[Outcome]) -> None:
@@ -78,8 +71,8 @@ def _print_table(name: str, outcomes: list[Outcome]) -> None:
         click.echo(f"{line}  {note}".rstrip())
     reasons = {outcome.tolerance.value: outcome.tolerance.reason for outcome in outcomes if outcome.tolerance}
     click.echo(
-        "\nlargest: of |subject - against|; relative: that, as a share of the largest number of the other,"
-        f"\n  or of {SMALL:g} where all are smaller"
+        "\nlargest: the largest |subject - against|; relative: that, divided by the largest |against|,"
+        f"\n  or by {SMALL:g} if that is more"
     )
     for value, reason in reasons.items():
         click.echo(f"allowed {value:g}: {reason}")

@@ -1,4 +1,4 @@
-"""Run a command as the shell would, in this process: torch takes seconds to import and is imported here already."""
+"""Run a command in this process: torch takes seconds to import and is already imported here."""
 
 from __future__ import annotations
 

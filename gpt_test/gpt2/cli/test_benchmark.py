@@ -1,4 +1,4 @@
-"""`gpt2 benchmark`: every section on a tiny model, the table, the JSON, the picture, and mistakes. No times are asserted."""
+"""`gpt2 benchmark`: every section on a tiny model, the table, the JSON, the picture, and errors. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def options(small_folder: Path, tmp_path: Path) -> list[object]:
 
 
 def run_with(parts: Parts, *args: object) -> Result:
-    """`gpt2 benchmark` made of other parts."""
+    """Run `gpt2 benchmark` with other parts."""
     return CliRunner().invoke(cli, ["benchmark", *map(str, args)], obj=parts, catch_exceptions=False)
 
 
@@ -45,7 +45,7 @@ def test_sections_in_one_process(options: list[object], tmp_path: Path) -> None:
     sections = ["tokenizer", "decode", "prefill", "batch", "training"]
     picture = tmp_path / "picture.png"
     chosen = ["--sections", ",".join(sections), "--peers", ",".join(peers), "--dtypes", "float32", "--dtype", "bfloat16"]
-    # An engine in a process of its own imports torch there, which takes seconds.
+    # `open_engine` starts engines in this process: in one of its own each would import torch, which takes seconds.
     result = run_with(Parts(open_engine=open_engine), *options, *chosen, "--plot", picture)
     assert result.exit_code == 0, result.stderr
     *lines, last = result.stdout.splitlines()
@@ -59,7 +59,7 @@ def test_sections_in_one_process(options: list[object], tmp_path: Path) -> None:
     assert {row["section"] for row in rows} == set(sections)
     compared = [row for row in rows if row["engine"] in ("tiktoken", "tokenizers", "transformers")]
     assert all(row["agrees"] is True for row in compared if row["dtype"] != "bfloat16")
-    # What comes after the first token takes so little time here that noise may be more.
+    # The tokens after the first take so little time here that noise may exceed it.
     sure = [row for row in rows if row["setting"] != "after the first token"]
     assert all(row["low"] <= row["median"] <= row["high"] for row in sure)
     assert all(row["times_as_fast"] > 0 for row in sure if row["engine"] not in (OURS, "memory"))
@@ -70,7 +70,7 @@ def test_sections_in_one_process(options: list[object], tmp_path: Path) -> None:
 
 
 def test_sections_in_processes_of_their_own(options: list[object]) -> None:
-    """Torch takes seconds to import: scaling runs in this process, and load, which starts a command twice, once."""
+    """Torch takes seconds to import, so scaling runs in this process, and the command that load starts twice runs once."""
     answers: dict[tuple[str, ...], str] = {}
     started: list[tuple[str, ...]] = []
 
@@ -130,7 +130,7 @@ def test_a_peer_that_is_not_installed_and_a_size_without_room(options: list[obje
 
 
 @pytest.mark.parametrize("name", [OURS, "transformers"])
-def test_a_training_step_that_fails_takes_nothing_else_with_it(options: list[object], name: str) -> None:
+def test_a_training_step_that_fails_stops_nothing_else(options: list[object], name: str) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[test]')")
 
     def without_memory() -> None:
@@ -164,7 +164,10 @@ def test_a_training_step_that_fails_takes_nothing_else_with_it(options: list[obj
         (["--new_tokens", "1"], "--new_tokens=1 must be a whole number of 2 or more"),
         (["--batch_sizes", "1,many"], "--batch_sizes='many' must be whole numbers with commas between them"),
         (["--sections", ","], "--sections is empty: give at least one of"),
-        (["--preset", "gpt3"], "--preset 'gpt3' is unknown: there are gpt2, "),
+        (
+            ["--preset", "gpt3"],
+            "Invalid value for '--preset': 'gpt3' is not one of 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl'",
+        ),
         (["--preset", "gpt2", "--from_pretrained", "gpt2"], "--preset is for random weights"),
     ],
 )

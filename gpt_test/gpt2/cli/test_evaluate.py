@@ -1,4 +1,4 @@
-"""`gpt2 evaluate`: figures of a text, and what they are shared among."""
+"""`gpt2 evaluate`: figures of texts and tasks, and errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_token_file_gives_the_loss_of_training(run_command: Callable, tmp_path
     assert "words" in values and values["words"] is None
 
 
-def test_wikitext_counts_the_words_it_had(run_command: Callable, tmp_path: Path, small_folder: Path) -> None:
+def test_wikitext_counts_the_words_of_the_original(run_command: Callable, tmp_path: Path, small_folder: Path) -> None:
     (tmp_path / "wiki.txt").write_text(" The dog , 3 @.@ 5 cats . \n")
     result = run_command(
         "evaluate", tmp_path / "wiki.txt", "--from_pretrained", small_folder, "--detokenize", "wikitext", "--json"
@@ -105,14 +105,14 @@ def test_a_task_prints_figures_with_their_uncertainty_and_the_paper(
     assert values["perplexity"]["interval_95"][0] < values["perplexity"]["value"]
 
 
-def test_a_task_goes_on_from_its_file(run_command: Callable, tmp_path: Path, lambada: Path, small_folder: Path) -> None:
+def test_a_task_resumes_from_its_file(run_command: Callable, tmp_path: Path, lambada: Path, small_folder: Path) -> None:
     log = tmp_path / "items.jsonl"
     args = ("evaluate", lambada, "--task", "lambada", "--from_pretrained", small_folder, "--per_item", log, "--json")
     run_command(*args, "--limit", 2)
     first = log.read_bytes()
     whole = json.loads(run_command(*args).out)
     assert log.read_bytes().startswith(first) and len(log.read_bytes().splitlines()) == 3 == whole["items"]
-    assert json.loads(run_command(*args).out) == whole, "nothing is left to do"
+    assert json.loads(run_command(*args).out) == whole, "all items are in the file"
     lambada.write_text('{"text": "other data"}\n')
     refused = run_command(*args)
     assert refused.status == 1 and "belongs to another data" in refused.err and refused.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`gpt2 finetune`, `gpt2 classify`, `gpt2 generate --instruction`: from files to answers, and one line for each mistake."""
+"""`gpt2 finetune`, `gpt2 classify`, `gpt2 generate --instruction`: from files to answers, and one line per error."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_classifiers_adapter_is_used_like_a_classifier(
 
 
 @pytest.mark.parametrize("task", ["text", "instruction"])
-def test_an_adapter_learns_alone_and_its_folder_is_a_model(
+def test_only_the_adapter_is_trained_and_its_folder_is_a_model(
     run_command: Callable, instructions: Path, small_folder: Path, tmp_path: Path, task: str
 ) -> None:
     out, data = tmp_path / "run", instructions if task == "instruction" else tmp_path / "text.txt"
@@ -91,7 +91,7 @@ def test_an_adapter_learns_alone_and_its_folder_is_a_model(
     result = run_command("finetune", *options, "--out", out, "--lora_rank", 2, "--learning_rate", 0.02)
     assert result.status == 0, result.err
     n_learned = 2 * 2 * (24 + 72 + 24 + 24 + 24 + 96 + 96 + 24)  # layers x rank x inputs and outputs
-    assert f"{n_learned:,} parameters learn" in result.err
+    assert f"{n_learned:,} parameters are trained" in result.err
     assert not (out / "model.safetensors").exists()
     with_adapter, base = GPT2.from_pretrained(out), GPT2.from_pretrained(small_folder)
     ids = torch.tensor([[1, 2, 3]])
@@ -104,7 +104,7 @@ def test_an_adapter_learns_alone_and_its_folder_is_a_model(
     assert result.status == 0, result.err
 
 
-def test_the_last_block_alone_learns(run_command: Callable, table: Path, small_folder: Path, tmp_path: Path) -> None:
+def test_only_the_last_block_is_trained(run_command: Callable, table: Path, small_folder: Path, tmp_path: Path) -> None:
     result = run_command(
         "finetune", "--task", "classification", "--data", table, "--from_pretrained", small_folder, "--out",
         tmp_path / "run", "--max_steps", 3, "--trainable", "last_block", *QUIET,
@@ -133,7 +133,7 @@ def test_a_model_learns_to_respond_and_is_asked_as_it_was_taught(
     assert result.out == "Say cat.\ncat\n"
 
 
-def test_text_goes_on_from_the_weights(run_command: Callable, small_folder: Path, tmp_path: Path) -> None:
+def test_training_on_text_starts_from_the_weights(run_command: Callable, small_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat saw the dog. " * 60)
     out = tmp_path / "run"
@@ -147,7 +147,7 @@ def test_text_goes_on_from_the_weights(run_command: Callable, small_folder: Path
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
 @pytest.mark.parametrize("task", ["classification", "instruction", "text"])
-def test_a_run_that_goes_on_ends_where_the_unbroken_one_does(
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     table: Path, instructions: Path, small_folder: Path, tmp_path: Path, task: str, lora_rank: int
 ) -> None:
     data = {"classification": table, "instruction": instructions, "text": tmp_path / "text.txt"}[task]
@@ -182,8 +182,8 @@ def test_a_run_that_goes_on_ends_where_the_unbroken_one_does(
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        ([], 2, "give either --out FOLDER for a new run, or --resume"),
-        (["--out", "x"], 2, "name the files to learn from"),
+        ([], 2, "give either --out FOLDER to start a run, or --resume"),
+        (["--out", "x"], 2, "name the files to train on"),
         (["--out", "x", "--data", "y", "--step", 3], 2, "--step is for --resume"),
         (["--out", "x", "--data", "y", "--epochs", 0], 2, "--epochs=0.0 must be a number above 0"),
         (["--out", "x", "--data", "y", "--lora_rank", 2, "--trainable", "last_block"], 2, "--lora_rank=2"),
@@ -191,7 +191,7 @@ def test_a_run_that_goes_on_ends_where_the_unbroken_one_does(
         (["--out", "x", "--data", "y", "--skip_bad"], 2, "--skip_bad is for --task classification or instruction"),
         (["--out", "x", "--data", "y", "--lora_alpha", 3], 2, "--lora_alpha is for adapters: give --lora_rank"),
         (["--out", "x", "--data", "y", "--seed", 1 << 63], 2, "must be below 2**63"),
-        (["--resume", "nowhere"], 1, "nowhere holds no run to go on with"),
+        (["--resume", "nowhere"], 1, "nowhere contains no run to resume"),
         (["--out", "x", "--data", "nowhere.csv", "--task", "classification"], 1, "cannot read nowhere.csv"),
         (["--out", "x", "--data", "nowhere.txt"], 1, "there is no file or folder nowhere.txt"),
         (["--out", "x", "--data", "y", "--context", 41], 1, "context=41 is longer than the 40 positions"),
@@ -206,7 +206,7 @@ def test_a_mistake_is_one_line(
     assert result.status == status
     (line,) = result.err.splitlines()
     assert line.startswith("error: ") and message in line
-    assert list(tmp_path.iterdir()) == [] or "nowhere" in str(args), "nothing is left behind"
+    assert list(tmp_path.iterdir()) == [] or "nowhere" in str(args), "no file is left"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_columns_may_be_numbers(small_folder: Path, tmp_path: Path) -> None:
     assert "16 training texts" in run.told and "labels: no, yes" in run.told
 
 
-def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_data(
+def test_a_run_overwrites_no_other_and_resumes_with_its_own_data_only(
     run_command: Callable, table: Path, small_folder: Path, tmp_path: Path
 ) -> None:
     args = [
@@ -253,13 +253,13 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_data(
         *QUIET,
     ]
     assert run_command(*args, "--out", tmp_path / "run").status == 0
-    assert "holds a run already" in run_command(*args, "--out", tmp_path / "run").err
-    assert "holds a model" in run_command(*args, "--out", small_folder).err
+    assert "already contains a run" in run_command(*args, "--out", tmp_path / "run").err
+    assert "contains a model" in run_command(*args, "--out", small_folder).err
     table.write_text(table.read_text() + "cat\tanother cat\n")
     assert "the data is not what the run" in run_command("finetune", "--resume", tmp_path / "run", "--quiet").err
 
 
-def test_a_run_that_was_lost_before_its_first_checkpoint_begins_anew(
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
     run_command: Callable, table: Path, small_folder: Path, tmp_path: Path
 ) -> None:
     args = ["--task", "classification", "--data", table, "--from_pretrained", small_folder, "--max_steps", 1, *QUIET]
@@ -301,7 +301,7 @@ def test_a_folder_called_char_keeps_its_own_vocabulary(
     assert type(load_tokenizer_for(GPT2.from_pretrained("run"))).__name__ == "GPT2Tokenizer"
 
 
-def test_texts_that_are_in_two_parts_are_told(small_folder: Path, tmp_path: Path) -> None:
+def test_texts_that_are_in_two_parts_are_counted(small_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "same.csv"
     path.write_text("label,text\n" + "yes,good\nno,bad\n" * 20)
     run = prepare_finetuning(small_folder, [path], FinetuningConfig(task="classification"), tmp_path / "run", is_quiet=True)
@@ -328,6 +328,6 @@ def test_every_field_has_its_option() -> None:
         ("template", 2),
     ],
 )
-def test_a_value_that_cannot_be_is_named(name: str, value: object) -> None:
+def test_an_invalid_value_is_named(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
         FinetuningConfig(**{name: value})

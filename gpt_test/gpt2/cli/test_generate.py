@@ -1,4 +1,4 @@
-"""`gpt2 generate`: what it prints, and how every mistake ends."""
+"""`gpt2 generate`: its output, its errors and its exit statuses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_streamed_or_not_the_text_is_the_same(run_command, model_options, option
     )
 
 
-def test_no_echo_prints_the_continuation_alone(run_command, model_options, small_folder: Path) -> None:
+def test_no_echo_prints_only_the_continuation(run_command, model_options, small_folder: Path) -> None:
     assert (
         run_command("generate", "The cat", *model_options, "--no_echo").out == expected_text(small_folder, "The cat") + "\n"
     )
@@ -65,7 +65,7 @@ def test_stdin_is_the_prompt_without_its_last_line_end(run_command, model_option
     assert run_command("generate", "-", *model_options, stdin="The cät".encode()).out == expected
 
 
-def test_a_file_has_a_prompt_a_line(run_command, model_options, tmp_path: Path) -> None:
+def test_a_file_has_a_prompt_per_line(run_command, model_options, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"The cat\r\n\nThe dog\n")
     texts = [run_command("generate", prompt, *model_options).out for prompt in ("The cat", "", "The dog")]
@@ -85,7 +85,7 @@ def test_samples_come_in_order(run_command, model_options) -> None:
     assert [item["sample"] for item in objects] == [0, 1, 2]
 
 
-def test_json_tells_everything(run_command, model_options, small_folder: Path) -> None:
+def test_json_has_all_fields(run_command, model_options, small_folder: Path) -> None:
     result = run_command("generate", "The cat", *model_options, "--json", "--do_sample", "--seed", "7")
     (line,) = result.out.splitlines()
     item = json.loads(line)
@@ -122,7 +122,7 @@ def test_no_new_tokens(run_command, small_folder: Path) -> None:
         (["--repetition_penalty", "1.2"], None),
     ],
 )
-def test_an_option_without_effect_is_said_in_one_line(run_command, model_options, options, warning) -> None:
+def test_an_option_without_effect_is_reported_in_one_line(run_command, model_options, options, warning) -> None:
     result = run_command("generate", "The cat", *model_options, *options)
     lines = [line for line in result.err.splitlines() if not line.startswith("==")]
     assert result.status == 0
@@ -131,7 +131,7 @@ def test_an_option_without_effect_is_said_in_one_line(run_command, model_options
         assert lines[0].startswith("warning: ") and warning in lines[0]
 
 
-def test_a_long_prompt_is_said_in_one_line(run_command, model_options) -> None:
+def test_a_long_prompt_is_reported_in_one_line(run_command, model_options) -> None:
     result = run_command("generate", "the cat " * 60, *model_options)
     assert result.status == 0
     (line,) = result.err.splitlines()
@@ -194,7 +194,7 @@ def test_a_byte_order_mark_is_not_part_of_the_prompt(run_command, model_options,
     assert run_command("generate", "--file", tmp_path / "prompts", *model_options).out == expected
 
 
-def test_each_long_prompt_of_a_file_is_said(run_command, model_options, tmp_path: Path) -> None:
+def test_each_long_prompt_of_a_file_is_reported(run_command, model_options, tmp_path: Path) -> None:
     (tmp_path / "prompts").write_text("the cat " * 60 + "\n" + "the cat " * 60 + "\n")
     assert run_command("generate", "--file", tmp_path / "prompts", *model_options).err.count("warning: ") == 2
 
@@ -215,7 +215,7 @@ def test_damaged_weights_leave_nothing_on_stdout(run_command, small_config, smal
     assert (result.status, result.out) == (1, "") and "NaN" in result.err
 
 
-def test_a_broken_config_is_no_wrong_call(run_command, small_folder: Path, tmp_path: Path) -> None:
+def test_a_broken_config_is_not_a_usage_error(run_command, small_folder: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = shutil.copytree(small_folder, tmp_path / "model")
@@ -250,14 +250,14 @@ def test_without_a_name_it_is_gpt2_from_the_cache(run_command, small_folder: Pat
     import huggingface_hub.constants
 
     result = run_command("generate", "The cat")
-    assert "gpt2" in result.err  # nothing is cached yet: an error, or a note of the small model that ships
+    assert "gpt2" in result.err  # nothing is cached yet: an error, or a warning that names the shipped model
     cache_repository(huggingface_hub.constants.HF_HUB_CACHE, "gpt2", small_folder)
     result = run_command("generate", "The cat", "--max_tokens", 12)
     assert (result.status, result.err) == (0, "")
     assert result.out == "The cat" + expected_text(small_folder, "The cat") + "\n"
 
 
-def test_without_gpt2_it_is_the_model_that_ships(run_command) -> None:
+def test_without_gpt2_it_is_the_shipped_model(run_command) -> None:
     result = run_command("generate", "The cat", "--max_tokens", 12)
     assert result.out == "The cat" + expected_text("gpt2-tiny", "The cat") + "\n"
     (line,) = result.err.splitlines()
@@ -272,7 +272,7 @@ def command(*args: object) -> list[str]:
 
 
 def test_generate_py_is_the_same_command(run_command, model_options, tmp_path: Path) -> None:
-    """From another folder, without transformers, with text alone on stdout."""
+    """Run from another folder. Only text is on stdout."""
     result = subprocess.run(command("The cat", *model_options), capture_output=True, text=True, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == run_command("generate", "The cat", *model_options).out
@@ -286,17 +286,17 @@ def test_generation_never_imports_transformers(model_options) -> None:
     subprocess.run([sys.executable, "-c", code, "generate", "x", *model_options], check=True, cwd=ROOT, capture_output=True)
 
 
-def test_help_needs_no_torch_and_comes_at_once() -> None:
+def test_help_needs_no_torch_and_is_fast() -> None:
     best = 9.0
     for _ in range(3):
         began = time.perf_counter()
         result = subprocess.run(command("--help"), capture_output=True, text=True)
         best = min(best, time.perf_counter() - began)
     assert result.returncode == 0 and "--repetition_penalty" in result.stdout
-    assert best < 1.0  # 0.1 s measured; the limit leaves room for a busy machine and none for torch (1.5 s)
+    assert best < 1.0  # 0.1 s measured; a busy machine stays below the limit, importing torch (1.5 s) does not
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and pipes")
 def test_a_closed_pipe_ends_quietly(model_options) -> None:
     options = [*model_options[:2], "--max_tokens", "5000"]
     process = subprocess.Popen(command("x", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -308,7 +308,7 @@ def test_a_closed_pipe_ends_quietly(model_options) -> None:
     process.stderr.close()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and pipes")
 def test_ctrl_c_ends_quietly(model_options) -> None:
     options = [*model_options[:2], "--max_tokens", "100000"]
     process = subprocess.Popen(command("x", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -319,11 +319,11 @@ def test_ctrl_c_ends_quietly(model_options) -> None:
     assert (process.returncode, err) == (-signal.SIGINT, b"")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and pipes")
 @pytest.mark.parametrize("seconds", [0.15, 0.4, 0.7])
 def test_ctrl_c_while_torch_is_imported_ends_quietly(model_options, seconds: float) -> None:
     options = [*model_options[:2], "--max_tokens", "1000000"]
-    # Without coverage, whose start-up takes Ctrl-C for an error of its own and goes on.
+    # Without coverage, which catches KeyboardInterrupt while it starts, and continues.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     process = subprocess.Popen(command("x", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     time.sleep(seconds)
@@ -332,7 +332,7 @@ def test_ctrl_c_while_torch_is_imported_ends_quietly(model_options, seconds: flo
     assert (process.returncode, err) == (-signal.SIGINT, b"")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="closing streams as a POSIX shell does")
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell to close streams")
 @pytest.mark.parametrize(("redirection", "status"), [("--help >&-", 0), ("- <&-", 1)])
 def test_closed_standard_streams_are_no_traceback(redirection: str, status: int, model_options) -> None:
     line = f"{sys.executable} {ROOT / 'generate.py'} {' '.join(model_options)} {redirection}"
@@ -352,10 +352,12 @@ def test_more_prompts_than_a_batch_holds_come_in_order(run_command, model_option
     assert [json.loads(line)["prompt"] for line in lines] == prompts
 
 
-@pytest.mark.parametrize(("dtype", "said"), [("auto", "in "), ("int8", "in int8 weights, float32"), ("bf16", "in bfloat16")])
-def test_verbose_says_what_is_computed_with(run_command, model_options, dtype: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("auto", "in "), ("int8", "in int8 weights, float32"), ("bf16", "in bfloat16")]
+)
+def test_verbose_reports_dtype_device_and_steps(run_command, model_options, dtype: str, words: str) -> None:
     result = run_command("generate", "The cat", *model_options, "--dtype", dtype, "--verbose", "--device", "cpu")
     assert result.status == 0 and result.out.startswith("The cat")
     line, steps = result.err.splitlines()
     assert steps.startswith("steps: prefill 1, ")
-    assert line.startswith("computing " + said) and " on cpu, " in line and line.endswith("threads")
+    assert line.startswith("computing " + words) and " on cpu, " in line and line.endswith("threads")

@@ -1,4 +1,4 @@
-"""`gpt2 generate --speculate` and `--draft_model`: the same text, and a line where the draft model does not fit."""
+"""`gpt2 generate --speculate` and `--draft_model`: the same text, and an error if the draft model does not fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def options(small_folder: Path) -> list[str]:
 
 @contextmanager
 def drafters() -> Iterator[set[str]]:
-    """The classes of the drafters that are asked for evidence within, as each step that may draft does."""
+    """The classes of the drafters that run inside: each step that may draft calls a drafter's `evidence`."""
     seen: set[str] = set()
 
     def note(frame: FrameType, event: str, _: object) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import gpt2
@@ -20,6 +23,27 @@ def test_help_and_version(run_command) -> None:
         result = run_command(*args)
         assert result.status == 0 and "generate" in result.out and "tokenize" in result.out
     assert run_command("--version").out == f"gpt2, version {gpt2.__version__}\n"
+
+
+def test_help_groups_the_commands_and_fits_80_columns(run_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run_command("--help").out
+    assert "..." not in text.replace("[ARGS]...", "") and max(map(len, text.splitlines())) <= 80
+    sections = dict(re.findall(r"^(\w.*):\n((?:  .+\n?)+)", text, re.MULTILINE))
+    commands = {heading: [line.split()[0] for line in lines.splitlines()] for heading, lines in sections.items()}
+    assert commands["Train and fine-tune"] == ["train", "finetune"] and commands["Generate"][0] == "generate"
+    assert {"evaluate", "score", "benchmark"} <= set(commands["Measure"])
+    assert {"tokenize", "quantize", "merge"} <= set(commands["Inspect and convert"])
+    helps = [line.split(maxsplit=1)[1] for lines in sections.values() for line in lines.splitlines()]
+    assert all(help_text.endswith(".") for help_text in helps), "one whole sentence per command"
+    files = {path.stem for path in (ROOT / "gpt2" / "cli").glob("*.py")}
+    del commands["Options"]
+    assert {name for names in commands.values() for name in names} == {name for name in files if is_command(name)}
+
+
+def is_command(name: str) -> bool:
+    """Whether the module of that name in `gpt2.cli` has a command of the same name."""
+    return isinstance(getattr(importlib.import_module(f"gpt2.cli.{name}"), name, None), click.Command)
 
 
 def test_an_unknown_command_is_one_line(run_command) -> None:
@@ -41,15 +65,17 @@ def test_python_m_gpt2(small_folder: Path) -> None:
     assert result.stdout == f"gpt2, version {gpt2.__version__}\n"
 
 
-def test_pythons_collector_passes_by_what_a_command_has_loaded(small_folder: Path) -> None:
+def test_the_garbage_collector_skips_what_a_command_has_loaded(small_folder: Path) -> None:
     gc.unfreeze()
     model, tokenizer, name = load_model_option(str(small_folder), device="cpu", dtype="float32")
     assert gc.get_freeze_count() > 1000 and gc.isenabled() and name == str(small_folder)
     assert model.config.vocab_size == tokenizer.vocab_size
 
 
-def test_it_has_nothing_to_look_through_as_a_command_ends() -> None:
-    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); "  # called after main's own
+def test_the_garbage_collector_has_nothing_to_search_at_exit() -> None:
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); "  # runs after the handler of main
+    )
     code += "from gpt2.cli import main; main(['--version'])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.endswith("\nTrue\n")

@@ -1,4 +1,4 @@
-"""`gpt2 merge` and adapters given to other commands: the same text as from the merged model, and one line for a mistake."""
+"""`gpt2 merge` and adapters given to other commands: the same text as from the merged model, and one line per error."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_merged_folder_is_an_ordinary_model(
         torch.testing.assert_close(theirs(IDS).logits, transformers_twin(merged)(IDS).logits, atol=1e-6, rtol=0)
 
 
-def test_commands_take_an_adapter_for_a_model(run_command: Callable, adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_commands_accept_an_adapter_as_a_model(run_command: Callable, adapter: Path, base: Path, tmp_path: Path) -> None:
     run_command("merge", adapter, "--out", tmp_path / "merged")
     (tmp_path / "text").write_text(TRAINING_TEXT)
     names = ("adapter", "merged", "base")
@@ -79,7 +79,9 @@ def test_training_starts_from_an_adapter(run_command: Callable, adapter: Path, t
     assert torch.equal(GPT2.from_pretrained(tmp_path / "run")(IDS), GPT2.from_pretrained(adapter)(IDS))
 
 
-def test_another_place_of_the_base_can_be_named(run_command, adapter: Path, base: Path, tmp_path: Path, monkeypatch) -> None:
+def test_another_folder_of_the_base_model_can_be_named(
+    run_command, adapter: Path, base: Path, tmp_path: Path, monkeypatch
+) -> None:
     base.rename(tmp_path / "moved")
     result = run_command("merge", adapter, "--out", tmp_path / "merged")
     (line,) = result.err.splitlines()
@@ -97,7 +99,7 @@ def test_nothing_is_overwritten(run_command: Callable, adapter: Path, base: Path
     for out in (base, adapter):
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         result = run_command("merge", adapter, "--out", out)
-        assert result.status == 2 and "holds a model or an adapter already: choose another folder" in result.err
+        assert result.status == 2 and "already contains a model or an adapter: choose another folder" in result.err
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
@@ -110,7 +112,7 @@ def test_nothing_is_overwritten(run_command: Callable, adapter: Path, base: Path
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["{base}", "--out", "{out}"], 1, "holds no adapter_config.json: name the folder of an adapter"),
+        (["{base}", "--out", "{out}"], 1, "contains no adapter_config.json: name the folder of an adapter"),
         (["no/such/place", "--out", "{out}"], 1, "there is no folder 'no/such/place'"),
         (["{adapter}"], 2, "Missing option '--out'"),
         (
@@ -131,7 +133,7 @@ def test_a_mistake_is_one_line(run_command, adapter, base, tmp_path: Path, args,
     assert not (tmp_path / "out").exists()
 
 
-def test_those_that_take_whole_models_say_so(run_command: Callable, adapter: Path) -> None:
+def test_what_needs_a_whole_model_refuses_an_adapter(run_command: Callable, adapter: Path) -> None:
     from gpt2.reference import python_gpt2
     from gpt2.reference.numpy_model import NumpyGPT2
     from gpt_config import CheckpointError

@@ -1,4 +1,4 @@
-"""Fields of configs are called by their options, and a command adds the option that helps to an error of the library."""
+"""Errors name a config's field by its option, and end with the option or command that helps. Help and presets of options."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class SomeOptions:
     verbose: bool = False
 
 
-def test_options_come_from_values_and_go_back_to_them() -> None:
+def test_options_are_made_from_values_and_give_them_back() -> None:
     values = {"rank": 4, "dropout": 0.5, "files": ["a", "b"], "unknown": 1}
     options = options_from(SomeOptions, values)
     assert options == SomeOptions(config=LoRAConfig(rank=4, dropout=0.5), files=("a", "b"))
@@ -71,6 +72,96 @@ def test_every_option_has_its_field(name: str, kind: str) -> None:
     assert values_of(options).keys() - {"data_fingerprint"} == values.keys()
 
 
+COMMANDS = [load_command(name) for name in load_command(None).list_commands(click.Context(load_command(None)))]
+
+
+def help_of(command: click.Command, columns: int = 80) -> dict[str, str]:
+    """The options of `gpt2 COMMAND --help` by heading."""
+    settings = {**command.context_settings, "terminal_width": columns}
+    text = command.get_help(click.Context(command, info_name=command.name, **settings))
+    return dict(re.findall(r"^(\w.*):\n((?:  .+\n?)+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["benchmark", "evaluate", "finetune", "generate", "score", "train"])
+def test_a_command_with_many_options_has_them_in_groups(name: str) -> None:
+    command = load_command(name)
+    sections = help_of(command)
+    assert len(sections) >= 4 and list(sections)[-1] == "Other options"
+    assert re.findall(r"--\w+", sections["Other options"]) == ["--help"], "every other option has a group"
+    text = "".join(sections.values())
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert len(re.findall(rf"^  {parameter.opts[0]}\b", text, re.MULTILINE)) == 1
+            assert parameter.help and parameter.help[0] == parameter.help.lstrip()[0] and len(parameter.help) < 200
+
+
+def test_generate_has_four_groups_and_aligned_columns() -> None:
+    sections = help_of(load_command("generate"))
+    assert list(sections) == ["Prompt and model", "Sampling and length", "Speed", "Output", "Other options"]
+    for heading, option in (("Prompt", "--file"), ("Sampling", "--top_p"), ("Speed", "--dtype"), ("Output", "--json")):
+        assert option in next(lines for name, lines in sections.items() if name.startswith(heading))
+    columns = {re.match(r"  -\S+(?: \S+)*  +", line).end() for lines in sections.values() for line in lines.splitlines()
+               if line.startswith("  -")}  # fmt: skip
+    assert len(columns) == 1
+
+
+def test_a_command_with_few_options_has_one_list() -> None:
+    assert list(help_of(load_command("tokenize"))) == ["Options"]
+
+
+def test_the_examples_in_the_help_of_generate_run(run_command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("prompts.txt").write_text("Once\nTwice\n")
+    text = run_command("generate", "--help").out
+    examples = text[text.index("Examples:") :].splitlines()[1:]
+    assert len(examples) == 3 and all(len(line) <= 80 for line in examples)
+    for line in examples:
+        echoed, _, call = line.rpartition("| ")
+        prog, *args = shlex.split(call)
+        result = run_command(*args, "--max_tokens", 3, stdin=echoed.removeprefix("    echo ").encode())
+        assert prog == "gpt2" and result.status == 0 and result.out, result.err
+
+
+def test_choices_are_shown_as_declared_and_accepted_in_both_spellings() -> None:
+    seen = set()
+    for command in COMMANDS:
+        ctx = click.Context(command, **command.context_settings)
+        for parameter in command.params:
+            if not isinstance(parameter.type, click.Choice):
+                continue
+            seen.add(parameter.name)
+            assert parameter.metavar or parameter.get_help_record(ctx)[0].endswith(f"[{'|'.join(parameter.type.choices)}]")
+            for choice in parameter.type.choices:
+                for spelled in (choice, choice.replace("-", "_"), choice.replace("_", "-")):
+                    assert parameter.type_cast_value(ctx, spelled) == choice
+    assert {"preset", "trainable", "task", "style"} <= seen
+
+
+@pytest.mark.parametrize("name", ["train", "benchmark"])
+def test_presets_have_hyphens_and_may_have_underscores(run_command, name: str) -> None:
+    command = load_command(name)
+    for args in (["--preset", "gpt2_xl"], ["--preset=gpt2-xl"]):
+        assert command.make_context(name, args).params["preset"] == "gpt2-xl"
+    result = run_command(name, "--preset", "gpt2-xxl")
+    assert result.status == 2 and "'gpt2-xxl' is not one of 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl'" in result.err
+    assert "gpt2-xl" in run_command(name, "--help").out
+    assert "gpt2_" not in result.err + run_command(name, "--help").out
+
+
+def test_only_names_of_options_are_normalised() -> None:
+    @click.command(cls=Command)
+    @click.argument("text")
+    @click.option("--max_tokens")
+    @click.option("--kind", type=click.Choice(["a-b", "a_c"]))
+    def command(text: str, max_tokens: str, kind: str) -> None: ...
+
+    values = command.make_context("command", ["x-y_z", "--max-tokens", "1-2_3", "--kind=a-b"]).params
+    assert values == {"text": "x-y_z", "max_tokens": "1-2_3", "kind": "a-b"}
+    with pytest.raises(click.UsageError, match="'a_b' is not one of 'a-b', 'a_c'"):
+        command.make_context("command", ["x", "--kind", "a_b"])
+
+
 def test_names_of_options() -> None:
     assert [option_of(field) for field in ("max_new_tokens", "seed")] == ["--max_tokens", "--seed"]
 
@@ -84,16 +175,16 @@ def test_names_of_options() -> None:
         (
             CheckpointError("name a tokenizer", remedy=Remedy("tokenizer", "gpt2")),
             "name a tokenizer",
-        ),  # it has no such option
+        ),  # the command has no such option
         (CheckpointError("merge it", remedy=Remedy("base_model")), "merge it (gpt2 merge --from_pretrained NAME)"),
         (CheckpointError("merge it", remedy=Remedy("merge", "a b")), "merge it (gpt2 merge --out FOLDER a b)"),
         (CheckpointError("no classifier", remedy=Remedy("task", "x")), "no classifier (gpt2 finetune --task x)"),
         (ConfigError("step=3 is wrong", field="step"), "--step=3 is wrong"),
-        (ConfigError("n_head=3 is wrong", field="n_head"), "n_head=3 is wrong"),  # of a file
+        (ConfigError("n_head=3 is wrong", field="n_head"), "n_head=3 is wrong"),  # a field of a file
         (GPT2Error("all is lost"), "all is lost"),
     ],
 )
-def test_a_command_tells_errors_in_its_own_terms(error: GPT2Error, line: str) -> None:
+def test_an_error_names_the_options_of_its_command(error: GPT2Error, line: str) -> None:
     @click.command(cls=Command)
     @click.option("--step", "from_step")
     @click.option("--resume")

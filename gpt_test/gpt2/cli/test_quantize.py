@@ -1,4 +1,4 @@
-"""`gpt2 quantize`: a folder that other commands take, and its mistakes."""
+"""`gpt2 quantize`: a folder that other commands accept, and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_folder_is_a_model_like_others(run_command, small_folder: Path, tmp_
 
 def test_mistakes_are_one_line(run_command, small_folder: Path, tmp_path: Path) -> None:
     for arguments, status, message in (
-        (["quantize", small_folder, "--out", small_folder], 2, "holds a model or an adapter already"),
+        (["quantize", small_folder, "--out", small_folder], 2, "already contains a model or an adapter"),
         (["quantize", small_folder, "--out", ""], 2, "--out is empty"),
         (["quantize", tmp_path / "none", "--out", tmp_path / "q"], 1, "none"),
     ):
@@ -28,7 +28,7 @@ def test_mistakes_are_one_line(run_command, small_folder: Path, tmp_path: Path) 
         assert result.status == status and message in result.err and len(result.err.splitlines()) == 1
 
 
-def test_what_reads_no_int8_says_so(run_command, small_folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_read_int8_refuses_it(run_command, small_folder: Path, tmp_path: Path) -> None:
     assert run_command("quantize", small_folder, "--out", tmp_path / "q").status == 0
     message = "contains int8 weights, but floats are needed: use the model before quantization"
     result = run_command("verify", tmp_path / "q")

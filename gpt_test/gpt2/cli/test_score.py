@@ -14,7 +14,7 @@ from gpt2.evaluation.token_scores import score_tokens, totals
 from gpt_encoder import GPT2Tokenizer
 
 
-def test_a_json_object_a_text(
+def test_a_json_object_per_text(
     run_command: Callable, tmp_path: Path, small_folder: Path, small_model: GPT2, small_tokenizer: GPT2Tokenizer
 ) -> None:
     (tmp_path / "a.txt").write_text("The old dog\n", encoding="utf-8")
@@ -34,10 +34,10 @@ def test_a_json_object_a_text(
 def test_a_table_shows_half_characters_as_bytes(run_command: Callable, small_folder: Path) -> None:
     result = run_command("score", "-", "--from_pretrained", small_folder, "--stride", 5, stdin="é\tcat".encode())
     assert result.status == 0 and r"b'\xc3'" in result.out and r"'\t'" in result.out and "==" not in result.out
-    assert re.search(r"^\d+ tokens, log p -[\d.]+, [\d.]+ bits \([\d.]+ a byte\), perplexity", result.out, re.MULTILINE)
+    assert re.search(r"^\d+ tokens, log p -[\d.]+, [\d.]+ bits \([\d.]+ per byte\), perplexity", result.out, re.MULTILINE)
 
 
-def test_colours_have_a_legend_and_keep_the_terminal_in_order(run_command: Callable, small_folder: Path) -> None:
+def test_colours_have_a_legend_and_no_control_characters(run_command: Callable, small_folder: Path) -> None:
     text = "é cat\x1b[2J\x9b2J\r\nend"
     result = run_command("score", "-", "--from_pretrained", small_folder, "--format", "color", stdin=text.encode())
     assert "1 bit or less" in result.out and "\x9b" not in result.out
@@ -57,7 +57,7 @@ def test_each_mistake_is_one_line(run_command: Callable, tmp_path: Path, small_f
         assert result.status == status and words in result.err and result.err.count("\n") == 1, result.err
 
 
-def test_nothing_is_no_tokens(run_command: Callable, small_folder: Path) -> None:
+def test_an_empty_text_has_no_tokens(run_command: Callable, small_folder: Path) -> None:
     for style in ("table", "color", "json"):
         result = run_command("score", "-", "--from_pretrained", small_folder, "--format", style)
         assert result.status == 0 and re.search('0 tokens|"tokens": 0', result.out)

@@ -22,6 +22,7 @@ def test_json(run_command) -> None:
         "ids": [64, 38251, 50256],
         "pieces": ["a", " é", "<|endoftext|>"],
         "byte_spans": [[0, 1], [1, 4], [4, 17]],
+        "model": "gpt2",
     }
 
 

@@ -1,4 +1,4 @@
-"""`gpt2 train`: from a text to a model folder, and one line for each mistake."""
+"""`gpt2 train`: from a text to a model folder, and one line per error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_fine_tuning_starts_from_the_weights(run_command: Callable, text: Path, 
     assert all((a == b).all() for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
-def test_resume_goes_on_with_the_stored_options(run_command: Callable, text: Path, tmp_path: Path) -> None:
+def test_resume_uses_the_stored_options(run_command: Callable, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert run_command("train", "--data", text, "--out", folder, *TINY, "--tokenizer", "char").status == 0
     whole = read_metrics(folder)
@@ -72,13 +72,13 @@ def test_resume_goes_on_with_the_stored_options(run_command: Callable, text: Pat
     for one, other in zip(whole, read_metrics(folder), strict=True):
         assert {**one, "tokens_per_second": 0} == {**other, "tokens_per_second": 0}
     result = run_command("train", "--resume", folder)
-    assert result.status == 0 and "has done all of its 4 steps" in result.err
+    assert result.status == 0 and "has already done all of its 4 steps" in result.err
     result = run_command("train", "--resume", folder, "--batch_size", 3)
     assert result.status == 2 and "--batch_size cannot change" in result.err
 
 
-def test_a_run_of_an_older_version_goes_on(run_command: Callable, text: Path, tmp_path: Path) -> None:
-    """Its file lacks the options that came later, and may have one that is gone."""
+def test_a_run_of_an_older_version_can_be_resumed(run_command: Callable, text: Path, tmp_path: Path) -> None:
+    """Its file lacks options of later versions, and may have one that no longer exists."""
     folder = tmp_path / "run"
     assert run_command("train", "--data", text, "--out", folder, *TINY, "--tokenizer", "char").status == 0
     stored = json.loads((folder / "training.json").read_text())
@@ -97,7 +97,7 @@ def test_a_run_of_an_older_version_goes_on(run_command: Callable, text: Path, tm
     assert result.status == 1 and "is damaged (options are missing)" in result.err
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_taken(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_used(
     run_command: Callable, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_taken(
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (["--data", "{text}"], 2, "--out FOLDER for a new run, or --resume FOLDER"),
+        (["--data", "{text}"], 2, "--out FOLDER to start a run, or --resume FOLDER"),
         (["--out", "{run}"], 2, "--data PATH"),
         (["--data", "{text}", "--out", "{run}", "--step", "3"], 2, "--step is for --resume"),
         (["--data", "nowhere.txt", "--out", "{run}"], 1, "no file or folder nowhere.txt"),
@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_taken(
             "too few for one row of context=900",
         ),
         (["--data", "{text}", "--out", "{run}", "--vocab_size", "300"], 1, "vocab_size=300"),
-        (["--resume", "{run}"], 1, "holds no run"),
+        (["--resume", "{run}"], 1, "contains no run"),
     ],
 )
 def test_each_mistake_is_one_line(
@@ -138,10 +138,10 @@ def test_each_mistake_is_one_line(
     result = run_command("train", *filled)
     assert result.status == status and words in result.err
     assert result.err.startswith("error: ") and result.err.count("\n") == 1
-    assert not (tmp_path / "run" / "training.json").exists(), "a run that cannot start must not be in the way of the next"
+    assert not (tmp_path / "run" / "training.json").exists(), "a run that cannot start must not block the next"
 
 
-def test_a_run_goes_on_without_its_texts_but_not_with_others(run_command: Callable, text: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_without_its_texts_but_not_with_others(run_command: Callable, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert run_command("train", "--data", text, "--out", folder, *TINY, "--tokenizer", "char").status == 0
     (folder / "checkpoints" / "step-00000004.safetensors").unlink()
@@ -151,18 +151,18 @@ def test_a_run_goes_on_without_its_texts_but_not_with_others(run_command: Callab
     text.write_text(content + "!")
     prepare([text], folder / "data", tokenizer="char")
     result = run_command("train", "--resume", folder)
-    assert result.status == 1 and "are not those this run began with" in result.err
+    assert result.status == 1 and "are not those that this run started with" in result.err
 
 
 def test_a_folder_with_a_model_or_a_run_is_not_overwritten(
     run_command: Callable, text: Path, tmp_path: Path, small_folder: Path
 ) -> None:
     result = run_command("train", "--data", text, "--out", small_folder)
-    assert result.status == 2 and "holds a model, which training would overwrite" in result.err
+    assert result.status == 2 and "contains a model, which training would overwrite" in result.err
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "training.json").write_text("{")
     result = run_command("train", "--data", text, "--out", tmp_path / "run")
-    assert result.status == 2 and "holds a run already" in result.err
+    assert result.status == 2 and "already contains a run" in result.err
     result = run_command("train", "--resume", tmp_path / "run")
     assert result.status == 1 and "is damaged" in result.err
 
@@ -190,7 +190,7 @@ def test_shakespeare_is_fetched_once_and_checked(monkeypatch: pytest.MonkeyPatch
     sha256 = hashlib.sha256(b"First Citizen:").hexdigest()
     for _ in range(2):
         assert Path(shakespeare.resolve("shakespeare", sha256=sha256)).read_bytes() == b"First Citizen:"
-    assert len(asked) == 2, "the second time it comes from the cache"
+    assert len(asked) == 2, "the second time it is read from the cache"
     next(tmp_path.rglob("tinyshakespeare.txt")).unlink()
     is_reachable[0] = False
     with pytest.raises(DataError, match="no network"):
@@ -198,7 +198,7 @@ def test_shakespeare_is_fetched_once_and_checked(monkeypatch: pytest.MonkeyPatch
     assert shakespeare.resolve("./shakespeare") == "./shakespeare"
 
 
-def test_metrics_have_what_a_curve_needs(run_command: Callable, text: Path, tmp_path: Path) -> None:
+def test_metrics_have_every_field_of_a_curve(run_command: Callable, text: Path, tmp_path: Path) -> None:
     run_command("train", "--data", text, "--out", tmp_path / "run", *TINY, "--tokenizer", "char", "--quiet", "--tensorboard")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -210,7 +210,7 @@ def test_metrics_have_what_a_curve_needs(run_command: Callable, text: Path, tmp_
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def test_a_run_that_began_from_a_model_goes_on(
+def test_a_run_that_started_from_a_model_can_be_resumed(
     run_command: Callable, text: Path, small_folder: Path, tmp_path: Path
 ) -> None:
     options = ["--context", 8, "--batch_size", 2, "--max_steps", 4, "--sample_tokens", 0, "--checkpoint_interval", 2]

@@ -30,7 +30,7 @@ def test_a_sound_model_passes_every_check(run_command: Callable, folder: Path) -
     assert any(line.startswith("allowed 1e-10: float64 rounds") for line in lines)
 
 
-def test_json_and_a_model_that_no_engine_should_trust(run_command: Callable, folder: Path) -> None:
+def test_json_of_a_model_with_nan_weights(run_command: Callable, folder: Path) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     tensors["h.0.mlp.c_fc.weight"] = torch.full_like(tensors["h.0.mlp.c_fc.weight"], torch.nan)
@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_read_still_has_its_parts_checked(run_command: C
 
 def test_random_and_unknown_models(run_command: Callable, tmp_path: Path) -> None:
     result = run_command("verify", tmp_path)
-    assert result.status == 1 and not result.out and "is no model: name a folder that holds" in result.err
+    assert result.status == 1 and not result.out and "is not a model: name a folder that contains" in result.err
     assert run_command("verify", "random").status == 0
     result = run_command("verify", "no-such-model")
     assert result.status == 1 and result.err.startswith("error: ")

@@ -112,10 +112,13 @@ class GPT2Config:
 
     @classmethod
     def preset(cls, name: str) -> GPT2Config:
-        """The configuration of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, 124M, ... 1558M."""
+        """The configuration of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, 124M, ... 1558M.
+
+        "gpt2_xl" is accepted for "gpt2-xl". ConfigError for any other name.
+        """
         try:
-            return PRESETS[name]
-        except (KeyError, TypeError):
+            return PRESETS[name.replace("_", "-")]
+        except (KeyError, AttributeError):
             raise ConfigError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}", field="preset") from None
 
     @classmethod

@@ -38,6 +38,13 @@ def test_openai_names_are_the_same_presets() -> None:
     assert all(GPT2Config.preset(a) == GPT2Config.preset(b) for a, b in pairs)
 
 
+def test_a_preset_may_have_an_underscore_for_its_hyphen() -> None:
+    assert GPT2Config.preset("gpt2_xl") == GPT2Config.preset("gpt2-xl")
+    for name in (None, ["gpt2"]):
+        with pytest.raises(ConfigError, match="is unknown: use one of gpt2, gpt2-medium"):
+            GPT2Config.preset(name)  # type: ignore[arg-type]
+
+
 def test_the_error_for_an_unknown_preset_lists_the_presets() -> None:
     with pytest.raises(ConfigError, match=r"'gpt3' is unknown: use one of gpt2, .*1558M"):
         GPT2Config.preset("gpt3")

@@ -43,7 +43,7 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
     tokenizer = load_tokenizer_for(classifier.transformer)
     context, n_cut = classifier.context, 0
     waiting = iter(texts)
-    while batch := list(islice(waiting, 16 * batch_size)):  # `classify_rows` sorts these by length: less padding
+    while batch := list(islice(waiting, 16 * batch_size)):  # sorted by length together, for less padding
         rows = [tokenizer.encode(text) for text in batch]
         n_cut += sum(len(row) > context for row in rows)
         results = dict(classify_rows(classifier, [row[:context] for row in rows], batch_size))

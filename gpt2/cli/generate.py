@@ -214,7 +214,8 @@ def _warn_of_unused_options(ctx: click.Context, config: GenerationConfig) -> Non
     given = [name for name in _SAMPLING_OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given and not config.do_sample and not (given == ["temperature"] and config.temperature == 0):
         names = ", ".join(f"--{name}" for name in given)
-        warnings.warn(f"{names} has no effect without --do_sample: nothing is drawn at random", GPT2Warning, 2)
+        have = "has" if len(given) == 1 else "have"
+        warnings.warn(f"{names} {have} no effect without --do_sample: nothing is drawn at random", GPT2Warning, 2)
     n_samples = config.num_return_sequences
     if n_samples > 1 and config.greedy and config.num_beams == 1:
         warnings.warn(f"--num_samples {n_samples} gives the same text each time: add --do_sample", GPT2Warning, 2)

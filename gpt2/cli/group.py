@@ -41,10 +41,11 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands under their headings, each with the first sentence of its docstring."""
         width = max(map(len, _NAMES))
-        limit = formatter.width - 6 - width  # click's own: 2 columns of indentation, 2 between name and help, 2 to spare
         for heading, names in _SECTIONS.items():
             with formatter.section(heading):
-                formatter.write_dl([(name.ljust(width), load_command(name).get_short_help_str(limit)) for name in names])
+                # Without a limit a long sentence is wrapped; click's default cuts it off.
+                rows = [(name.ljust(width), load_command(name).get_short_help_str(sys.maxsize)) for name in names]
+                formatter.write_dl(rows)
 
 
 @click.group(cls=LazyGroup, context_settings=CONTEXT_SETTINGS, invoke_without_command=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpt2.training.loop import Stopped, TrainingLoop
 
 _LATER = ("engine", "patience", "tensorboard")  # options of later versions: the file of an older run lacks them
-_FREE = ("device", "workers", "quiet", "tensorboard")  # may change when a run resumes: they do not change its result
+_FREE = ("device", "workers", "quiet", "tensorboard")  # of the terminal and the machine: may change when a run is resumed
 _NOT_STORED = ("out", "resume", "from_step")  # the run's folder, and the step that it resumes from
 
 

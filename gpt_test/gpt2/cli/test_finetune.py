@@ -115,7 +115,7 @@ def test_only_the_last_block_is_trained(run_command: Callable, table: Path, smal
     assert changed and all(name.startswith(("h.1.", "ln_f.")) for name in changed)
 
 
-def test_a_model_learns_to_respond_and_is_asked_as_it_was_taught(
+def test_a_model_learns_to_respond_and_is_prompted_in_its_template(
     run_command: Callable, instructions: Path, small_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -274,7 +274,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
         assert "is damaged" in run_command("finetune", "--resume", out).err
 
 
-def test_an_adapter_needs_a_whole_model_below_it_and_keeps_its_template(
+def test_an_adapter_needs_a_whole_model_as_its_base_and_keeps_its_template(
     run_command: Callable, instructions: Path, small_folder: Path, tmp_path: Path
 ) -> None:
     args = ["finetune", "--task", "instruction", "--data", instructions, "--lora_rank", 2, "--max_steps", 1, *QUIET]

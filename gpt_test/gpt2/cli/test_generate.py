@@ -114,7 +114,7 @@ def test_no_new_tokens(run_command, small_folder: Path) -> None:
     ("options", "warning"),
     [
         (["--temperature", "0.7"], "--temperature has no effect without --do_sample"),
-        (["--top_k", "5", "--top_p", "0.5"], "--top_k, --top_p has no effect without --do_sample"),
+        (["--top_k", "5", "--top_p", "0.5"], "--top_k, --top_p have no effect without --do_sample"),
         (["--seed", "5"], "--seed has no effect"),
         (["--num_samples", "2"], "--num_samples 2 gives the same text each time"),
         (["--temperature", "0"], None),

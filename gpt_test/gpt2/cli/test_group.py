@@ -41,6 +41,12 @@ def test_help_groups_the_commands_and_fits_80_columns(run_command, monkeypatch: 
     assert {name for names in commands.values() for name in names} == {name for name in files if is_command(name)}
 
 
+def test_a_narrow_terminal_wraps_the_help_of_commands(run_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    text = run_command("--help").out
+    assert "..." not in text.replace("[ARGS]...", "") and max(map(len, text.splitlines())) <= 50
+
+
 def is_command(name: str) -> bool:
     """Whether the module of that name in `gpt2.cli` has a command of the same name."""
     return isinstance(getattr(importlib.import_module(f"gpt2.cli.{name}"), name, None), click.Command)

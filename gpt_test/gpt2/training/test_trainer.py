@@ -284,7 +284,7 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(text_file: Path, tmp_
     again.terminate()
     _, err = again.communicate()
     assert again.returncode == 128 + signal.SIGTERM
-    assert f"go on with --resume {folder}" in err and "Traceback" not in err
+    assert f"resume with --resume {folder}" in err and "Traceback" not in err
 
 
 def load_newest(checkpoints: Path) -> int:

@@ -80,6 +80,7 @@ class BenchmarkOptions:
 @_lists("peers", 'Packages to compare with; "none" measures this package alone.', PEERS, "--peer")
 @_lists("dtypes", "Precisions of the weights.", tuple(DTYPES), "--dtype")
 @_speed("--threads", type=int, help="Threads of each engine.  [default: one per core]")
+@_speed("--beside", type=int, default=_DEFAULTS.beside, show_default=True, help="Keep N cores busy with other processes.")
 @_speed("--device", default=_DEFAULTS.device, show_default=True, help="Device of the models: cpu, cuda, cuda:1.")
 @_what("--rounds", type=int, default=_DEFAULTS.rounds, show_default=True, help="Timed turns of each engine.")
 @_sizes(

@@ -11,7 +11,7 @@ import click
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP
-from gpt2.cli.options import Command
+from gpt2.cli.options import Command, threads_option
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 
@@ -22,6 +22,7 @@ from gpt_config.errors import GPT2Warning, InputError
 @click.option("--batch_size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts to run at once.")
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+@threads_option()
 @json_option("one per text, with text, label, probabilities and model. This is the only format, also without --json")
 def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtype: str, as_json: bool) -> None:
     """Label each line of a text file with a fine-tuned classifier.

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, load_model_option
-from gpt2.cli.options import Choice, Command, option, pass_options, wrong_options
+from gpt2.cli.options import Choice, Command, option, pass_options, threads_option, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ _text, _tasks = partial(option, group="Perplexity"), partial(option, group="Othe
 @_tasks("--per_item", metavar="PATH", help="Write a JSON line per item; the same call resumes an interrupted run from it.")
 @_tasks("--delimiter", default=" ", help="multiple_choice: text between context and choice.  [default: a space]")
 @_speed("--batch_size", type=int, default=8, show_default=True, help="Windows or items to run at once.")
+@threads_option("Speed")
 @_speed("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @_speed("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
 @json_option("one with model, task and the figures; a figure of a task is an object of value, standard_error, interval_95")

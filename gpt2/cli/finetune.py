@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DEVICE_HELP, MODEL_HELP, default_model
-from gpt2.cli.options import Command, option, pass_options
+from gpt2.cli.options import Command, option, pass_options, threads_option
 from gpt2.cli.training_run import RunOptions, end_run, field_options, options_of_run, resume_run, write_run_file
 from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
@@ -98,6 +98,7 @@ _data, _output = partial(option, group="Data and run"), partial(option, group="E
 @_data("--resume", metavar="FOLDER", help="Resume the run in FOLDER, with the options it was started with.")
 @_data("--step", "from_step", type=int, help="With --resume: the checkpoint of this step.  [default: the newest]")
 @field_options(FinetuningConfig, _HELP, _CHOICES)
+@threads_option("Speed and memory")
 @option("--device", group="Speed and memory", default="auto", show_default=True, help=DEVICE_HELP)
 @_output("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
 @_output("--quiet", is_flag=True, help="Show no bar and no samples on the terminal.")

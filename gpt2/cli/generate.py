@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, default_model, load_model_option
-from gpt2.cli.options import Command, option, pass_options, wrong_options
+from gpt2.cli.options import Command, option, pass_options, threads_option, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.generation_config import GenerationConfig
@@ -110,6 +110,7 @@ _speed, _output = partial(option, group="Speed"), partial(option, group="Output"
 @_sampling("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given several times.")
 @_speed("--speculate", is_flag=True, help="Draft tokens and verify several at once: the same text, faster if it repeats.")
 @_speed("--draft_model", metavar="NAME", help="Draft with this smaller model of the same vocabulary: the same text.")
+@threads_option("Speed")
 @_speed("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @_speed("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
 @_speed("--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts of --file to run at once.")
@@ -155,7 +156,6 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
 
 def _how(model: GPT2) -> str:
     """One line on dtype, device and threads: what "auto" has chosen."""
-    import torch
 
     from gpt2.quantization.quantize import is_int8
 

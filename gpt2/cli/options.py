@@ -135,20 +135,21 @@ def in_options_terms(error: ConfigError) -> str:
     return error.message_for(option_of(error.field)) + (f" ({explained})" if explained else "")
 
 
-def threads_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a command that computes: `--threads N` fixes the number of threads while it runs."""
+def threads_option(group: str | None = None) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """The option `--threads N` of a command that computes: it fixes the number of threads while the command runs."""
 
     def fix(ctx: click.Context, parameter: click.Parameter, count: int | None) -> None:
         if count is not None:
             ctx.with_resource(_computing_with(count))
 
-    return click.option(
+    return option(
         "--threads",
+        group=group,
         type=click.IntRange(1, MOST_THREADS),
         expose_value=False,
         callback=fix,
-        help="Always compute with this many threads.  [default: as many as pay, at most one per core]",
-    )(command)
+        help="Always use this many threads.  [default: as many as are fastest, at most one per core]",
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from gpt2.weights.folder import holds_model_files, locate_model
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model")
 @click.option("--out", required=True, metavar="FOLDER", help="Folder of the int8 model: a new one, or one without a model.")
+@threads_option()
 def quantize(model: str, out: str) -> None:
     """Convert a model to int8: a quarter of float32's bytes.
 

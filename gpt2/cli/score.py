@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, load_model_option
-from gpt2.cli.options import Choice, Command, option, pass_options, wrong_options
+from gpt2.cli.options import Choice, Command, option, pass_options, threads_option, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class ScoreOptions:
     help="Tokens from window to window: fewer is slower, with more context.  [default: --context]",
 )
 @option("--batch_size", type=int, default=8, show_default=True, group="Speed", help="Windows to run at once.")
+@threads_option("Speed")
 @option("--device", default="auto", show_default=True, group="Speed", help=DEVICE_HELP)
 @option("--dtype", default="float32", show_default=True, group="Speed", help=DTYPE_HELP)
 @json_option("one per FILE, with source, model, tokens (of each: id, piece, byte_span, logprob, bits, rank) and total")

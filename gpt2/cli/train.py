@@ -12,7 +12,7 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DEVICE_HELP
-from gpt2.cli.options import Choice, Command, option, pass_options, wrong_options
+from gpt2.cli.options import Choice, Command, option, pass_options, threads_option, wrong_options
 from gpt2.cli.training_run import RunOptions, end_run, field_options, options_of_run, resume_run, write_run_file
 from gpt2.weights.folder import holds_model_files, tokenizer_source
 from gpt_config.errors import DataError
@@ -115,6 +115,7 @@ _speed, _output = partial(option, group="Speed and memory"), partial(option, gro
     show_default=True,
     help="numpy computes every gradient by hand: to read, and to compare.",
 )
+@threads_option("Speed and memory")
 @_speed("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @_output("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too.")
 @_output("--quiet", is_flag=True, help="Show no bar and no samples on the terminal.")

@@ -11,7 +11,7 @@ import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.json_lines import json_line, json_option
-from gpt2.cli.options import Command
+from gpt2.cli.options import Command, threads_option
 from gpt2.weights.folder import is_model_folder, locate_float_model
 from gpt_config.errors import CheckpointError
 from gpt_config.shipped import shipped_models
@@ -25,6 +25,7 @@ _RANDOM = "random"
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model", required=False)
 @json_option("one with model, failed (a count) and checks")
+@threads_option()
 def verify(model: str | None, as_json: bool) -> None:
     """Check that independent engines compute the same numbers.
 

@@ -88,15 +88,20 @@ def commands_of(text: str) -> Iterator[tuple[str, str]]:
 def is_output(printed: str, expected: str) -> bool:
     """Whether `printed` is `expected`, in which "..." stands for anything, and alone on a line for any lines.
 
-    >>> is_output("a 1\\nb\\nc\\n", "a ...\\n...\\nc\\n"), is_output("a\\n", "b\\n")
-    (True, False)
+    On a line with "..." any number of blanks is as good as another, so that columns can stay aligned.
+
+    >>> is_output("a 1\\nb\\nc\\n", "a ...\\n...\\nc\\n"), is_output("a 12  b\\n", "a ... b\\n"), is_output("a\\n", "b\\n")
+    (True, True, False)
     """
     parts = []
     for line in expected.splitlines():
         if line.strip() == "...":
             parts.append(r"(?:.*\n)*?")
         else:
-            parts.append(re.escape(line.rstrip()).replace(re.escape("..."), ".*") + r"[ \t]*\n")
+            pattern = re.escape(line.rstrip())
+            if "..." in line:
+                pattern = re.sub(r"(?:\\ )+", " +", pattern.replace(re.escape("..."), ".*"))
+            parts.append(pattern + r" *\n")
     return re.fullmatch("".join(parts), printed if printed.endswith("\n") or not printed else printed + "\n") is not None
 
 

@@ -157,6 +157,7 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
 def _how(model: GPT2) -> str:
     """One line on dtype, device and threads: what "auto" has chosen."""
 
+    from gpt2.fast.threads import thread_report
     from gpt2.quantization.quantize import is_int8
 
     dtype = "int8 weights, float32" if is_int8(model) else str(model.dtype).removeprefix("torch.")

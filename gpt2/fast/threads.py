@@ -83,8 +83,8 @@ class ThreadCount:
     """The number of threads for the next step: `of(kind)`, between 1 and `most`. It learns from `measured`.
 
     If a step is slow, or the first of its kind lost its cores often, the next step runs with half as many threads. If that
-    is faster, the others do too. While there are fewer than `most`, more are tried now and then: half of the way up to a number
-    that was too slow, and from time to time all.
+    is faster, the others do too. While there are fewer than `most`, more are tried now and then: half of the way up to a
+    number that was too slow, and from time to time all.
 
     >>> threads = ThreadCount(2)
     >>> threads.measured("decode", 0.7, preemptions=100)  # beside a busy process

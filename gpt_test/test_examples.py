@@ -1,0 +1,158 @@
+"""The examples run and do what they say; the notebooks run; the README's pictures and the citation file are current."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+
+import gpt2
+from gpt2 import GPT2
+from gpt_encoder import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+def run(folder: Path, *arguments: object) -> str:
+    """What a Python program prints, started in `folder`."""
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def example(name: str) -> ModuleType:
+    """An example as a module, for its functions."""
+    spec = spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 80
+    head = text.split('"""')[1]
+    assert re.search(rf"^    (python|torchrun .*) ?examples/{path.name}", head, re.MULTILINE), head
+    assert f"examples/{path.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_character_model_learns_to_spell(tmp_path: Path) -> None:
+    """After 200 steps nearly all words of the sample are words of the sentences; an untrained model spells none."""
+    printed = run(tmp_path, EXAMPLES / "train_characters.py", "--steps", 200)
+    loss = float(re.search(r"best validation loss: (\S+)", printed).group(1))
+    assert loss < 0.5  # log(23) = 3.1 at the start
+    module = example("train_characters")
+    known = set(re.findall(r"\w+", " ".join((*module.SUBJECTS, *module.VERBS, *module.OBJECTS))))
+    words = re.findall(r"\w+", printed.split("sample:\n")[1])[:-1]  # the last word may be cut
+    assert len(words) > 15
+    assert sum(word in known for word in words) / len(words) > 0.8, words
+
+
+def test_a_character_model_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("abba " * 500)
+    printed = run(tmp_path, EXAMPLES / "train_characters.py", "--data", "mine.txt", "--out", "mine", "--steps", 2)
+    assert "a vocabulary of 4 characters" in printed
+    assert not (tmp_path / "mine" / "sentences.txt").exists()
+
+
+def test_a_classifier_tells_new_texts_apart(tmp_path: Path) -> None:
+    printed = run(tmp_path, EXAMPLES / "finetune_classifier.py", "--epochs", 8)
+    accuracy = float(re.search(r"accuracy (\S+) on 12 test texts", printed).group(1))
+    assert accuracy > 0.7  # a guess has 0.5
+    module = example("finetune_classifier")
+    labels = [re.search(rf"(\w+) \(\S+\): {re.escape(text)}", printed).group(1) for text in module.NEW_TEXTS]
+    assert labels == ["good", "bad"]
+
+
+def test_a_letter_can_be_left_out(tmp_path: Path) -> None:
+    arguments = (EXAMPLES / "sampling_rule.py", "It was a big day", "--max_tokens", 80)
+    printed = run(tmp_path, *arguments, "--without", "e").strip()
+    assert len(printed) > 150 and "e" not in printed.lower()
+    assert "e" in run(tmp_path, *arguments)
+
+
+def test_rules_are_applied_to_the_logits() -> None:
+    module = example("sampling_rule")
+    model, tokenizer = GPT2.from_pretrained("gpt2-tiny"), load_tokenizer("gpt2-tiny")
+    prompt = tokenizer.encode("Once upon a time")
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=12)[0, len(prompt) :].tolist()
+    assert module.generate(model, prompt, [], 12, None) == expected
+    # Probabilities 0.5, 0.3, 0.15, 0.05: the entropy is 1.14 nats, and the surprises 0.69, 1.20, 1.90 and 3.00.
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert module.typical(0.1)(logits).isfinite().tolist() == [False, True, False, False]
+    assert module.typical(0.5)(logits).isfinite().tolist() == [True, True, False, False]
+    assert module.typical(1.0)(logits).isfinite().all()
+
+
+def losses(printed: str) -> list[float]:
+    return [float(found) for found in re.findall(r"loss:? (\d\S+)", printed)]
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    program = EXAMPLES / "train_on_two_processes.py"
+    one = run(tmp_path, program, "--out", "one", "--steps", 10)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    two = run(tmp_path, *torchrun, program, "--out", "two", "--steps", 10)
+    assert one.startswith("1 processes, 16 rows") and two.startswith("2 processes, 8 rows")
+    assert len(losses(one)) == 3 and losses(one)[-1] < losses(one)[0] - 0.3
+    assert losses(two) == pytest.approx(losses(one), abs=2e-4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (pip install -r requirements-dev.txt)")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (pip install -r requirements-dev.txt)")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed (pip install -r requirements-dev.txt)")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install -r requirements-dev.txt)")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None, f"{path.name}: clear all outputs"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output.get("name") == "stderr"], "a warning is printed"
+    if "learned" in path.stem:
+        assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
+
+
+def test_there_are_two_notebooks() -> None:
+    assert [path.name for path in NOTEBOOKS] == ["gpt2_from_the_inside.ipynb", "what_the_model_has_learned.ipynb"]
+
+
+def test_the_pictures_show_what_the_commands_print(tmp_path: Path) -> None:
+    """`python .ci/draw_images.py` draws them again."""
+    for package in ("transformers", "tiktoken"):  # `gpt2 verify` compares with those that are installed
+        pytest.importorskip(package, reason=f"{package} is not installed (pip install -r requirements-dev.txt)")
+    run(tmp_path, ROOT / ".ci" / "draw_images.py", tmp_path)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert [path.name for path in drawn] == ["floors.svg", "terminal.svg"]
+    for path in drawn:
+        stored = (ROOT / "docs" / "images" / path.name).read_text(encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == stored, f"{path.name} is out of date: python .ci/draw_images.py"
+
+
+def test_the_citation_file_has_the_version_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == gpt2.__version__
+    assert citation["title"] and citation["authors"] and citation["license"] == "MIT"
+    assert f"## {gpt2.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

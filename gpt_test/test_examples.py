@@ -139,15 +139,15 @@ def test_there_are_two_notebooks() -> None:
 
 
 def test_the_pictures_show_what_the_commands_print(tmp_path: Path) -> None:
-    """`python .ci/draw_images.py` draws them again."""
+    """`python docs/images/readme.py` draws them again."""
     for package in ("transformers", "tiktoken"):  # `gpt2 verify` compares with those that are installed
         pytest.importorskip(package, reason=f"{package} is not installed (pip install -r requirements-dev.txt)")
-    run(tmp_path, ROOT / ".ci" / "draw_images.py", tmp_path)
+    run(tmp_path, ROOT / "docs" / "images" / "readme.py", tmp_path)
     drawn = sorted(tmp_path.glob("*.svg"))
     assert [path.name for path in drawn] == ["floors.svg", "terminal.svg"]
     for path in drawn:
         stored = (ROOT / "docs" / "images" / path.name).read_text(encoding="utf-8")
-        assert path.read_text(encoding="utf-8") == stored, f"{path.name} is out of date: python .ci/draw_images.py"
+        assert path.read_text(encoding="utf-8") == stored, f"{path.name} is out of date: python docs/images/readme.py"
 
 
 def test_the_citation_file_has_the_version_of_the_package() -> None:

@@ -1,7 +1,7 @@
 """Draw the pictures of the README: a terminal session from what the commands print, and the floors from the floors' test.
 
-    python .ci/draw_images.py            # writes docs/images/terminal.svg and docs/images/floors.svg
-    python .ci/draw_images.py FOLDER     # writes them there
+    python docs/images/readme.py            # writes docs/images/terminal.svg and docs/images/floors.svg
+    python docs/images/readme.py FOLDER     # writes them there
 
 A test draws them and compares, so the pictures show what the commands print today.
 """
@@ -15,7 +15,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from gpt_test.test_floors import FLOOR_OF  # noqa: E402  (the path has to be set first)

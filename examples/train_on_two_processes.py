@@ -49,7 +49,7 @@ def main() -> None:
         result = Trainer(model, data, config, args.out, processes=processes, is_quiet=True).train()
 
         if processes.is_first:  # every process has the same result; one prints it
-            print(f"{processes.world_size} processes, {config.batch_size // processes.world_size} rows of a batch each")
+            print(f"processes: {processes.world_size}, rows per process: {config.batch_size // processes.world_size}")
             for line in (args.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
                 figures = json.loads(line)
                 if "loss" in figures:

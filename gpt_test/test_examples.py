@@ -109,7 +109,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     one = run(tmp_path, program, "--out", "one", "--steps", 10)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
     two = run(tmp_path, *torchrun, program, "--out", "two", "--steps", 10)
-    assert one.startswith("1 processes, 16 rows") and two.startswith("2 processes, 8 rows")
+    assert one.startswith("processes: 1, rows per process: 16") and two.startswith("processes: 2, rows per process: 8")
     assert len(losses(one)) == 3 and losses(one)[-1] < losses(one)[0] - 0.3
     assert losses(two) == pytest.approx(losses(one), abs=2e-4)
 

@@ -263,7 +263,7 @@ def _as_dict(completion: Completion, name: str, *, one_by_one: bool) -> dict[str
 
 def _print_batches(loaded: _Loaded, prompts: list[str], config: GenerationConfig, options: GenerateOptions) -> None:
     """Print the texts of more prompts than a batch holds, in order, each as soon as it is done; with a bar on a terminal."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from gpt2.generation.completion import complete_in_batches
 

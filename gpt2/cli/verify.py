@@ -37,7 +37,7 @@ def verify(model: str | None, as_json: bool) -> None:
     folder = None if name == _RANDOM else locate_float_model(name)  # before torch is imported
     if folder is not None and not is_model_folder(folder):
         raise CheckpointError(f"{name} is not a model: name a folder that contains config.json and the weights")
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from gpt2.verification import Status
     from gpt2.verification import verify as run_checks

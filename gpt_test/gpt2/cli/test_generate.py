@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2 import GPT2, complete
+from gpt2.fast.threads import thread_report
 from gpt_encoder import CharTokenizer, load_tokenizer
 from gpt_test.conftest import random_model
 from gpt_test.gpt_config.test_locate import cache_repository
@@ -360,4 +361,4 @@ def test_verbose_reports_dtype_device_and_steps(run_command, model_options, dtyp
     assert result.status == 0 and result.out.startswith("The cat")
     line, steps = result.err.splitlines()
     assert steps.startswith("steps: prefill 1, ")
-    assert line.startswith("computing " + words) and " on cpu, " in line and line.endswith("threads")
+    assert line.startswith("computing " + words) and f" on cpu, {thread_report()}" in line

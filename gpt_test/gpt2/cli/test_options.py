@@ -67,7 +67,8 @@ def test_options_are_made_from_values_and_give_them_back() -> None:
 ])  # fmt: skip
 def test_every_option_has_its_field(name: str, kind: str) -> None:
     command, module = load_command(name), importlib.import_module(f"gpt2.cli.{name}")
-    values = {parameter.name: parameter.get_default(click.Context(command)) for parameter in command.params}
+    exposed = [parameter for parameter in command.params if parameter.expose_value]
+    values = {parameter.name: parameter.get_default(click.Context(command)) for parameter in exposed}
     options = options_from(getattr(module, kind), values)
     assert values_of(options).keys() - {"data_fingerprint"} == values.keys()
 

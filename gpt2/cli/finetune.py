@@ -14,7 +14,15 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DEVICE_HELP, MODEL_HELP, default_model
 from gpt2.cli.options import Command, option, pass_options, threads_option
-from gpt2.cli.training_run import RunOptions, end_run, field_options, options_of_run, resume_run, write_run_file
+from gpt2.cli.training_run import (
+    RunOptions,
+    end_run,
+    field_options,
+    options_of_run,
+    report_threads,
+    resume_run,
+    write_run_file,
+)
 from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import DataError
@@ -181,6 +189,7 @@ def _run(folder: Path, base: str, options: FinetuneOptions) -> None:
             click.echo(f"{base}: {run.trainer.n_parameters:,} parameters are trained", err=True)
             for line in run.told:
                 click.echo(line, err=True)
+            report_threads(run.trainer.processes.device)
         stopped = run.trainer.train()
         if processes.is_first and stopped.signal is None:
             _print_result(run.finish(), folder)

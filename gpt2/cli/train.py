@@ -13,7 +13,15 @@ import click
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DEVICE_HELP
 from gpt2.cli.options import Choice, Command, option, pass_options, threads_option, wrong_options
-from gpt2.cli.training_run import RunOptions, end_run, field_options, options_of_run, resume_run, write_run_file
+from gpt2.cli.training_run import (
+    RunOptions,
+    end_run,
+    field_options,
+    options_of_run,
+    report_threads,
+    resume_run,
+    write_run_file,
+)
 from gpt2.weights.folder import holds_model_files, tokenizer_source
 from gpt_config.errors import DataError
 from gpt_config.model_config import PRESETS, GPT2Config
@@ -164,6 +172,8 @@ def _run(folder: Path, options: TrainOptions) -> None:
             resume_run(trainer, options.from_step)
         if processes.is_first:
             _describe(trainer, data)
+            if options.engine == "torch":
+                report_threads(trainer.processes.device)
         stopped = trainer.train()
     end_run(stopped, folder, processes)
 

@@ -20,6 +20,8 @@ from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, GPT2Warning
 
 if TYPE_CHECKING:
+    import torch
+
     from gpt2.training.distributed import Processes
     from gpt2.training.loop import Stopped, TrainingLoop
 
@@ -131,6 +133,14 @@ def resume_run(trainer: TrainingLoop, from_step: int | None) -> None:
     trainer.load(from_step)
     if trainer.step >= trainer.config.max_steps:
         warnings.warn(f"this run has already done all of its {trainer.step} steps", GPT2Warning, 2)
+
+
+def report_threads(device: torch.device) -> None:
+    """Print how many threads compute and why. With a fixed number, two runs agree to the last bit on every processor."""
+    from gpt2.fast.threads import thread_report
+
+    if device.type == "cpu":
+        click.echo(f"computing on cpu, {thread_report()}", err=True)
 
 
 def end_run(stopped: Stopped, folder: Path, processes: Processes) -> None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
@@ -32,17 +31,20 @@ except ModuleNotFoundError:  # Windows: steps are then compared with earlier one
 class TrialLimits:
     """When another number of threads is tried."""
 
-    # A step that takes this many times its usual time is slow.
+    # Two steps in a row that take this many times their usual time are slow, and a single one that takes so many.
     slow: float = 2.0
+    very_slow: float = 8.0
 
     # In the first step of a kind, which has no usual time, the kernel took cores from its threads more often than this per
     # second. Beside a busy process it is 100 to 300; alone, a few.
     preemptions: float = 50.0
 
-    # Another number of threads is better if a step takes less than this part of the time.
+    # Fewer threads are better if a step takes less than this part of the slow one.
     better: float = 0.9
 
-    # More threads must be better in this many steps in a row: beside a busy process some steps are fast by chance.
+    # More threads are better if this many steps in a row take less than this part of the usual time: beside a busy process
+    # some steps are fast by chance.
+    better_with_more: float = 0.98
     steps_of_more: int = 3
 
     # Seconds until the next trial; doubled after each that failed, up to the longest.
@@ -64,54 +66,56 @@ class _Wait:
     until: float = 0.0
     seconds: float = 0.0
 
-    def fail(self, now: float, lost: float) -> None:
-        longer = max(self.limits.first_wait, 2 * self.seconds)
-        self.seconds = min(self.limits.longest_wait, longer)
+    def end(self, until: float) -> None:
+        """The last trial was a success: the next one may begin then."""
+        self.until, self.seconds = until, 0.0
+
+    def extend(self, now: float, lost: float) -> None:
+        """The last trial failed, and took so many seconds longer than a step without it."""
+        self.seconds = min(self.limits.longest_wait, max(self.limits.first_wait, 2 * self.seconds))
         self.until = now + max(self.seconds, self.limits.per_second_lost * lost)
 
 
-class _Trial(NamedTuple):
-    """Steps of one kind with another number of threads, and how many of them were better so far."""
-
-    kind: Hashable
-    threads: int
-    n_better: int = 0
-
-
 @dataclass
-class ThreadCount:
-    """The number of threads for the next step: `of(kind)`, between 1 and `most`. It learns from `measured`.
+class _Kind:
+    """What is known of the steps of one kind: how many threads are best, and what a step costs per unit of work."""
 
-    If a step is slow, or the first of its kind lost its cores often, the next step runs with half as many threads. If that
-    is faster, the others do too. While there are fewer than `most`, more are tried now and then: half of the way up to a
-    number that was too slow, and from time to time all.
+    count: int
+    too_many: int  # the smallest number that was slower than `count`; above the most if none is known
+    fewer: _Wait  # when fewer threads may be tried
+    more: _Wait
+    latest: float = 0.0  # with `count` threads
+    usual: dict[int, float] = field(default_factory=dict)  # by number of threads
+    n_slow: int = 0  # steps in a row
+    trial: int | None = None  # the number that is tried now
+    n_better: int = 0  # steps of the trial that were
+
+
+class ThreadCount:
+    """The number of threads for the next step of some kind: `of(kind)`, from 1 to `most`. It learns from `measured`.
+
+    If steps are slow, or the first of its kind lost its cores often, the next step runs with half as many threads; if that
+    is faster, it stays so. While there are fewer than `most`, more are tried now and then: half of the way up to a number
+    that was too slow, and from time to time all. Each kind has its own number, because decoding may wait for memory, which
+    one core uses up, where a prompt is computed faster by all. A new kind begins with the last number that was chosen.
 
     >>> threads = ThreadCount(2)
     >>> threads.measured("decode", 0.7, preemptions=100)  # beside a busy process
-    >>> threads.of("decode"), threads.of("train")  # a trial is of one kind
-    (1, 2)
-    >>> threads.measured("decode", 0.05)
-    >>> threads.of("decode"), threads.of("train")
-    (1, 1)
+    >>> threads.of("decode")
+    1
     """
 
-    most: int
-    limits: TrialLimits = TRIAL_LIMITS
-    count: int = 0
-    _usual: dict[tuple[Hashable, int], float] = field(default_factory=dict)  # seconds per unit of work
-    _latest: dict[tuple[Hashable, int], float] = field(default_factory=dict)
-    _now: float = 0.0  # seconds of all measured steps
-    _trial: _Trial | None = None
-    _too_many: int = 0  # the smallest number that was slower than `count`; above `most` if none is known
-
-    def __post_init__(self) -> None:
-        self.count = self.most
-        self._too_many = self.most + 1
-        self._fewer, self._more = _Wait(self.limits), _Wait(self.limits)
+    def __init__(self, most: int, limits: TrialLimits = TRIAL_LIMITS) -> None:
+        self.most = most
+        self.latest = most  # the last number that was chosen
+        self._limits = limits
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._now = 0.0  # seconds of all measured steps
 
     def of(self, kind: Hashable) -> int:
-        """The number of threads for a step of this kind: that of a trial, if there is one of this kind, or `count`."""
-        return self._trial.threads if self._trial is not None and self._trial.kind == kind else self.count
+        """The number of threads for the next step of this kind."""
+        known = self._kinds.get(kind)
+        return self.latest if known is None else known.trial or known.count
 
     def measured(self, kind: Hashable, seconds: float, work: float = 1.0, *, preemptions: int = 0) -> None:
         """A step has taken `seconds` with `of(kind)` threads. Steps of one `kind` cost the same per unit of `work`.
@@ -119,44 +123,54 @@ class ThreadCount:
         `preemptions`: how often the kernel has taken a core from one of its threads.
         """
         self._now += seconds
-        cost, at = seconds / work, (kind, self.of(kind))
-        usual = self._usual.get(at)
-        if self._trial is not None and self._trial.kind == kind:
-            self._judge(self._trial, cost, work)
+        known = self._kinds.get(kind)
+        if known is None:
+            known = self._kinds[kind] = self._new_kind()
+        threads, cost = known.trial or known.count, seconds / work
+        usual = known.usual.get(threads)
+        if known.trial is not None:
+            self._judge(known, known.trial, cost, work)
         else:
-            self._latest[at] = cost
-            is_crowded = preemptions > self.limits.preemptions * seconds
-            is_slow = is_crowded if usual is None else cost > self.limits.slow * usual
-            if self._trial is None and is_slow and self.count > 1 and self._now >= self._fewer.until:
-                self._trial = _Trial(kind, max(1, self.count // 2))
-            elif self._trial is None and self.count < self.most and self._now >= self._more.until:
-                self._trial = _Trial(kind, self._next_more())
-        # Falls at once and rises slowly, so that the first step, which warms up, and slow ones do not count for long.
-        self._usual[at] = cost if usual is None else min(cost, usual + 0.1 * (cost - usual))
+            known.latest = cost
+            is_crowded = preemptions > self._limits.preemptions * seconds
+            known.n_slow = known.n_slow + 1 if usual is not None and cost > self._limits.slow * usual else 0
+            is_slow = is_crowded if usual is None else known.n_slow > 1 or cost > self._limits.very_slow * usual
+            if is_slow and known.count > 1 and self._now >= known.fewer.until:
+                known.trial, known.n_better = max(1, known.count // 2), 0
+            elif known.count < self.most and self._now >= known.more.until:
+                known.trial, known.n_better = self._next_more(known), 0
+        # It falls at once and rises slowly, so that a first step, which warms up, and slow ones do not count for long.
+        known.usual[threads] = cost if usual is None else min(cost, usual + 0.1 * (cost - usual))
 
-    def _judge(self, trial: _Trial, cost: float, work: float) -> None:
-        """End a trial that failed or was better often enough."""
-        before, is_more = self._latest[trial.kind, self.count], trial.threads > self.count
-        if cost >= self.limits.better * before:
-            (self._more if is_more else self._fewer).fail(self._now, (cost - before) * work)
-            self._too_many = trial.threads if is_more else self._too_many
-            self._trial = None
-        elif trial.n_better + 1 < (self.limits.steps_of_more if is_more else 1):
-            self._trial = trial._replace(n_better=trial.n_better + 1)
+    def _new_kind(self) -> _Kind:
+        waits = _Wait(self._limits), _Wait(self._limits, self._now + self._limits.first_wait)
+        return _Kind(self.latest, self.most + 1, *waits)
+
+    def _judge(self, kind: _Kind, trial: int, cost: float, work: float) -> None:
+        """End a trial that failed, or was better often enough."""
+        limits, is_more = self._limits, trial > kind.count
+        before = kind.usual[kind.count] if is_more else kind.latest
+        if cost >= (limits.better_with_more if is_more else limits.better) * before:
+            (kind.more if is_more else kind.fewer).extend(self._now, (cost - before) * work)
+            kind.too_many = trial if is_more else kind.too_many
+            kind.trial = None
+            return
+        kind.n_better += 1
+        if is_more and kind.n_better < limits.steps_of_more:
+            return
+        if is_more:
+            kind.more.end(self._now)
+            kind.too_many = self.most + 1 if trial == self.most else kind.too_many
         else:
-            if is_more:
-                self._more.until, self._more.seconds = self._now, 0.0
-                self._too_many = self.most + 1 if trial.threads == self.most else self._too_many
-            else:  # and after two more steps it is tried whether that was only a moment
-                self._too_many = self.count
-                self._more.until, self._more.seconds = self._now + 2 * cost * work, 0.0
-            self._trial, self.count = None, trial.threads
-            self._latest[trial.kind, trial.threads] = cost
+            kind.more.end(self._now + 2 * cost * work)  # soon, because it may have been only a moment
+            kind.too_many = kind.count
+        self.latest = kind.count = trial
+        kind.latest, kind.trial = cost, None
 
-    def _next_more(self) -> int:
+    def _next_more(self, kind: _Kind) -> int:
         """Half of the way to what was too many; from where there is nothing between, all."""
-        between = (self.count + self._too_many) // 2
-        return between if between > self.count else self.most
+        between = (kind.count + kind.too_many) // 2
+        return between if between > kind.count else self.most
 
 
 _counts: dict[int, ThreadCount] = {}  # by the most threads that a caller allows
@@ -190,7 +204,7 @@ def adjusted_threads(device: torch.device) -> Iterator[None]:
         most = min(before, limit.count)
         count = _counts.setdefault(most, ThreadCount(most))
     _active.count = count
-    torch.set_num_threads(count.count)
+    torch.set_num_threads(count.latest)
     try:
         yield
     finally:
@@ -215,7 +229,7 @@ def step(kind: Hashable, device: torch.device, work: float = 1.0) -> Iterator[No
         if _active.n_measured == n_measured:
             _active.n_measured += 1
             count.measured(kind, time.perf_counter() - start, work, preemptions=_preemptions() - preemptions)
-            torch.set_num_threads(count.count)
+            torch.set_num_threads(count.of(kind))
 
 
 def _preemptions() -> int:
@@ -224,13 +238,13 @@ def _preemptions() -> int:
 
 
 def thread_report() -> str:
-    """How many threads a step uses now, and why: "2 threads (the machine has 2 cores)"."""
+    """How many threads steps use now, and why: "2 threads (the machine has 2 cores)"."""
     limit, torch_threads = process_limit(), torch.get_num_threads()
     if limit.is_fixed:
         return _worded(limit.count, limit.reason)
     most = min(torch_threads, limit.count)
     reason = limit.reason if limit.count <= torch_threads else f"torch is set to {torch_threads}"
-    count = _counts[most].count if most in _counts else most
+    count = _counts[most].latest if most in _counts else most
     if count < most:
         reason = f"of {most}, because other processes use the cores"
     return _worded(count, reason)

@@ -40,7 +40,7 @@ def table(results: Results) -> list[str]:
     there = results.environment
     device = "" if there["device"] == "cpu" else f"{there['device']}, "
     lines = [
-        f"{device}{there['cpu']}, {there['cores']} cores, {there['threads']} threads, {there['date']}",
+        f"{device}{there['cpu']}, {_number(there['cores'], 'core')}, {_number(there['threads'], 'thread')}{_beside(results)}, {there['date']}",
         ", ".join(f"{name} {version}" for name, version in there["versions"].items()),
         f"texts: {results.settings['texts']}",
     ]
@@ -60,6 +60,15 @@ def table(results: Results) -> list[str]:
         "in training, share of the operations per second of a large matrix product;",
         "same: the results equal those of our float32 model, which is checked before anything is timed",
     ]
+
+
+def _beside(results: Results) -> str:
+    count = results.settings.get("beside", 0)
+    return f" beside {count} busy process{'es' if count > 1 else ''}" if count else ""
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
 def _head(section: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,21 @@ def options(small_folder: Path, tmp_path: Path) -> list[object]:
 def run_with(parts: Parts, *args: object) -> Result:
     """Run `gpt2 benchmark` with other parts."""
     return CliRunner().invoke(cli, ["benchmark", *map(str, args)], obj=parts, catch_exceptions=False)
+
+
+def test_busy_processes_run_while_engines_do(options: list[object]) -> None:
+    def children() -> set[str]:
+        return set(Path("/proc/self/task", str(os.getpid()), "children").read_text().split())
+
+    seen: list[set[str]] = []
+    if not Path("/proc/self/task", str(os.getpid()), "children").exists():
+        pytest.skip("this system does not list the children of a process")
+    before = children()
+    measures = [Measure(("decode",), lambda bench: seen.append(children() - before))]
+    result = run_with(Parts(measures=measures), *options, "--sections", "decode", "--peers", "none", "--beside", 2)
+    assert result.exit_code == 0 and "1 thread beside 2 busy processes, " in result.stdout
+    assert len(seen[0]) == 2 and not seen[0] & children(), "they end with the benchmark"
+    assert json.loads(result.stdout.splitlines()[-1])["settings"]["beside"] == 2
 
 
 def test_sections_in_one_process(options: list[object], tmp_path: Path) -> None:

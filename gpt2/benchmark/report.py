@@ -40,7 +40,8 @@ def table(results: Results) -> list[str]:
     there = results.environment
     device = "" if there["device"] == "cpu" else f"{there['device']}, "
     lines = [
-        f"{device}{there['cpu']}, {_number(there['cores'], 'core')}, {_number(there['threads'], 'thread')}{_beside(results)}, {there['date']}",
+        f"{device}{there['cpu']}, {_number(there['cores'], 'core')}, {_number(there['threads'], 'thread')}"
+        f"{_beside(results)}, {there['date']}",
         ", ".join(f"{name} {version}" for name, version in there["versions"].items()),
         f"texts: {results.settings['texts']}",
     ]

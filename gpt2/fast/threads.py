@@ -42,9 +42,9 @@ class TrialLimits:
     # Fewer threads are better if a step takes less than this part of the slow one.
     better: float = 0.9
 
-    # More threads are better if this many steps in a row take less than this part of the usual time: beside a busy process
-    # some steps are fast by chance.
-    better_with_more: float = 0.98
+    # More threads stay if this many steps in a row take less than this many times the usual time with fewer. Alone, they are
+    # never much slower; beside a busy process they take twice as long or more, and only some steps are fast by chance.
+    no_slower: float = 1.15
     steps_of_more: int = 3
 
     # Seconds until the next trial; doubled after each that failed, up to the longest.
@@ -95,9 +95,10 @@ class ThreadCount:
     """The number of threads for the next step of some kind: `of(kind)`, from 1 to `most`. It learns from `measured`.
 
     If steps are slow, or the first of its kind lost its cores often, the next step runs with half as many threads; if that
-    is faster, it stays so. While there are fewer than `most`, more are tried now and then: half of the way up to a number
-    that was too slow, and from time to time all. Each kind has its own number, because decoding may wait for memory, which
-    one core uses up, where a prompt is computed faster by all. A new kind begins with the last number that was chosen.
+    is faster, it stays so. While there are fewer than `most`, more are tried now and then, and stay unless they are slower:
+    half of the way up to a number that was too slow, and from time to time all. Each kind has its own number, because
+    decoding may wait for memory, which one core uses up, where a prompt is computed faster by all. A new kind begins with
+    the last number that was chosen.
 
     >>> threads = ThreadCount(2)
     >>> threads.measured("decode", 0.7, preemptions=100)  # beside a busy process
@@ -139,8 +140,9 @@ class ThreadCount:
                 known.trial, known.n_better = max(1, known.count // 2), 0
             elif known.count < self.most and self._now >= known.more.until:
                 known.trial, known.n_better = self._next_more(known), 0
-        # It falls at once and rises slowly, so that a first step, which warms up, and slow ones do not count for long.
-        known.usual[threads] = cost if usual is None else min(cost, usual + 0.1 * (cost - usual))
+        # It falls fast and rises slowly, so that a first step, which warms up, and slow ones do not count for long. If
+        # it fell to the fastest step at once, the others would seem slow where steps vary by themselves.
+        known.usual[threads] = cost if usual is None else usual + (0.5 if cost < usual else 0.1) * (cost - usual)
 
     def _new_kind(self) -> _Kind:
         waits = _Wait(self._limits), _Wait(self._limits, self._now + self._limits.first_wait)
@@ -150,7 +152,7 @@ class ThreadCount:
         """End a trial that failed, or was better often enough."""
         limits, is_more = self._limits, trial > kind.count
         before = kind.usual[kind.count] if is_more else kind.latest
-        if cost >= (limits.better_with_more if is_more else limits.better) * before:
+        if cost >= (limits.no_slower if is_more else limits.better) * before:
             (kind.more if is_more else kind.fewer).extend(self._now, (cost - before) * work)
             kind.too_many = trial if is_more else kind.too_many
             kind.trial = None

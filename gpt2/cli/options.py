@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import click
 
-from gpt_config.cores import MOST_THREADS, fixed_threads
+from gpt_config.cores import MOST_THREADS, fixed_threads, process_limit
 from gpt_config.errors import ConfigError, GPT2Error
 
 
@@ -141,6 +141,8 @@ def threads_option(group: str | None = None) -> Callable[[click.decorators.FC], 
     def fix(ctx: click.Context, parameter: click.Parameter, count: int | None) -> None:
         if count is not None:
             ctx.with_resource(_computing_with(count))
+        else:
+            process_limit()  # a wrong GPT2_THREADS ends the command before it computes or writes anything
 
     return option(
         "--threads",

@@ -57,3 +57,22 @@ def test_it_holds_before_torch_is_imported(small_folder: Path) -> None:
     command = [sys.executable, "-m", "gpt2", *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and ", 3 threads (--threads 3)\n" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("name", COMPUTING)
+def test_a_wrong_variable_ends_a_command_before_it_begins(name: str, tmp_path: Path) -> None:
+    """One line, before torch is imported, files are read or written."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GPT2_THREADS": "many"}
+    code = "import sys; from gpt2.cli import main; sys.modules['torch'] = None; main()"
+    arguments = {
+        "benchmark": [],
+        "classify": ["a", "--from_pretrained", "b"],
+        "finetune": ["--task", "instruction", "--data", "a", "--out", "b"],
+        "quantize": ["a", "--out", "b"],
+        "train": ["--data", "a", "--out", "b"],
+    }.get(name, ["a"])
+    result = subprocess.run(
+        [sys.executable, "-c", code, name, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode != 0 and not list(tmp_path.iterdir())
+    assert result.stderr.startswith("error: GPT2_THREADS='many' must be") and result.stderr.count("\n") == 1, result.stderr

@@ -93,17 +93,18 @@ def spin_as_usual(environment: MutableMapping[str, str] = os.environ) -> None:
         del environment["GOMP_SPINCOUNT"]
 
 
-_in_use: list[ThreadLimit] = []
+_in_use: list[tuple[object, ThreadLimit]] = []
 
 
 @contextmanager
 def use_thread_limit(limit: ThreadLimit) -> Iterator[None]:
-    """Within, `process_limit` is `limit`."""
-    _in_use.append(limit)
+    """Within, `process_limit` is `limit`, in all Python threads. If several of them use one, the newest holds."""
+    entry = (object(), limit)  # Python threads need not leave in the order in which they entered
+    _in_use.append(entry)
     try:
         yield
     finally:
-        _in_use.pop()
+        _in_use.remove(entry)
 
 
 def fixed_threads(count: int, reason: str = "") -> AbstractContextManager[None]:
@@ -115,7 +116,8 @@ def fixed_threads(count: int, reason: str = "") -> AbstractContextManager[None]:
 
 def process_limit() -> ThreadLimit:
     """The `thread_limit` of this process, for which files are read once, or the one that `use_thread_limit` sets."""
-    return _in_use[-1] if _in_use else _limit_of_process()
+    newest = _in_use[-1:]
+    return newest[0][1] if newest else _limit_of_process()
 
 
 @cache

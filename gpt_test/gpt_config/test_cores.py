@@ -151,6 +151,16 @@ def test_a_fixed_number_holds_within() -> None:
         pass
 
 
+def test_limits_of_several_python_threads_end_in_any_order() -> None:
+    before, first, second = process_limit(), fixed_threads(1), fixed_threads(2)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert process_limit().count == 2
+    second.__exit__(None, None, None)
+    assert process_limit() == before
+
+
 def test_how_long_threads_spin_is_set_unless_the_user_has() -> None:
     environment: dict[str, str] = {}
     limit_spinning(environment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -68,14 +69,19 @@ def thread_limit(environment: Mapping[str, str] = os.environ, root: str | Path =
     """
     given = environment.get("GPT2_THREADS", "").strip()
     if given:
-        if not (given.isascii() and given.isdecimal()) or not 1 <= int(given) <= MOST_THREADS:
+        if not 1 <= _whole(given) <= MOST_THREADS:
             raise ConfigError(f"GPT2_THREADS={given!r} must be a whole number from 1 to {MOST_THREADS}, or unset")
         return ThreadLimit(int(given), f"GPT2_THREADS={given}", True)
     cores = available_cores(root)
     first = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # "4,2" is 4 at the outer level
-    if first.isdecimal() and 1 <= int(first) < cores.count:
-        return ThreadLimit(int(first), f"OMP_NUM_THREADS={first}", False)
+    if 1 <= _whole(first) < cores.count:
+        return ThreadLimit(_whole(first), f"OMP_NUM_THREADS={first}", False)
     return ThreadLimit(cores.count, cores.reason, False)
+
+
+def _whole(text: str) -> int:
+    """A number in ASCII digits, at most nine; 0 if it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 
 
 def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -136,8 +142,10 @@ def _cores_of_mask() -> Cores:
 def _quotas(root: Path) -> list[tuple[float, str]]:
     """(cores, file's name) for each quota that is set for this process's control groups and for the groups above them."""
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = [mount for line in (root / "proc/self/mountinfo").read_text().splitlines() for mount in _mounts(line, root)]
+        groups, lines = (
+            os.fsdecode((root / f"proc/self/{name}").read_bytes()).split("\n") for name in ("cgroup", "mountinfo")
+        )
+        mounts = [mount for line in lines for mount in _mounts(line, root)]
     except (OSError, ValueError):  # another system than Linux, or no access
         return []
     found = []
@@ -157,8 +165,13 @@ def _mounts(line: str, root: Path) -> list[_Mount]:
     kind, _, options = [*after.split(), "", "", ""][:3]
     if kind != "cgroup2" and (kind != "cgroup" or "cpu" not in options.split(",")):
         return []
-    mounted, folder = before.split()[3:5]
+    mounted, folder = (_unescaped(path) for path in before.split(" ")[3:5])
     return [_Mount(PurePosixPath(mounted), root / folder.lstrip("/"), kind == "cgroup2")]
+
+
+def _unescaped(path: str) -> str:
+    """A path of /proc/self/mountinfo, in which a space is \\040 and a backslash, as in names of systemd, is \\134."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def _folders(mount: _Mount, path: PurePosixPath) -> list[Path]:
@@ -178,5 +191,5 @@ def _quota(folder: Path, is_v2: bool) -> tuple[float, str] | None:
         if quota.strip() == "max" or int(quota) <= 0 or int(period) <= 0:  # -1 in version 1: no quota
             return None
         return int(quota) / int(period), "the control group's cpu.max" if is_v2 else "the control group's cpu.cfs_quota_us"
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None

@@ -89,6 +89,42 @@ V2, V1 = "0::/user.slice/job", "4:cpu,cpuacct:/docker/12ab"
         ),
         pytest.param([V2], [V2_MOUNT.format(root="/")], {"user.slice/job/cpu.max": "nonsense"}, 64, id="unreadable"),
         pytest.param(["garbage"], ["garbage"], {}, 64, id="garbage"),
+        pytest.param([V2], [V2_MOUNT.format(root="/")], {"user.slice/job/cpu.max": "150000 0\n"}, 64, id="period-0"),
+        pytest.param(
+            [V2], [V2_MOUNT.format(root="/")], {"user.slice/job/cpu.max": f"1{400 * '0'} 1\n"}, 64, id="beyond-a-float"
+        ),
+        pytest.param(
+            ["0::/a:b/the job"],
+            [V2_MOUNT.format(root="/")],
+            {"a:b/the job/cpu.max": "150000 100000\n"},
+            2,
+            id="colon-and-space",
+        ),
+        pytest.param(  # systemd writes - in a name as \x2d, and mountinfo writes the backslash as \134
+            ["0::/my\\x2dbox.slice/job"],
+            [V2_MOUNT.format(root="/my\\134x2dbox.slice")],
+            {"job/cpu.max": "150000 100000\n"},
+            2,
+            id="escaped-root",
+        ),
+        pytest.param(
+            ["0::/job"],
+            [V2_MOUNT.format(root="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/of\\040all")],
+            {"of all/job/cpu.max": "150000 100000\n"},
+            2,
+            id="escaped-folder",
+        ),
+        pytest.param(
+            [V1, "0::/user.slice/job"],
+            [V1_MOUNT.format(root="/"), V2_MOUNT.format(root="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")],
+            {
+                "unified/user.slice/job/cpu.max": "800000 100000\n",
+                "cpu,cpuacct/docker/cpu.cfs_quota_us": "300000\n",
+                "cpu,cpuacct/docker/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+            id="both-versions",
+        ),
         pytest.param([], [], {}, 64, id="empty"),
     ],
 )
@@ -96,6 +132,13 @@ def test_quotas(tmp_path: Path, groups: list[str], mounts: list[str], files: dic
     cores = available_cores(system(tmp_path, groups, mounts, files))
     assert cores.count == expected
     assert ("control group" in cores.reason) == (expected < 64)
+
+
+def test_a_mount_that_is_not_utf_8_hides_no_quota(tmp_path: Path) -> None:
+    root = system(tmp_path, ["0::/"], [V2_MOUNT.format(root="/")], {"cpu.max": "150000 100000\n"})
+    with (root / "proc/self/mountinfo").open("ab") as mounts:
+        mounts.write(b"99 1 8:1 / /media/caf\xe9 rw - vfat /dev/sdb rw\n")
+    assert available_cores(root).count == 2
 
 
 def test_without_proc_there_is_no_quota(tmp_path: Path) -> None:
@@ -124,6 +167,11 @@ def test_a_quota_is_rounded_up(tmp_path_factory: pytest.TempPathFactory, quota: 
         ({"OMP_NUM_THREADS": "4"}, ThreadLimit(4, "OMP_NUM_THREADS=4", False)),
         ({"OMP_NUM_THREADS": "4,2"}, ThreadLimit(4, "OMP_NUM_THREADS=4", False)),
         ({"OMP_NUM_THREADS": "100"}, ThreadLimit(64, "the machine has 64 cores", False)),
+        ({"OMP_NUM_THREADS": "9" * 5000}, ThreadLimit(64, "the machine has 64 cores", False)),
+        *(
+            ({"OMP_NUM_THREADS": odd}, ThreadLimit(64, "the machine has 64 cores", False))
+            for odd in ("", "0", "-2", ",4", "²")
+        ),
         ({"OMP_NUM_THREADS": "none"}, ThreadLimit(64, "the machine has 64 cores", False)),
         ({"GPT2_THREADS": "100", "OMP_NUM_THREADS": "4"}, ThreadLimit(100, "GPT2_THREADS=100", True)),
         ({"GPT2_THREADS": " "}, ThreadLimit(64, "the machine has 64 cores", False)),
@@ -133,7 +181,7 @@ def test_variables(tmp_path: Path, environment: dict[str, str], expected: Thread
     assert thread_limit(environment, tmp_path) == expected
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "two", "1025", "٣"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "two", "1025", "٣", "9" * 5000])
 def test_a_wrong_variable_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=f"GPT2_THREADS='{value}' must be a whole number from 1 to 1024"):
         thread_limit({"GPT2_THREADS": value}, tmp_path)

@@ -187,6 +187,9 @@ class _Active(threading.local):
 
 _active = _Active()
 
+# Python threads that compute at once share a ThreadCount, so that what one learns the others use.
+_measuring = threading.Lock()
+
 
 @contextmanager
 def adjusted_threads(device: torch.device) -> Iterator[None]:
@@ -225,12 +228,16 @@ def step(kind: Hashable, device: torch.device, work: float = 1.0) -> Iterator[No
         if count is None or process_limit().is_fixed:
             yield
             return
-        torch.set_num_threads(count.of(kind))
+        n_threads = count.of(kind)
+        torch.set_num_threads(n_threads)
         n_measured, preemptions, start = _active.n_measured, _preemptions(), time.perf_counter()
         yield
+        seconds = time.perf_counter() - start
         if _active.n_measured == n_measured:
             _active.n_measured += 1
-            count.measured(kind, time.perf_counter() - start, work, preemptions=_preemptions() - preemptions)
+            with _measuring:
+                if count.of(kind) == n_threads:  # otherwise another Python thread has begun or ended a trial since
+                    count.measured(kind, seconds, work, preemptions=_preemptions() - preemptions)
             torch.set_num_threads(count.of(kind))
 
 

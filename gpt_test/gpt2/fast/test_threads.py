@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -263,3 +264,30 @@ def test_a_step_of_steps_is_not_measured_twice() -> None:
                     time.sleep(0.2)
         with adjusted_threads(CPU):
             assert torch.get_num_threads() == 5
+
+
+def test_a_step_counts_for_the_number_that_it_ran_with() -> None:
+    """One Python thread begins a trial while a step of another runs: that step says nothing about the trial."""
+    begun, may_end = Event(), Event()
+
+    def long_step() -> None:
+        with torch_threads(7), step("shared", CPU):
+            begun.set()
+            may_end.wait(60)
+
+    with torch_threads(7), use_thread_limit(ThreadLimit(7, "seven", False)):
+        other = Thread(target=long_step)
+        other.start()
+        assert begun.wait(60)
+        used = []
+        for number in range(8):
+            with step("shared", CPU):
+                used.append(torch.get_num_threads())
+                # The seventh begins a trial. The first is so long that a busy machine does not begin one.
+                time.sleep({0: 0.2, 6: 1}.get(number, 0.01))
+                if number == 7:
+                    may_end.set()
+                    other.join()
+        assert used == [7] * 7 + [3]
+        with step("shared", CPU):
+            assert torch.get_num_threads() == 3

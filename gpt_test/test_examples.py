@@ -74,7 +74,7 @@ def test_a_character_model_of_a_file(tmp_path: Path) -> None:
 def test_a_classifier_tells_new_texts_apart(tmp_path: Path) -> None:
     printed = run(tmp_path, EXAMPLES / "finetune_classifier.py", "--epochs", 8)
     accuracy = float(re.search(r"accuracy (\S+) on 12 test texts", printed).group(1))
-    assert accuracy > 0.7  # a guess has 0.5
+    assert accuracy > 0.7  # random labels have 0.5
     module = example("finetune_classifier")
     labels = [re.search(rf"(\w+) \(\S+\): {re.escape(text)}", printed).group(1) for text in module.NEW_TEXTS]
     assert labels == ["good", "bad"]

@@ -19,8 +19,8 @@ while os.getppid() == parent:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Within, `count` processes run an endless loop. Each has a session of its own, as other programs have: Linux divides
-    the cores among sessions first."""
+    """Inside `with`, `count` processes run an endless loop. Each has a separate session, as other programs have, because
+    Linux divides the cores among sessions first."""
     with ExitStack() as stack:
         for _ in range(count):
             process = subprocess.Popen([sys.executable, "-c", _LOOP], start_new_session=True)

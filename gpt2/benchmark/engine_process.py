@@ -1,4 +1,4 @@
-"""An engine in a process of its own. It knows no particular engine."""
+"""An engine in a separate process. It knows no particular engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time contenders in turns, so that other work on the machine affects all of them alike. It knows no engines."""
+"""Time contenders in turns, so that other work on the machine affects all of them equally. It knows no engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table and as a picture. It knows rows, not how they were measured."""
+"""The results of a benchmark as a table and as a plot. It knows rows, not how they were measured."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What `number` counts.
+# The heading of the column with a row's `number`, by section.
 _NUMBERS = {"prefill": "prompt", "batch": "rows", "scaling": "context"}
 PLOT_FORMATS = ("png", "svg", "pdf")
 
-MOST_BARS = 12  # of one panel
-# In this order everywhere. Ours is the darkest; the others also differ for readers who are colour-blind.
+MOST_BARS = 12  # per panel
+# Engines are drawn in this order. Ours is the darkest; colour-blind readers can tell the others apart too.
 ENGINE_COLORS = dict(zip((OURS, *PEERS), ("#0058a3", "#e69f00", "#8edcba", "#c274ad", "#9fd3f5", "#949494"), strict=True))
 _OTHER_COLOR = "#d0d0d0"
-_MEMORY = "memory"  # stands in the place of an engine: how fast all weights can be read
+_MEMORY = "memory"  # listed like an engine: the speed at which all weights can be read
 LIMIT_LABEL = "limit: read all weights for each token"
-# Of the same section, the part that has a limit, and the greater of two peaks of memory.
+# Sections with rows for two settings: the end of the setting to draw. In decode it is the one with a limit, in scaling the
+# higher of the two peaks of memory.
 _MOST_TELLING = {"decode": "after the first token", "scaling": "use"}
 _WIDTH = 9.0  # inches: 900 pixels at 100 per inch
-_BAR, _GAP, _LINES_HEIGHT = 0.165, 0.6, 14  # inches per bar; the rest in bars: between two groups, and a panel of lines
+_BAR, _GAP, _LINES_HEIGHT = 0.165, 0.6, 14  # inches; then in bars: between groups, a panel of lines
 _TITLES = 0.68  # inches above and below the bars of a panel
 _FONT = 8.0
 
 
 def table(results: Results) -> list[str]:
-    """The lines of the table: for each section its rows, then what was left out, then what the columns mean."""
+    """The lines of the table: the rows of each section, what was left out, and the meaning of the columns."""
     there = results.environment
     device = "" if there["device"] == "cpu" else f"{there['device']}, "
     lines = [
@@ -120,7 +121,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def check_plot(path: Path) -> None:
-    """InputError, with what to do, if `plot` could not draw into `path`. Called before a benchmark that takes an hour."""
+    """Raise InputError if `plot` could not write `path`. Called before the benchmark, which may take an hour."""
     if path.suffix.removeprefix(".").lower() not in PLOT_FORMATS:
         raise InputError(f"plot={str(path)!r} must end with one of .{', .'.join(PLOT_FORMATS)}")
     try:
@@ -138,13 +139,13 @@ def plot(results: Results, path: Path) -> None:
 
 @dataclass
 class _Panel:
-    """Bars in groups, one group per label; or, where `has_lines`, the rows of lines in one group."""
+    """Groups of bars, one group per label; or, if `has_lines`, one group with the rows of all lines."""
 
     section: str
     title: str
     unit: str
     groups: dict[str, list[Row]] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)  # label -> what memory allows
+    limits: dict[str, float] = field(default_factory=dict)  # label -> the speed that memory allows
     has_lines: bool = False
 
     @property
@@ -153,7 +154,7 @@ class _Panel:
 
     @property
     def height(self) -> float:
-        """In bars."""
+        """The height in bars."""
         return _LINES_HEIGHT if self.has_lines else len(self.bars) + _GAP * len(self.groups)
 
     @property
@@ -162,10 +163,10 @@ class _Panel:
 
 
 def draw(results: Results) -> Figure:
-    """One picture of all sections: a panel for each section and length, with at most `MOST_BARS` bars.
+    """Draw all sections: a panel for each section and length, with at most `MOST_BARS` bars.
 
-    Bars are grouped by dtype and coloured by engine, ours first. What memory allows is a black line. Of several lengths
-    or batch sizes the smallest and the largest are drawn; `table` has them all.
+    Bars are grouped by dtype and coloured by engine, ours first. A black line is the speed that memory allows. Of
+    several lengths or batch sizes, the smallest and the largest are drawn; `table` has all.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -185,7 +186,8 @@ def draw(results: Results) -> Figure:
             if panel.has_lines:
                 _draw_lines(axes, panel)
             else:
-                same = [other for other in panels if other.title == panel.title]  # they get one scale
+                # Panels with the same title have the same scale.
+                same = [other for other in panels if other.title == panel.title]
                 _draw_bars(axes, panel, heights[place], max(other.greatest for other in same))
     _add_legend(figure, panels, n_columns)
     caption = f"Medians of {results.settings['rounds']} rounds; thin lines go from the lowest to the highest."
@@ -194,7 +196,7 @@ def draw(results: Results) -> Figure:
 
 
 def _arranged(panels: list[_Panel]) -> list[list[_Panel]]:
-    """Two in a line. Panels of one title start a line, so that they stand side by side."""
+    """The lines of the figure, with two panels each. Two panels with the same title are put on one line."""
     lines: list[list[_Panel]] = []
     for place, panel in enumerate(panels):
         starts = place + 1 < len(panels) and panels[place + 1].title == panel.title
@@ -222,7 +224,7 @@ def _panels(all_rows: Iterable[Row]) -> list[_Panel]:
 
 
 def _most_telling(section: str, rows: list[Row]) -> list[Row]:
-    """The rows whose setting ends as `_MOST_TELLING` says, if an engine has one."""
+    """The rows whose setting ends as in `_MOST_TELLING`; if no engine has such a row, the other rows of engines."""
     ending = _MOST_TELLING.get(section, "")
     chosen = [row for row in rows if row.setting.endswith(ending)]
     has_engines = any(row.entrant.engine != _MEMORY for row in chosen)
@@ -230,13 +232,13 @@ def _most_telling(section: str, rows: list[Row]) -> list[Row]:
 
 
 def _of_the_largest(rows: list[Row]) -> list[Row]:
-    """Peak memory of the largest model."""
+    """The rows of the largest model, which is the last one."""
     size = rows[-1].setting.split(",")[0]
     return [row for row in rows if row.setting.split(",")[0] == size]
 
 
 def _first_and_last(numbers: Iterable[int | None]) -> list[int | None]:
-    """The smallest and the largest; a batch of one row is left out beside others, because it is decoding."""
+    """The smallest and the largest number; 1 only if there is no other, because a batch of one row is plain decoding."""
     known = sorted({value for value in numbers if value is not None})
     if not known:
         return [None]
@@ -245,7 +247,7 @@ def _first_and_last(numbers: Iterable[int | None]) -> list[int | None]:
 
 
 def _bar_panels(section: str, rows: list[Row]) -> list[_Panel]:
-    """The rows in groups of one label, in panels of about the same number of bars."""
+    """Panels with about the same number of bars, which are grouped by label."""
     groups: dict[str, list[Row]] = {}
     limits: dict[str, float] = {}
     for row in sorted(rows, key=lambda row: _place(row.entrant.dtype, DTYPES)):
@@ -285,14 +287,14 @@ def _place(name: str, known: Iterable[str]) -> int:
 
 
 def _label(row: Row) -> str:
-    """Of the group of bars that the row belongs to."""
+    """The label of the row's group of bars."""
     if row.section == "scaling":
         return f"{_short(row.setting.split(',')[0])} {row.entrant.dtype}"
     return row.entrant.dtype or row.setting
 
 
 def _short(size: str) -> str:
-    """A preset, or the end of a folder's path."""
+    """The name of a preset, or at most 12 characters of a folder's name."""
     return size.rstrip("/").split("/")[-1][:12]
 
 
@@ -303,10 +305,10 @@ def _title(row: Row) -> str:
 
 
 def _draw_bars(axes: Axes, panel: _Panel, height: float, greatest: float) -> None:
-    """`height`: in bars, of the tallest panel in the line, so that all bars have one width."""
+    """Draw a panel of bars. `height`, in bars, is that of the tallest panel in its line, so that all bars have one width."""
     from matplotlib.patheffects import withStroke
 
-    width = 1.2 * greatest  # room for the last number
+    width = 1.2 * greatest  # leaves space for the number after the longest bar
     axes.set_xlim(0, width)
     top, middles = 0.0, []
     for label, rows in panel.groups.items():
@@ -319,7 +321,7 @@ def _draw_bars(axes: Axes, panel: _Panel, height: float, greatest: float) -> Non
         limit = panel.limits.get(label)
         if limit is not None:
             line = axes.vlines(limit, top, top + len(rows), colors="black", linewidth=1.5, zorder=3)
-            line.set_path_effects([withStroke(linewidth=3.5, foreground="white")])  # to be seen on a dark bar
+            line.set_path_effects([withStroke(linewidth=3.5, foreground="white")])  # visible on a dark bar
         for place, row, value in zip(places, rows, values, strict=True):
             hits_limit = limit is not None and value.high <= limit < value.high + 0.15 * width
             axes.annotate(
@@ -348,7 +350,7 @@ def _draw_lines(axes: Axes, panel: _Panel) -> None:
         looks: dict[str, Any] = {"linewidth": 2.0, "zorder": 3} if engine == OURS else {"linewidth": 1.2}
         color = ENGINE_COLORS.get(engine, _OTHER_COLOR)
         axes.plot(*zip(*sorted(points), strict=True), color=color, marker="o", markersize=3, **looks)
-        if size not in named:  # at the line of ours, which comes first
+        if size not in named:  # the size is written at our line, which comes first
             named.add(size)
             axes.annotate(_short(size), max(points), (5, 0), textcoords="offset points", va="center", fontsize=_FONT)
     contexts = sorted({context for points in lines.values() for context, _ in points})
@@ -357,7 +359,7 @@ def _draw_lines(axes: Axes, panel: _Panel) -> None:
     ticks = [digit * 10.0**power for power in range(-4, 7) for digit in (1, 2, 5) if low <= digit * 10.0**power <= high]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlim(contexts[0] / 1.2, contexts[-1] * 2)  # room for the sizes
+    axes.set_xlim(contexts[0] / 1.2, contexts[-1] * 2)  # leaves space for the sizes
     axes.set_ylim(low, high)
     axes.set_xticks(contexts, [f"{context:,}" for context in contexts], fontsize=_FONT)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=_FONT)

@@ -1,4 +1,4 @@
-"""Section training: one step of our training loop beside one step of a typical loop around transformers' GPT-2.
+"""Section training: time a step of our training loop and of a typical loop around transformers' GPT-2.
 
 It also computes the share of the device's peak arithmetic speed that each of them reaches.
 """

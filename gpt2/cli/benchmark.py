@@ -106,7 +106,7 @@ class BenchmarkOptions:
 @json_option("one with model, environment, settings, peers, memory, rows and left_out. Without --json it follows the table")
 @pass_options(BenchmarkOptions)
 def benchmark(ctx: click.Context, options: BenchmarkOptions) -> None:
-    """Measure speed beside the peers that are installed.
+    """Compare speed with the peers that are installed.
 
     All engines have the same weights, prompts and threads, take turns, and must return the same tokens before they are
     timed. stdout has a table, then one line of JSON. On a GPU (--device cuda) transformers is the only peer. The section

@@ -83,7 +83,7 @@ def evaluate(ctx: click.Context, options: EvaluateOptions) -> None:
     \b
     perplexity       loss, perplexity, bits per byte, accuracy of texts. A FILE is text, JSONL,
                      a folder of them, or a token file (.bin) of a training run. Documents are
-                     scored one after the other, each with an end of text before it.
+                     scored one after another, each with <|endoftext|> before it.
     lambada          JSONL {"text"}: the last word, predicted from all words before it
     hellaswag        JSONL of Rowan Zellers' format, or with ctx in place of ctx_a and ctx_b
     multiple_choice  JSONL of context, choices and answer (also: query, gold, label), or of
@@ -145,7 +145,7 @@ def _token_file(files: tuple[str, ...], vocab_size: int, counts: dict[str, int])
 
 
 def _text_ids(tokenizer: Tokenizer, options: EvaluateOptions, counts: dict[str, int]) -> Iterator[int]:
-    """The ids of all documents, with an end of text before each. `counts` is complete after the last id."""
+    """The ids of all documents, with an end-of-text token before each. `counts` is complete after the last id."""
     from gpt2.evaluation.detokenize import DETOKENIZERS, count_words
     from gpt2.training.corpus import Corpus
 

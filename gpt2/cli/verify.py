@@ -31,7 +31,7 @@ def verify(model: str | None, as_json: bool) -> None:
 
     PyTorch, NumPy, plain Python, transformers and tiktoken (the last two if installed) are compared part by part on MODEL: a
     folder, a shipped model (the default), a hub name, or "random" for a tiny model of random weights. The exit status is 1
-    if a check fails. Large models take long: plain Python does about twenty million multiplications per second.
+    if a check fails. A model of 124M takes minutes, because plain Python is slow.
     """
     name = model or next(iter(shipped_models()), _RANDOM)
     folder = None if name == _RANDOM else locate_float_model(name)  # before torch is imported

@@ -18,7 +18,7 @@ TABLE_3 = {
     "1BW PPL": (75.20, 55.72, 44.575, 42.16),
 }
 
-# For each task or corpus: the rows of table 3 to print beside our figures, and how the paper's method differs.
+# For each task or corpus: the rows of table 3 to print next to our figures, and how the paper's method differs.
 BESIDE = {
     "lambada": (
         ("LAMBADA PPL", "LAMBADA ACC"),

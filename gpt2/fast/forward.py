@@ -134,7 +134,7 @@ def activated(x: Tensor, activation: str) -> Tensor:
 def activated_each(x: Tensor, activation: str) -> Tensor:
     """Like `activated`, one row of (N, C) after another.
 
-    torch rounds the last elements, which do not fill a register, differently, and which elements these are depends on N.
+    torch rounds the last elements of a tensor differently if they do not fill a register, and N decides which these are.
     """
     return torch.cat([activated(row, activation) for row in x.split(1)])
 

@@ -1,7 +1,7 @@
 """Instruction tuning: convert records to examples, and compute the loss on the responses. Reads no files.
 
 Examples are padded on the right to the longest one of their batch; causal attention does not look there. Each example is a
-row of its own, so it does not see the others.
+separate row, so it does not see the others.
 """
 
 from __future__ import annotations

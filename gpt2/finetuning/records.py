@@ -168,7 +168,7 @@ def _checked(item: Any) -> Fields | BadRecord:
 
 
 def text_of(fields: Fields, name: str, *, default: str | None = None) -> str:
-    """Return the text of the field `name`. BadRecord if it is no string, or if it is missing or empty without `default`."""
+    """Return the text of the field `name`. BadRecord if it is not a string, or is missing or empty and has no `default`."""
     value = fields.get(name)
     if value is None:
         value = default

@@ -1,6 +1,6 @@
 """Batches of examples of similar length. Depends on the lengths of the examples, not on their content.
 
-The examples of a step are a pure function of (seed, step), so a run can continue from any step. Each epoch contains every
+The examples of a step are a pure function of (seed, step), so a run can be resumed from any step. Each epoch contains every
 example once.
 """
 

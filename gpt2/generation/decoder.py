@@ -84,7 +84,7 @@ class Decoder:
 
     @property
     def room(self) -> int:
-        """How many drafts fit in the cache beside the next token; 0 before the first prefill."""
+        """How many drafts fit in the cache in addition to the next token; 0 before the first prefill."""
         return 0 if self._cache is None else max(0, self._cache.max_length - self._cache.length - 1)
 
     @property

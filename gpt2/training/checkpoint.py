@@ -96,7 +96,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"training": values}))
     except SafetensorError as error:  # what the library raises instead of OSError
-        raise WriteError(f"cannot write {path} ({error}): make room; older checkpoints are unchanged") from None
+        raise WriteError(f"cannot write {path} ({error}): free disk space; older checkpoints are unchanged") from None
     for old in list_checkpoints(folder)[_KEPT:]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -118,7 +118,7 @@ def step_of(path: Path) -> int:
 def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
     """Return the newest checkpoint, or the one of `step`.
 
-    CheckpointError if it is missing or damaged; the message names another checkpoint to continue from, if there is one.
+    CheckpointError if it is missing or damaged; the message names another checkpoint to resume from, if there is one.
     """
     paths = list_checkpoints(folder)
     wanted = paths if step is None else [path for path in paths if step_of(path) == step]
@@ -137,7 +137,7 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
             raise ValueError("its checksum is wrong")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         others = [step_of(other) for other in paths if other != path]
-        advice = f"continue from the checkpoint of step {others[0]}" if others else "there is no other checkpoint"
+        advice = f"resume from the checkpoint of step {others[0]}" if others else "there is no other checkpoint"
         remedy = Remedy("step", str(others[0])) if others else None
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {advice}", remedy=remedy) from None
     return Checkpoint(tensors, values)

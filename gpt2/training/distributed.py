@@ -85,7 +85,7 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
         atexit.register(leave_at_once, 1)
         raise TrainingError(
             f"process {rank} of {world_size} lost the connection to another process ({str(error).splitlines()[0][:200]}): "
-            "see the message of that process, then continue the run",
+            "see the message of that process, then resume the run",
             remedy=Remedy("resume"),
         ) from None
     finally:

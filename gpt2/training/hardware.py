@@ -12,7 +12,7 @@ from gpt2.device import has_matrix_units
 
 # Options of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1  # bytes that may be free at the end of the heap before malloc returns them to the system
-_M_MMAP_MAX = -4  # number of allocations that may have a memory mapping of their own
+_M_MMAP_MAX = -4  # number of allocations that may have a separate memory mapping
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -1,6 +1,6 @@
 """The training loop of all engines: step, evaluate, sample, save, and stop on a signal. A subclass computes the steps.
 
-All random numbers of step n, for batches and dropout, depend only on (seed, n, rank). So a run that continues from a
+All random numbers of step n, for batches and dropout, depend only on (seed, n, rank). So a run that is resumed from a
 checkpoint gives the same weights, bit for bit, as an uninterrupted run on the same machine.
 """
 
@@ -50,7 +50,7 @@ class TrainingLoop(abc.ABC):
     A run writes these files:
 
         folder/config.json, model.safetensors, tokenizer files    the model with the lowest validation loss
-        folder/checkpoints/step-NNNNNNNN.safetensors              the newest two states, to continue from
+        folder/checkpoints/step-NNNNNNNN.safetensors              the two newest checkpoints, to resume from
         folder/metrics.jsonl, loss.png                            losses and speed over the steps
 
     ConfigError if the objective does not fit the model, or if a batch cannot be divided evenly among the processes.

@@ -22,7 +22,7 @@ class Progress:
     """Reports one run to `folder` and to standard error. Use it in a `with` block.
 
     The bar is shown on a terminal and in a notebook. Elsewhere, for example in a file, only lines of text are written.
-    `first_step` is the step at which the run starts or continues. Metrics of later steps are dropped, because those steps
+    `first_step` is the step at which the run starts or is resumed. Metrics of later steps are dropped, because those steps
     are done again.
     """
 
@@ -64,7 +64,7 @@ class Progress:
             self._file.flush()
         except OSError as error:
             raise WriteError(
-                f"cannot write {self._path} ({error.strerror}): make room, then continue the run",
+                f"cannot write {self._path} ({error.strerror}): free disk space, then resume the run",
                 remedy=Remedy("resume", str(self._path.parent)),
             ) from None
         if self._tensorboard is not None:

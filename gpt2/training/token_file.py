@@ -125,4 +125,4 @@ class TokenWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _write_error(self, error: OSError) -> WriteError:
-        return WriteError(f"cannot write {self._path} ({error.strerror}): make room, or choose another folder")
+        return WriteError(f"cannot write {self._path} ({error.strerror}): free disk space, or choose another folder")

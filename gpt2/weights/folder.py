@@ -163,7 +163,9 @@ def _shards(index: Path) -> list[Path]:
     present = set(os.listdir(index.parent))
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names the shard {name!r}, which is not a file beside it: download it again")
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which is not a file in the same folder: download it again"
+            )
         if name not in present:
             raise CheckpointError(f"{index} names the shard {name!r}, which is missing: download that too")
     return [index.parent / name for name in names]

@@ -19,4 +19,4 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         atomic_write(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
     except SafetensorError as error:  # the library raises this instead of OSError
-        raise WriteError(f"cannot write {path} ({error}): make room on the disk; the old file is unchanged") from None
+        raise WriteError(f"cannot write {path} ({error}): free disk space; the old file is unchanged") from None

@@ -61,7 +61,7 @@ def test_sections_in_one_process(options: list[object], tmp_path: Path) -> None:
     sections = ["tokenizer", "decode", "prefill", "batch", "training"]
     picture = tmp_path / "picture.png"
     chosen = ["--sections", ",".join(sections), "--peers", ",".join(peers), "--dtypes", "float32", "--dtype", "bfloat16"]
-    # Engines run in this process: in processes of their own each would import torch, which takes seconds.
+    # Engines run in this process: in separate processes each would import torch, which takes seconds.
     result = run_with(Parts(open_engine=open_engine), *options, *chosen, "--plot", picture)
     assert result.exit_code == 0, result.stderr
     *lines, last = result.stdout.splitlines()

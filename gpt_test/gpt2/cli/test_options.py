@@ -171,7 +171,7 @@ def test_names_of_options() -> None:
     ("error", "line"),
     [
         (CheckpointError("a is damaged: go on from b", remedy=Remedy("step", "2")), "a is damaged: go on from b (--step 2)"),
-        (WriteError("make room", remedy=Remedy("resume", "run")), "make room (--resume run)"),
+        (WriteError("free disk space", remedy=Remedy("resume", "run")), "free disk space (--resume run)"),
         (CheckpointError("go on", remedy=Remedy("resume")), "go on (--resume FOLDER)"),
         (
             CheckpointError("name a tokenizer", remedy=Remedy("tokenizer", "gpt2")),

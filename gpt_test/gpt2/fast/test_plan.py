@@ -53,7 +53,7 @@ def test_in_few_bits_drafts_have_the_bits_of_single_steps(dtype: str, config: GP
         skip_unless_rows_are_rounded_alone()
     model = random_model(config)
     model = quantize_int8(model) if dtype == "int8" else model.to(getattr(torch, dtype))
-    if dtype == "int8":  # a weight may be negligible beside the bias, for example in a row of one input
+    if dtype == "int8":  # a weight may be negligible compared with the bias, for example in a row of one input
         assume(all(layer.units_and_sums() is not None for layer in model.modules() if isinstance(layer, Int8Linear)))
     of_each = DecodePlan(model).for_drafts
     assert isinstance(of_each, PlanOfEach)

@@ -1,4 +1,4 @@
-"""A run that fills its disk, and continues when there is room: `python -m gpt_test.gpt2.training.small_disk FOLDER DATA`.
+"""A run that fills its disk, and is resumed when there is space: `python -m gpt_test.gpt2.training.small_disk FOLDER DATA`.
 
 The disk is a tmpfs, mounted on FOLDER for this process and its children only. The results are written to stderr.
 """

@@ -40,7 +40,7 @@ def test_the_error_for_a_damaged_checkpoint_names_the_previous_one(tmp_path: Pat
     else:
         content[0] ^= 0x40
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step-00000020.* is damaged .*: continue from the checkpoint of step 10$"):
+    with pytest.raises(CheckpointError, match=r"step-00000020.* is damaged .*: resume from the checkpoint of step 10$"):
         load_checkpoint(tmp_path)
     assert load_checkpoint(tmp_path, 10).values["step"] == 10
 

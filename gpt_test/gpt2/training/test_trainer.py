@@ -1,4 +1,4 @@
-"""The training loop computes what a plain loop does, learns, continues bit for bit, and loses nothing when it stops."""
+"""The training loop computes what a plain loop does, learns, resumes bit for bit, and loses nothing when it stops."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ def test_a_really_full_disk_loses_nothing_and_with_room_the_run_continues(text_f
     full, whole = [line for line in err.splitlines() if line.startswith("status ")]
     assert full == "status 1: 2 checkpoints, 0 unfinished" and whole == "status 0: step-00000012.safetensors"
     assert "No space left" in err and "Traceback" not in err
-    assert "error: cannot write" in err and "make room" in err
+    assert "error: cannot write" in err and "free disk space" in err
 
 
 def test_an_incomplete_last_line_of_metrics_is_ignored(tmp_path: Path) -> None:

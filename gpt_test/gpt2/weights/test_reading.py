@@ -221,7 +221,7 @@ def index_of(weight_map: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (unlink_weights, "has no weights"),
         (index_of({"a": "model-00001-of-00002.safetensors"}), "which is missing"),
-        (index_of({"a": "../model.safetensors"}), "not a file beside it"),
+        (index_of({"a": "../model.safetensors"}), "not a file in the same folder"),
         (index_of([1]), "not a readable index"),
         (index_of({"a": "x" * 5000}), "which is missing"),
         (plant_code, "pytorch_model.bin is not a readable file of tensors"),

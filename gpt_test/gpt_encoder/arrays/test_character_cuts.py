@@ -56,7 +56,7 @@ def test_no_cut_where_a_token_may_span_two_characters(some: list[tuple[bytes, in
     ("a", "b", False), ("1", " ", False),  # ASCII text is not cut
     ("龍", "喚", False), (" ", "é", False), ("\u30bc", "\u30a6", False),  # tokens span these
     ("人", "一", True), ("\u0e01", "\u0e02", True), ("a", "人", True), ("人", " ", True),
-    ("🦙", "人", False), ("人", "🦙", False),  # no cuts beside characters beyond the basic plane
+    ("🦙", "人", False), ("人", "🦙", False),  # no cuts next to characters beyond the basic plane
 ])  # fmt: skip
 def test_openais_tokens(openai_tokenizer: GPT2Tokenizer, front: str, back: str, cut: bool) -> None:
     assert is_cut(CharacterCuts(tokens_beyond_ascii(openai_tokenizer.vocabulary.token_ids)), front, back) == cut

@@ -35,9 +35,10 @@ class TrialLimits:
     slow: float = 2.0
     very_slow: float = 8.0
 
-    # In the first step of a kind, which has no usual time, the kernel took cores from its threads more often than this per
-    # second. Beside a busy process it is 100 to 300; alone, a few.
+    # A step is crowded if the kernel took cores from its threads more often than this per second: 100 to 300 times beside a
+    # busy process, a few times alone. Then less is slow, and the first step of a kind is, which has no usual time.
     preemptions: float = 50.0
+    slow_if_crowded: float = 1.4
 
     # Fewer threads are better if a step takes less than this part of the slow one.
     better: float = 0.9
@@ -134,7 +135,8 @@ class ThreadCount:
         else:
             known.latest = cost
             is_crowded = preemptions > self._limits.preemptions * seconds
-            known.n_slow = known.n_slow + 1 if usual is not None and cost > self._limits.slow * usual else 0
+            slow = self._limits.slow_if_crowded if is_crowded else self._limits.slow
+            known.n_slow = known.n_slow + 1 if usual is not None and cost > slow * usual else 0
             is_slow = is_crowded if usual is None else known.n_slow > 1 or cost > self._limits.very_slow * usual
             if is_slow and known.count > 1 and self._now >= known.fewer.until:
                 known.trial, known.n_better = max(1, known.count // 2), 0

@@ -129,6 +129,16 @@ def test_alone_again_steps_that_vary_do_not_hold_threads_back(gain: float, secon
     assert late < 1.03 * ideal
 
 
+@pytest.mark.parametrize(("preemptions", "expected"), [(10, 1), (0, 2)])
+def test_steps_that_lost_their_cores_are_slow_sooner(preemptions: int, expected: int) -> None:
+    threads = ThreadCount(2)
+    for _ in range(10):
+        threads.measured("decode", 0.02)
+    for _ in range(2):
+        threads.measured("decode", 0.032, preemptions=preemptions)
+    assert threads.of("decode") == expected
+
+
 def test_each_kind_has_its_own_number() -> None:
     """Beside a busy process both use one thread; alone again, training uses both cores, and decoding, which one core serves
     as fast, may stay with one."""

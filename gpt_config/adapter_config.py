@@ -5,13 +5,12 @@ It knows nothing of weights.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpt_config.errors import CheckpointError, ConfigError
+from gpt_config.file_reading import read_json
 from gpt_config.lora_config import LoRAConfig
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS")
@@ -46,10 +45,10 @@ class AdapterConfig:
     def from_json_file(cls, path: str | os.PathLike[str]) -> AdapterConfig:
         """The config in an `adapter_config.json`. Raises CheckpointError, which names the file and the problem."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
+        except ValueError as error:  # not JSON, or not UTF-8
             raise CheckpointError(f"{path} is not valid JSON ({error}): download the adapter again") from None
         try:
             return cls.from_dict(values)

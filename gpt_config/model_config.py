@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpt_config.errors import ConfigError
+from gpt_config.file_reading import read_json
 from gpt_config.validation import check_bool, check_real, check_whole, plain_numbers
 
 # The names in OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
@@ -147,10 +146,10 @@ class GPT2Config:
     def from_json_file(cls, path: str | os.PathLike[str]) -> GPT2Config:
         """Read a `config.json` or `hparams.json`. ConfigError names the file if it is missing, corrupt or not GPT-2's."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
+        except ValueError as error:  # not JSON, or not UTF-8
             raise ConfigError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
         try:
             return cls.from_dict(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import InputError, InputTypeError, VocabularyError
+from gpt_config.file_reading import read_json
 from gpt_encoder.interface import EOT_TOKEN, Tokenizer
 
 _FILE_NAME = "char_vocab.json"
@@ -61,10 +61,10 @@ class CharTokenizer(Tokenizer):
         """The tokenizer in the `char_vocab.json` of a folder. Raises VocabularyError if the file is missing or broken."""
         path = Path(folder) / _FILE_NAME
         try:
-            characters = json.loads(path.read_text(encoding="utf-8"))
+            characters = read_json(path)
         except OSError as error:
             raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
         if not isinstance(characters, list) or not all(isinstance(character, str) for character in characters):
             raise VocabularyError(f"{path} must contain a list of characters: restore or download the file again")

@@ -10,7 +10,6 @@ This module knows the file formats and the conditions for a GPT-2 vocabulary, no
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,6 +18,8 @@ from typing import Any
 
 from gpt_config.atomic_write import atomic_write_json, atomic_write_text
 from gpt_config.errors import VocabularyError
+from gpt_config.file_reading import read_json, read_text, special_file
+from gpt_config.locate import TOKENIZER_FILES
 from gpt_encoder.interface import EOT_TOKEN
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -121,6 +122,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     A post-processor, which adds tokens at the ends of a text, is ignored because `encode` adds none. Raises VocabularyError,
     which names the file and its fault, or the setting that differs from GPT-2.
     """
+    if name := special_file(folder, TOKENIZER_FILES):
+        raise VocabularyError(f"{folder / name} is not a regular file: replace it with the tokenizer's own file")
     _refuse_other_behaviour(folder)
     if (folder / "tokenizer.json").is_file():
         return _read_tokenizer_json(folder / "tokenizer.json", _read_added_tokens(folder))
@@ -144,7 +147,7 @@ def read_vocab_and_merges(vocab: Path, merges: Path, added_tokens: Mapping[str, 
         special_tokens.setdefault(EOT_TOKEN, token_ids[EOT_TOKEN])
     try:
         # Not splitlines(): it would also split at the other line separators of Unicode.
-        lines = merges.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(merges, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VocabularyError(f"cannot read {merges}: {error}") from None
     first = 1 if lines[0].startswith("#version") else 0
@@ -322,10 +325,10 @@ def _checked(path: Path, token_ids: Mapping[str, int], merges: list[tuple[str, s
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path, "utf-8-sig")
     except OSError as error:
         raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
     if not isinstance(content, dict):
         raise VocabularyError(f"{path} must contain a JSON object, not {type(content).__name__}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from gpt_config.errors import WriteError
+from gpt_config.file_reading import read_json
 from gpt_config.model_config import PRESETS, GPT2Config
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Subject:
     @cached_property
     def token_strings(self) -> list[str]:
         """The token of each id, in the printable alphabet of vocab.json."""
-        vocabulary = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary = read_json(self.folder / "vocab.json")
         names = {token_id: name for name, token_id in vocabulary.items()}
         return [names[token_id] for token_id in range(len(names))]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import sys
 import warnings
@@ -18,6 +17,7 @@ from click.core import ParameterSource
 from gpt2.cli.options import Choice, option, options_from, values_of, wrong_options
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, GPT2Warning
+from gpt_config.file_reading import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def options_of_run(ctx: click.Context, run_file: Path, options: Run) -> Run:
             f"--{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with --out"
         )
     try:
-        stored = json.loads(run_file.read_text(encoding="utf-8"))
+        stored = read_json(run_file)
     except OSError as error:
         raise CheckpointError(
             f"{run_file.parent} contains no run to resume ({error.strerror}): start one with --out"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.writing import write_tensors
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, Remedy
+from gpt_config.file_reading import read_json
 from gpt_encoder.interface import Tokenizer
 from gpt_encoder.tokenizer import has_tokenizer
 
@@ -98,9 +98,9 @@ def _labels_and_context(folder: Path) -> tuple[list[str], int | None]:
     """Return labels and context from classifier.json, or the labels that transformers wrote into config.json, if any."""
     try:
         if (folder / _FILE).exists():
-            fields = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            fields = read_json(folder / _FILE)
             return [str(label) for label in fields["labels"]], int(fields["context"])
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
+        names = read_json(folder / "config.json").get("id2label", {})
         return [str(names[str(number)]) for number in range(len(names))], None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return [], None

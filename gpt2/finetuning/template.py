@@ -7,13 +7,13 @@ data.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import ConfigError, DataError
+from gpt_config.file_reading import read_json
 from gpt_config.validation import check_bool
 
 TEMPLATE_FILE = "instruction_template.json"
@@ -68,7 +68,7 @@ class InstructionTemplate:
             return TEMPLATES[str(name)]
         path = Path(name) / TEMPLATE_FILE if Path(name).is_dir() else Path(name)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = read_json(path)
             return cls(**fields)
         except OSError:
             if path.name == TEMPLATE_FILE:
@@ -78,7 +78,7 @@ class InstructionTemplate:
             raise DataError(
                 f"there is no template {path}: name {' or '.join(TEMPLATES)}, a JSON file, or a folder"
             ) from None
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"{path} is not an instruction template: {error}") from None
 
 

@@ -33,8 +33,9 @@ from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gpt2.reference.safetensors_reader import StoredTensor, find_parameters, read_config, read_floats
+from gpt2.reference.safetensors_reader import find_parameters, read_config, read_floats
 from gpt2.weights.folder import locate_float_model
+from gpt2.weights.safetensors_header import StoredTensor
 from gpt_config.errors import CheckpointError, GPT2Error, InputError
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.model_config import GPT2Config

@@ -1,32 +1,26 @@
 """Read the weights in a model folder with the standard library: find each tensor in the safetensors file by its name.
 
-The format: eight bytes with the length of the header, the header in JSON, then the raw numbers of all tensors. It is
-described at https://huggingface.co/docs/safetensors. This module knows the format and GPT-2's names and shapes; it computes
-nothing.
+This module knows GPT-2's names and shapes, and how numbers are stored; `gpt2.weights.safetensors_header` knows where. It
+computes nothing.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import struct
 import sys
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2.weights.folder import CONFIG_FILES, weight_files
+from gpt2.weights.safetensors_header import StoredTensor, read_header
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
-# The floating-point types of the format, and the size of one number in bytes.
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-# Bytes. The format's own limit for the header: without a limit, eight random bytes could request all memory.
-_MAX_HEADER_BYTES = 100_000_000
+# The types that `read_floats` can read.
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
 # Prefixes that torch.compile, DistributedDataParallel and transformers put before the published names.
 _PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|transformer\.)+")
@@ -36,64 +30,6 @@ _HEAD, _TOKEN_EMBEDDING = "lm_head.weight", "wte.weight"
 
 # Faults that one error message lists; it counts the others.
 _MAX_NAMED = 5
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor is stored: `n_bytes` bytes from byte `start` of the file `path`, row after row, little-endian."""
-
-    path: Path
-    dtype: str  # a key of ITEM_SIZES if the numbers can be read as floats
-    shape: tuple[int, ...]
-    start: int
-    n_bytes: int
-
-    def read_bytes(self) -> bytes:
-        """The raw bytes of the tensor. CheckpointError if the file cannot be read."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.start)
-                return file.read(self.n_bytes)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot read {self.path} ({error.strerror}): check the file and its permissions"
-            ) from None
-
-
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a safetensors file is stored, by name. CheckpointError if the file is damaged or truncated."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            n_header = int.from_bytes(file.read(8), "little")
-            if size < 8 or n_header > min(size - 8, _MAX_HEADER_BYTES):
-                raise ValueError(f"its header should have {n_header} bytes, but the file has {size} bytes")
-            header = json.loads(file.read(n_header))
-        if not isinstance(header, dict):
-            raise ValueError("its header is not a JSON object")
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        return {name: _stored_tensor(path, name, entry, 8 + n_header, size) for name, entry in entries.items()}
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path} ({error.strerror}): check the file and its permissions") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is not a readable safetensors file ({reason}): download it again") from None
-
-
-def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> StoredTensor:
-    """One entry of the header: {"dtype": "F32", "shape": [2, 3], "data_offsets": [first byte, last byte + 1]}."""
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        is_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError):
-        is_whole = False
-    if not is_whole or not isinstance(dtype, str):
-        raise ValueError(f"the entry of {name!r} has no valid dtype, shape or data_offsets")
-    if begin > end or data_start + end > file_size:
-        raise ValueError(f"{name!r} does not lie inside the file")
-    if dtype in ITEM_SIZES and math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
-        raise ValueError(f"{name!r} has {end - begin} bytes, which does not fit {dtype} and shape {shape}")
-    return StoredTensor(path, dtype, shape, data_start + begin, end - begin)
 
 
 def read_floats(tensor: StoredTensor) -> array[float]:
@@ -191,8 +127,8 @@ def _check_fit(path: Path, tensors: Mapping[str, StoredTensor], shapes: Mapping[
     for name in shapes.keys() & tensors.keys():
         if tensors[name].shape != shapes[name]:
             wrong.append(f"{name} is {tensors[name].shape} instead of {shapes[name]}")
-        elif tensors[name].dtype not in ITEM_SIZES:
-            wrong.append(f"{name} is {tensors[name].dtype} instead of one of {', '.join(ITEM_SIZES)}")
+        elif tensors[name].dtype not in FLOAT_TYPES:
+            wrong.append(f"{name} is {tensors[name].dtype} instead of one of {', '.join(FLOAT_TYPES)}")
     if wrong:
         more = f"; and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
         raise CheckpointError(

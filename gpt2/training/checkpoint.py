@@ -27,8 +27,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from gpt2.weights.safetensors_header import read_header
 from gpt_config.atomic_write import atomic_write
 from gpt_config.errors import CheckpointError, Remedy, WriteError
+from gpt_config.file_reading import parse_json
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _KEPT = 2  # checkpoints of a run
@@ -130,12 +132,13 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
         )
     path = wanted[0]
     try:
+        read_header(path)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            values = json.loads(file.metadata()["training"])
+            values = parse_json(file.metadata()["training"])
         if values.pop("checksum") != _checksum(tensors):
             raise ValueError("its checksum is wrong")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (CheckpointError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         others = [step_of(other) for other in paths if other != path]
         advice = f"resume from the checkpoint of step {others[0]}" if others else "there is no other checkpoint"
         remedy = Remedy("step", str(others[0])) if others else None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from array import array
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2.reference.safetensors_reader import ITEM_SIZES, StoredTensor, read_config, read_floats, read_header
+from gpt2.reference.safetensors_reader import FLOAT_TYPES, read_config, read_floats
 from gpt2.verification.checks import Outcome, Status
 from gpt2.weights.folder import CONFIG_FILES
+from gpt2.weights.safetensors_header import StoredTensor, read_header
 from gpt_config.errors import GPT2Error
+from gpt_config.file_reading import read_json
 from gpt_encoder.tokenizer import has_tokenizer, load_tokenizer
 
 _COMPILED, _HEAD, _TABLE = "_orig_mod.", "lm_head.weight", "wte.weight"
@@ -58,7 +59,7 @@ def _n_ctx(folder: Path) -> tuple[Status, str]:
     if not (folder / "config.json").is_file():
         return Status.SKIPPED, f"there is no config.json; {' or '.join(CONFIG_FILES[1:])} always contains n_ctx"
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_json(folder / "config.json")
         positions, context = values.get("n_positions", 1024), values.get("n_ctx")
     except (OSError, ValueError, AttributeError) as error:
         return Status.FAIL, f"config.json cannot be read ({error}): copy or download it again"
@@ -92,7 +93,7 @@ def _tied(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
 
 def _finite(tensors: dict[str, StoredTensor]) -> tuple[Status, str]:
     for name, tensor in tensors.items():
-        if tensor.dtype in ITEM_SIZES and not _is_finite(read_floats(tensor)):
+        if tensor.dtype in FLOAT_TYPES and not _is_finite(read_floats(tensor)):
             return Status.FAIL, f"{name} contains NaN or infinite numbers: use an earlier or an undamaged checkpoint"
     return Status.PASS, ""
 

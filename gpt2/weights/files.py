@@ -1,10 +1,12 @@
 """Weight files: reads safetensors, sharded safetensors and `pytorch_model.bin`, as views of the mapped file.
 
-It depends on file formats, not on GPT-2. From a pickle, only tensors are loaded.
+It depends on file formats, not on GPT-2. From a pickle, only tensors are loaded: it can run no code.
 """
 
 from __future__ import annotations
 
+import struct
+import zipfile
 from pathlib import Path
 
 import torch
@@ -12,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2.weights.folder import weight_files
+from gpt2.weights.safetensors_header import read_header
 from gpt_config.errors import CheckpointError
+from gpt_config.file_reading import open_regular
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -45,15 +49,17 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    read_header(path)  # refuses more than safe_open, such as a name twice, and so the same files as the other engines
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (`file` is not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, TypeError) as error:
         reason = _first_line(error)
         raise CheckpointError(f"{path} is not a readable safetensors file ({reason}): download it again") from None
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    _check_archive(path)
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -66,7 +72,49 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise CheckpointError(f"{path} does not contain a state dict of tensors: save model.state_dict() itself")
+    for name, tensor in content.items():
+        if fault := _fault_of(tensor, path.stat().st_size):
+            raise CheckpointError(f"{path}: {name!r:.80} is {fault}: save an ordinary tensor, with its numbers, on the CPU")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raise CheckpointError if a zip archive is damaged. torch.load does not compare its checksums.
+
+    A compressed archive could be a thousand times smaller than its content, and torch writes none.
+    """
+    try:
+        with open_regular(path) as file:
+            if file.read(4) != b"PK\x03\x04":
+                return
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("it is compressed")
+                if len(set(names)) < len(names):
+                    raise ValueError("it contains a name twice")
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged!r:.80} is wrong")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error.strerror or error}): check the file") from None
+    # zipfile raises many kinds of error for a damaged archive.
+    except (ValueError, RuntimeError, zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} is a damaged zip archive ({_first_line(error)}): download it again, or save it as safetensors"
+        ) from None
+
+
+def _fault_of(tensor: Tensor, file_size: int) -> str:
+    """Return why a tensor of a file cannot be a weight, or "" if it can."""
+    if tensor.device.type == "meta":
+        return "on the device meta, without numbers"
+    if tensor.layout != torch.strided:
+        return f"a tensor of layout {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_quantized:
+        return f"quantized ({tensor.dtype})"
+    # Strides of 0 repeat the same numbers: a few bytes can stand for any number of them.
+    n_bytes = tensor.numel() * tensor.element_size()
+    return f"larger ({n_bytes} bytes) than its file ({file_size} bytes)" if n_bytes > file_size else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,12 +5,12 @@ It does not import torch, so that the command line reports a missing model witho
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from gpt_config.adapter_config import AdapterConfig
 from gpt_config.errors import CheckpointError, ModelNotFoundError, Remedy
+from gpt_config.file_reading import read_json, special_file
 from gpt_config.locate import HUGGING_FACE, TOKENIZER_FILES, Hub, locate
 from gpt_config.model_config import INT8_MODEL_TYPE
 
@@ -58,8 +58,8 @@ def locate_float_model(name_or_folder: str | os.PathLike[str]) -> Path:
     """Like `locate_whole_model`, for callers that do not support int8 either. Raises CheckpointError for int8 weights."""
     folder = locate_whole_model(name_or_folder)
     try:
-        values = json.loads((folder / CONFIG_FILES[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # the caller reads the config and reports the error
+        values = read_json(folder / CONFIG_FILES[0])
+    except (OSError, ValueError):  # the caller reads the config and reports the error
         return folder
     if isinstance(values, dict) and values.get("model_type") == INT8_MODEL_TYPE:
         raise CheckpointError(f"{folder} contains int8 weights, but floats are needed: use the model before quantization")
@@ -135,6 +135,8 @@ def _is_complete(folder: Path) -> bool:
 
 def adapter_file(folder: Path) -> Path:
     """Return the file of an adapter's weights. Raises CheckpointError if there is none."""
+    if name := special_file(folder, _ADAPTER_WEIGHTS):
+        raise CheckpointError(f"{folder / name} is not a regular file: replace it with the adapter's own file")
     for name in _ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -144,8 +146,10 @@ def adapter_file(folder: Path) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files with the weights of `folder`, or an empty list if there are none.
 
-    Raises CheckpointError if an index names files that are missing.
+    Raises CheckpointError if an index names files that are missing, or if a folder or a pipe has the name of a file.
     """
+    if name := special_file(folder, (*_SINGLE_FILES, *_INDEX_FILES, *CONFIG_FILES)):
+        raise CheckpointError(f"{folder / name} is not a regular file: replace it with the model's own file")
     for name, index_name in zip(_SINGLE_FILES, _INDEX_FILES, strict=True):
         if (folder / name).is_file():
             return [folder / name]
@@ -156,9 +160,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{index} is not a readable index of shards: download it again") from None
     present = set(os.listdir(index.parent))
     for name in names:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gpt2 import GPT2
-from gpt2.reference.safetensors_reader import find_parameters, parameter_shapes, read_config, read_floats, read_header
+from gpt2.reference.safetensors_reader import find_parameters, parameter_shapes, read_config, read_floats
+from gpt2.weights.safetensors_header import read_header
 from gpt_config import CheckpointError, GPT2Config
 from gpt_test.conftest import random_model
 

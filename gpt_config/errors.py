@@ -14,13 +14,29 @@
 
     GPT2Warning              a result that the user may not expect                    (a UserWarning)
 
-Each message is one line that names the value, the limit and the remedy in the library's terms. The command line prints
-the line and adds the option or command to use (`gpt2.cli.options`).
+Each message is one line without control characters that names the value, the limit and the remedy in the library's terms.
+The command line prints the line and adds the option or command to use (`gpt2.cli.options`).
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
+
+# Any character at which `str.splitlines` breaks a line, with the blanks around it.
+_LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+def one_line(text: str) -> str:
+    r"""Return `text` in one line without control characters, for messages: names from files could move a terminal's cursor.
+
+    >>> print(one_line("a\n  b\x1b[2J"))
+    a b\x1b[2J
+    """
+    if text.isprintable():
+        return text
+    line = _LINE_BREAK.sub(" ", text).strip()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 class Remedy(NamedTuple):
@@ -38,7 +54,7 @@ class GPT2Error(Exception):
     """Base class of all errors that a user of this package can cause. `remedy` is the message's remedy, for programs."""
 
     def __init__(self, *args: object, remedy: Remedy | None = None) -> None:
-        super().__init__(*args)
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
         self.remedy = remedy
 
 

@@ -86,7 +86,7 @@ def parse_json(text: str, **options: Any) -> Any:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(_MAX_DEPTH + 1):
+    for _ in range(_MAX_DEPTH):
         level = [
             child
             for parent in level

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from gpt2 import __version__
-from gpt_config.errors import GPT2Error, GPT2Warning, InputError
+from gpt_config.errors import GPT2Error, GPT2Warning, InputError, one_line
 
 # Heading of `gpt2 --help`: its commands. Each is the function of that name in the module of that name.
 _SECTIONS = {
@@ -95,7 +95,7 @@ def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> N
 
 
 def _fail(message: str, status: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {one_line(message)}", err=True)
     return status
 
 
@@ -114,7 +114,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {one_line(str(message))}", err=True)
 
 
 def read_stdin() -> str:

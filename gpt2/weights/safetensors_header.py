@@ -6,6 +6,7 @@ without gaps. It is described at https://huggingface.co/docs/safetensors. This m
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ ITEM_BITS = {
 
 # Bytes. The format's own limit for the header: without a limit, eight random bytes could request all memory.
 _MAX_HEADER_BYTES = 100_000_000
+
+# The limit of PyTorch.
+_MAX_DIMENSIONS = 64
 
 # Numbers of the header are unsigned and have 64 bits.
 _MAX_NUMBER = (1 << 64) - 1
@@ -80,8 +84,12 @@ def _parse(content: bytes) -> dict[str, Any]:
     header = parse_json(text, object_pairs_hook=_unique, parse_int=_number, parse_constant=_refuse) if text[:1] == "{" else 0
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if "\\u" in text:
+        json.dumps(header, ensure_ascii=False).encode("utf-8")  # a ValueError for half of a surrogate pair
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
         raise ValueError("__metadata__ must map names to strings")
     return header
 
@@ -92,8 +100,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if name in content:
             raise ValueError(f"its header has {name!r:.80} twice")
         content[name] = value
-    if not all(name.isascii() for name in content):
-        "".join(content).encode("utf-8")  # UnicodeEncodeError, which is a ValueError, for half of a surrogate pair
     return content
 
 
@@ -111,7 +117,11 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
     """One entry of the header: {"dtype": "F32", "shape": [2, 3], "data_offsets": [first byte, last byte + 1]}."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        is_whole = isinstance(shape, list) and all(type(number) is int for number in (*shape, begin, end))
+        is_whole = (
+            isinstance(shape, list)
+            and len(shape) <= _MAX_DIMENSIONS
+            and all(type(number) is int for number in (*shape, begin, end))
+        )
         is_known = dtype in ITEM_BITS
     except (KeyError, TypeError, ValueError):
         is_whole = is_known = False

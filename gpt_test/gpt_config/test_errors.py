@@ -7,7 +7,16 @@ import pickle
 
 import pytest
 
-from gpt_config import AdapterConfig, ConfigError, FinetuningConfig, GPT2Config, LoRAConfig, TrainingConfig
+from gpt_config import AdapterConfig, ConfigError, FinetuningConfig, GPT2Config, LoRAConfig, TrainingConfig, WriteError
+from gpt_config.errors import InputError, one_line
+
+
+@pytest.mark.parametrize("kind", [ConfigError, InputError, WriteError])
+def test_each_message_is_one_line_without_control_characters(kind: type[Exception]) -> None:
+    """Also in the library. Names from files could move the cursor, colour the terminal or reverse the text."""
+    message = str(kind("no tensor 'a\x1b[2J\x07\u202e' in\r\n  /tmp/a\u2028b:\u00a0use  another"))
+    assert message == "no tensor 'a\\x1b[2J\\x07\\u202e' in /tmp/a b:\\xa0use  another"
+    assert one_line("naïve 日本 \U0001f600") == "naïve 日本 \U0001f600"
 
 
 def test_message_for_replaces_the_field_only_at_the_start() -> None:

@@ -1,12 +1,16 @@
-"""Convert the names of devices and dtypes that users write to torch's objects. It depends on torch only."""
+"""Convert the names of devices and dtypes that users write to torch's objects, and check those of a model.
+
+It depends on torch only.
+"""
 
 from __future__ import annotations
 
 import os
 
 import torch
+from torch import nn
 
-from gpt_config.errors import DeviceError
+from gpt_config.errors import DeviceError, InputError
 
 DTYPES = {
     "float32": torch.float32,
@@ -53,6 +57,24 @@ def _available_devices() -> list[str]:
     """Return the device types of this machine, the preferred one last."""
     mps = getattr(torch.backends, "mps", None)
     return ["cpu"] + ["mps"] * bool(mps and mps.is_available()) + ["cuda"] * torch.cuda.is_available()
+
+
+def check_one_dtype(model: nn.Module) -> None:
+    """Raise InputError if the weights of `model` have several dtypes, or if an int8 model was converted to another dtype."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
+    is_int8 = any(tensor.dtype == torch.int8 for tensor in tensors.values())
+    for name, dtype in dtypes.items():
+        if is_int8 and dtype != torch.float32:
+            raise InputError(
+                f"{name} is {dtype}, but an int8 model computes in float32: load it again with dtype='int8', or without int8"
+            ) from None
+    first = next(iter(dtypes), "")
+    for name, dtype in dtypes.items():
+        if dtype != dtypes[first]:
+            raise InputError(
+                f"the model mixes dtypes ({name} is {dtype}, {first} is {dtypes[first]}): convert all with model.to({dtype})"
+            ) from None
 
 
 def has_matrix_units() -> bool:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.device import check_one_dtype
 from gpt2.dropout import attention_with_dropout, dropout
 from gpt2.kv_cache import KVCache, KVStore
-from gpt2.positions import positions_of, visible_slots
+from gpt2.positions import check_mask, positions_of, visible_slots
 from gpt_config.errors import InputError, InputTypeError
 from gpt_config.model_config import GPT2Config
 
@@ -160,9 +161,11 @@ class GPT2(nn.Module):
         length = 0 if kv_cache is None else kv_cache.length
         try:
             return self.logits(self.hidden_states(input_ids, attention_mask=attention_mask, kv_cache=kv_cache))
-        except BaseException:
+        except BaseException as error:
             if kv_cache is not None:
                 kv_cache.length = length  # the head raised an error or was interrupted (Ctrl-C)
+            if isinstance(error, RuntimeError):
+                check_one_dtype(self)
             raise
 
     def hidden_states(
@@ -217,19 +220,16 @@ class GPT2(nn.Module):
             block.attn.attn_pdrop = block.attn.resid_pdrop = block.mlp.resid_pdrop = rate
 
     def _check_shapes(self, input_ids: Tensor, past: int, attention_mask: Tensor | None) -> None:
-        for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
-            if value is not None and not isinstance(value, Tensor):
-                raise InputTypeError(f"{name} must be a tensor of shape (batch, tokens), not {type(value).__name__}")
+        if not isinstance(input_ids, Tensor):
+            raise InputTypeError(f"input_ids must be a tensor of shape (batch, tokens), not {type(input_ids).__name__}")
         shape, limit = tuple(input_ids.shape), self.config.n_positions
         if len(shape) != 2 or input_ids.dtype not in (torch.int64, torch.int32):
             raise InputError(f"input_ids has shape {shape} and dtype {input_ids.dtype}: it must be (batch, tokens) of int64")
         seen = past + shape[1]
         if attention_mask is None and seen > limit:
             raise InputError(f"{seen} tokens are more than the {limit} positions of this model: cut the input")
-        if attention_mask is not None and attention_mask.shape != (shape[0], seen):
-            raise InputError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}: it must be {(shape[0], seen)}, with cached tokens"
-            )
+        if attention_mask is not None:
+            check_mask(attention_mask, (shape[0], seen))
 
     def _out_of_range(self, input_ids: Tensor, positions: Tensor) -> InputError:
         vocab_size, limit = self.config.vocab_size, self.config.n_positions

@@ -12,6 +12,7 @@ from random import Random
 
 from torch import Tensor
 
+from gpt2.device import check_one_dtype
 from gpt2.fast.costs import costs_of_verifying
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.threads import adjusted_threads
@@ -69,6 +70,12 @@ class Batch:
         self._decoder: Decoder | None = None
         self._one_at_a_time = False  # True after computing several greedy tokens in one step has failed
         self._is_in_a_step = False
+
+    def check_model(self) -> None:
+        """Raise InputError if the models have weights of several dtypes: call it after an error of torch."""
+        for model in (self._model, self._draft_model):
+            if model is not None:
+                check_one_dtype(model)
 
     @property
     def rows(self) -> list[Row]:

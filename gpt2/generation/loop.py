@@ -15,6 +15,7 @@ from gpt2.generation.batch import Batch
 from gpt2.generation.draft_model import check_vocabularies
 from gpt2.generation.row import Row
 from gpt2.model import GPT2
+from gpt2.positions import check_mask
 from gpt_config.errors import GPT2Warning, InputError, InputTypeError
 from gpt_config.generation_config import GenerationConfig, GenerationOptions
 
@@ -96,8 +97,12 @@ def decode(batch: Batch, rows: Sequence[Row]) -> Iterator[list[Row]]:
     Rows with beam search get all their tokens at once, one prompt after another.
     """
     batch.admit(rows)
-    while batch.rows:
-        yield from batch.step()
+    try:
+        while batch.rows:
+            yield from batch.step()
+    except RuntimeError:
+        batch.check_model()
+        raise
 
 
 def _prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
@@ -110,6 +115,6 @@ def _prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[i
     prompts: list[list[int]] = input_ids.tolist()
     if attention_mask is None:
         return prompts
-    if attention_mask.shape != input_ids.shape:
-        raise InputError(f"attention_mask has shape {tuple(attention_mask.shape)}: it must be {tuple(input_ids.shape)}")
+    check_mask(attention_mask, tuple(input_ids.shape))
+    check_mask(attention_mask.cpu(), tuple(input_ids.shape))  # the values too, on every device
     return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]

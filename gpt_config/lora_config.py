@@ -12,6 +12,11 @@ from gpt_config.validation import check_bool, check_real, check_whole, plain_num
 # No layer of a GPT-2 is this wide, and an update of a higher rank would not be low-rank.
 _MAX_RANK = 1 << 16
 
+# Far above any use. A value such as 1e300 makes the weights infinite.
+_MAX_ALPHA = 1_000_000
+# Characters of a regular expression, which is compiled before it is used.
+_MAX_PATTERN = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
@@ -36,7 +41,8 @@ class LoRAConfig:
         check_whole("rank", self.rank, 1)
         if self.rank > _MAX_RANK:
             raise ConfigError(f"rank={self.rank} must be at most {_MAX_RANK}: no layer of GPT-2 is wider", field="rank")
-        check_real("alpha", self.alpha, lambda alpha: alpha > 0, "a positive number, such as twice the rank")
+        allowed = f"a positive number up to {_MAX_ALPHA:,}, such as twice the rank"
+        check_real("alpha", self.alpha, lambda alpha: 0 < alpha <= _MAX_ALPHA, allowed)
         check_real("dropout", self.dropout, lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
         check_bool("use_rslora", self.use_rslora)
         self._check_targets()
@@ -54,6 +60,11 @@ class LoRAConfig:
                 field="target_modules",
             )
         if isinstance(targets, str):
+            if len(targets) > _MAX_PATTERN:
+                raise ConfigError(
+                    f"target_modules has {len(targets)} characters: a regular expression may have {_MAX_PATTERN}",
+                    field="target_modules",
+                )
             try:
                 re.compile(targets)
             except (re.error, RecursionError, OverflowError) as error:
@@ -70,9 +81,3 @@ class LoRAConfig:
     def targets(self) -> tuple[str, ...]:
         """`target_modules` as a tuple: its names, or its one regular expression."""
         return (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
-
-    def hits(self, target: str, module: str) -> bool:
-        """Whether `target`, one of `targets`, matches the module name `module`, such as "transformer.h.0.attn.c_attn"."""
-        if isinstance(self.target_modules, str):
-            return re.fullmatch(target, module) is not None
-        return module == target or module.endswith(f".{target}")

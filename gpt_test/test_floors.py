@@ -25,6 +25,7 @@ THIRD_PARTY = {
 ON_DEMAND = {
     ("gpt_config/locate.py", "huggingface_hub"),
     ("gpt_encoder/interface.py", "torch"),
+    ("gpt2/adapters/targets.py", "regex"),
     ("gpt2/formats/gguf.py", "gguf"),
     ("gpt2/benchmark/peers.py", "ctranslate2"),
     ("gpt2/benchmark/peers.py", "llama_cpp"),

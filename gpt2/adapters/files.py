@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.adapters.lora import add_lora, lora_modules, named_lora_parameters, target_names
+from gpt2.adapters.targets import matching
 from gpt2.model import GPT2
 from gpt2.weights.files import read_file
 from gpt2.weights.folder import ADAPTER_CONFIG_FILE, adapter_file, is_model_folder
@@ -140,9 +141,11 @@ def _shapes(model: GPT2, names: list[str], rank: int) -> dict[str, torch.Size]:
 
 def _without_idle_targets(lora: LoRAConfig, model: GPT2) -> LoRAConfig:
     """Remove targets that match no layer, because users of peft list the layers of several architectures at once."""
+    if isinstance(lora.target_modules, str):
+        return lora
     layers = [f"transformer.{name}" for name, _ in model.named_modules()]
-    used = tuple(target for target in lora.targets if any(lora.hits(target, layer) for layer in layers))
-    return lora if isinstance(lora.target_modules, str) or not used else replace(lora, target_modules=used)
+    used = tuple(target for target in lora.targets if matching(lora, target, layers))
+    return replace(lora, target_modules=used) if used else lora
 
 
 def _check_task(adapter: Adapter, head: nn.Module | None) -> None:

@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.adapters.targets import matching
 from gpt2.dropout import dropout
 from gpt2.model import GPT2, Conv1D
 from gpt2.quantization.quantize import check_can_learn
 from gpt_config.errors import ConfigError
 from gpt_config.lora_config import LoRAConfig
+
+_IN_MODEL = "transformer."  # targets are compared with the names of transformers' modules
 
 
 class LoRAConv1D(Conv1D):
@@ -92,7 +95,7 @@ def target_names(model: GPT2, config: LoRAConfig) -> list[str]:
     layers = [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
     chosen = set()
     for target in config.targets:
-        hits = {name for name in layers if config.hits(target, f"transformer.{name}")}
+        hits = {name.removeprefix(_IN_MODEL) for name in matching(config, target, [_IN_MODEL + name for name in layers])}
         if not hits:
             raise ConfigError(f"target_modules: {target!r} matches no layer of GPT-2, which has c_attn, c_proj and c_fc")
         chosen |= hits

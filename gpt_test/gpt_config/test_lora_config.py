@@ -16,6 +16,7 @@ PEFT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, 
     ("field", "value"),
     [
         ("rank", 0), ("rank", True), ("rank", 8.0), ("rank", 10**9), ("alpha", 0), ("alpha", float("nan")), ("alpha", "16"),
+        ("alpha", 1e300), ("alpha", 1e300 * 1e300), ("target_modules", "a" * 20_000),
         ("dropout", 1.0), ("dropout", -0.1), ("use_rslora", 1), ("target_modules", ()), ("target_modules", ""),
         ("target_modules", None), ("target_modules", (1,)), ("target_modules", ("c_attn", "")), ("target_modules", "("),
         ("target_modules", {"c_attn"}),
@@ -35,22 +36,6 @@ def test_a_list_of_targets_becomes_a_tuple_so_the_config_is_hashable() -> None:
 def test_scale() -> None:
     assert LoRAConfig(rank=4, alpha=6).scale == 1.5
     assert LoRAConfig(rank=4, alpha=6, use_rslora=True).scale == 3.0
-
-
-@pytest.mark.parametrize(
-    ("targets", "hit", "missed"),
-    [
-        (("c_proj",), ["transformer.h.0.attn.c_proj", "transformer.h.1.mlp.c_proj"], ["transformer.h.0.attn.xc_proj"]),
-        (("mlp.c_proj",), ["transformer.h.1.mlp.c_proj"], ["transformer.h.1.attn.c_proj"]),
-        (("transformer.h.0.attn.c_attn",), ["transformer.h.0.attn.c_attn"], ["transformer.h.1.attn.c_attn"]),
-        (r".*\.h\.[02]\..*c_attn", ["transformer.h.2.attn.c_attn"], ["transformer.h.1.attn.c_attn"]),
-        ("c_attn", [], ["transformer.h.0.attn.c_attn"]),  # a string must match the whole name
-    ],
-)
-def test_targets(targets, hit: list[str], missed: list[str]) -> None:
-    config = LoRAConfig(target_modules=targets)
-    for name in hit + missed:
-        assert any(config.hits(target, name) for target in config.targets) == (name in hit)
 
 
 @pytest.mark.parametrize(

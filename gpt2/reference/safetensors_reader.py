@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2.weights.folder import CONFIG_FILES, weight_files
+from gpt2.weights.folder import CONFIG_FILES, refuse_special_files, weight_files
 from gpt2.weights.safetensors_header import StoredTensor, read_header
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
@@ -54,6 +54,7 @@ def _little_endian(code: str, raw: bytes | bytearray) -> array[Any]:
 
 def read_config(folder: Path) -> GPT2Config:
     """The config of a model folder, from `config.json` or OpenAI's `hparams.json`. CheckpointError if it has neither."""
+    refuse_special_files(folder, CONFIG_FILES)
     for name in CONFIG_FILES:
         if (folder / name).is_file():
             return GPT2Config.from_json_file(folder / name)
@@ -73,6 +74,12 @@ def find_parameters(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]
             "GPT2.from_pretrained(folder).save_pretrained(new_folder) and name the new folder"
         )
     tensors = _published_names(read_header(files[0]), files[0])
+    n_stored = len({name.split(".", 2)[1] for name in tensors if name.startswith("h.")})
+    if config.n_layer > 2 * n_stored + _MAX_NAMED:  # a million missing layers would take all memory to list
+        raise CheckpointError(
+            f"{files[0]} does not fit its config: n_layer={config.n_layer}, but the file has {n_stored} layers: use weights "
+            "and config of the same model"
+        )
     _check_fit(files[0], tensors, parameter_shapes(config))
     return tensors
 
@@ -123,7 +130,7 @@ def _same(a: StoredTensor, b: StoredTensor) -> bool:
 def _check_fit(path: Path, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise one CheckpointError for all parameters that are missing, unknown, of another shape or of another type."""
     wrong = [f"{name} is missing" for name in shapes.keys() - tensors.keys()]
-    wrong += [f"{name} is unknown" for name in tensors.keys() - shapes.keys()]
+    wrong += [f"{name:.80} is unknown" for name in tensors.keys() - shapes.keys()]
     for name in shapes.keys() & tensors.keys():
         if tensors[name].shape != shapes[name]:
             wrong.append(f"{name} is {tensors[name].shape} instead of {shapes[name]}")

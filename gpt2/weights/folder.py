@@ -6,6 +6,7 @@ It does not import torch, so that the command line reports a missing model witho
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_config.adapter_config import AdapterConfig
@@ -135,12 +136,17 @@ def _is_complete(folder: Path) -> bool:
 
 def adapter_file(folder: Path) -> Path:
     """Return the file of an adapter's weights. Raises CheckpointError if there is none."""
-    if name := special_file(folder, _ADAPTER_WEIGHTS):
-        raise CheckpointError(f"{folder / name} is not a regular file: replace it with the adapter's own file")
+    refuse_special_files(folder, _ADAPTER_WEIGHTS)
     for name in _ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(f"{folder} has no {' or '.join(_ADAPTER_WEIGHTS)}: download the adapter's weights too")
+
+
+def refuse_special_files(folder: Path, names: Sequence[str]) -> None:
+    """Raise CheckpointError if a folder, a pipe or a device has one of these names of files in `folder`."""
+    if name := special_file(folder, names):
+        raise CheckpointError(f"{folder / name} is not a regular file: replace it with the file of the model")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -148,8 +154,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises CheckpointError if an index names files that are missing, or if a folder or a pipe has the name of a file.
     """
-    if name := special_file(folder, (*_SINGLE_FILES, *_INDEX_FILES, *CONFIG_FILES)):
-        raise CheckpointError(f"{folder / name} is not a regular file: replace it with the model's own file")
+    refuse_special_files(folder, (*_SINGLE_FILES, *_INDEX_FILES))
     for name, index_name in zip(_SINGLE_FILES, _INDEX_FILES, strict=True):
         if (folder / name).is_file():
             return [folder / name]

@@ -7,7 +7,7 @@ needed: prefixes are removed, entries that are not weights are dropped, and the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -46,6 +46,11 @@ def published_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, 
                 "the token embedding; use a checkpoint with a tied head"
             )
     return named
+
+
+def n_layers(names: Iterable[str]) -> int:
+    """Return the number of layers of which `names`, the published ones, contain a tensor."""
+    return len({name.split(".", 2)[1] for name in names if name.startswith("h.")})
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

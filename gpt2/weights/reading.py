@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from gpt2.model import GPT2
 from gpt2.quantization.quantize import check_finite, empty_int8
-from gpt2.weights.folder import CONFIG_FILES
+from gpt2.weights.folder import CONFIG_FILES, refuse_special_files
+from gpt2.weights.names import n_layers
 from gpt_config.errors import CheckpointError
 from gpt_config.model_config import GPT2Config
 
@@ -38,6 +39,12 @@ def assemble(
 
     Raises CheckpointError, which names `folder`, if the tensors do not fit the config.
     """
+    # Before the model is built: layers without weights need no memory, but a million of them need hours.
+    if config.n_layer > 2 * n_layers(tensors) + _MAX_NAMED:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config: n_layer={config.n_layer}, but the weights have "
+            f"{n_layers(tensors)} layers: use weights and config of the same model"
+        )
     holds_int8 = "wte.weight_int8" in tensors
     with torch.device("meta"), _NoInitialWeights():
         model = model_type(config)
@@ -72,6 +79,7 @@ class _NoInitialWeights(TorchFunctionMode):
 
 def read_config(folder: Path) -> GPT2Config:
     """Return the config of a model folder, from `config.json` or OpenAI's `hparams.json`. Raises CheckpointError."""
+    refuse_special_files(folder, CONFIG_FILES)
     for name in CONFIG_FILES:
         if (folder / name).is_file():
             return GPT2Config.from_json_file(folder / name)
@@ -103,4 +111,6 @@ def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], lim
 
 def _listed(names: set[str], limit: int) -> str:
     first = sorted(names)[:limit]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
+    return ", ".join(f"{name:.80}" for name in first) + (
+        f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    )

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -113,9 +113,32 @@ def options_of_run(ctx: click.Context, run_file: Path, options: Run) -> Run:
         raise CheckpointError(f"{run_file} is damaged ({error}): start a new run with --out") from None
     if not isinstance(stored, dict) or not {*names} - {*_LATER} <= {*stored}:
         raise CheckpointError(f"{run_file} is damaged (options are missing): start a new run with --out")
+    if wrong := _wrong_value(ctx, type(options), stored):
+        raise CheckpointError(f"{run_file} is damaged ({wrong}={stored[wrong]!r:.80}): start a new run with --out")
     free = {name: given_now[name] for name in (*_FREE, *_NOT_STORED) if name in given_now}
     with wrong_options():
         return options_from(type(options), {**given_now, **stored, **free})
+
+
+def _wrong_value(ctx: click.Context, kind: type[RunOptions], stored: Mapping[str, Any]) -> str:
+    """The first name in `stored` whose value its option cannot have, or "". The fields of configs are checked by these."""
+    for name, hint in get_type_hints(kind).items():
+        if name in stored and not dataclasses.is_dataclass(hint) and not _is_of(stored[name], hint):
+            return name
+    for parameter in ctx.command.params:
+        value, name = stored.get(parameter.name or ""), parameter.name or ""
+        if isinstance(parameter.type, click.Choice) and value is not None and value not in parameter.type.choices:
+            return name
+    return ""
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether a value of JSON has the type `hint` of an option: a union, a tuple of any length, or a plain type."""
+    if args := get_args(hint):
+        if get_origin(hint) is tuple:
+            return isinstance(value, list) and all(_is_of(item, args[0]) for item in value)
+        return any(_is_of(value, arg) for arg in args)
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:

@@ -102,5 +102,5 @@ def _labels_and_context(folder: Path) -> tuple[list[str], int | None]:
             return [str(label) for label in fields["labels"]], int(fields["context"])
         names = read_json(folder / "config.json").get("id2label", {})
         return [str(names[str(number)]) for number in range(len(names))], None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError):
         return [], None

@@ -34,6 +34,8 @@ from gpt_config.file_reading import parse_json
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _KEPT = 2  # checkpoints of a run
+# The values of checkpoints that were written before values had a checksum.
+_OLD_KEYS = {"step", "best_loss", "n_since_best", "scaler", "checksum"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     path = folder / f"step-{checkpoint.values['step']:08}.safetensors"
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
-    values = json.dumps({**checkpoint.values, "checksum": _checksum(tensors)})
+    values = json.dumps(
+        {**checkpoint.values, "checksum": _checksum(tensors), "checksum_of_values": _checksum_of(checkpoint.values)}
+    )
     try:
         atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"training": values}))
     except SafetensorError as error:  # what the library raises instead of OSError
@@ -136,7 +140,9 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             values = parse_json(file.metadata()["training"])
-        if values.pop("checksum") != _checksum(tensors):
+        is_old = values.keys() <= _OLD_KEYS
+        of_values = None if is_old else values.pop("checksum_of_values")
+        if values.pop("checksum") != _checksum(tensors) or not (is_old or of_values == _checksum_of(values)):
             raise ValueError("its checksum is wrong")
     except (CheckpointError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         others = [step_of(other) for other in paths if other != path]
@@ -144,6 +150,10 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
         remedy = Remedy("step", str(others[0])) if others else None
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {advice}", remedy=remedy) from None
     return Checkpoint(tensors, values)
+
+
+def _checksum_of(values: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -23,7 +23,7 @@ from gpt2.training.distributed import Processes
 from gpt2.training.objective import Objective
 from gpt2.training.optimizer import learning_rate
 from gpt2.training.progress import Progress, plot_losses
-from gpt_config.errors import ConfigError, TrainingError
+from gpt_config.errors import CheckpointError, ConfigError, TrainingError
 from gpt_config.model_config import GPT2Config
 from gpt_config.training_config import TrainingConfig
 
@@ -206,9 +206,16 @@ class TrainingLoop(abc.ABC):
         return {"step": self.step, "best_loss": best_loss, "n_since_best": self._n_since_best}
 
     def _restore_progress(self, checkpoint: Checkpoint) -> None:
-        best_loss = checkpoint.values["best_loss"]
-        self.step, self.best_loss = checkpoint.values["step"], math.inf if best_loss is None else best_loss
-        self._n_since_best = checkpoint.values.get("n_since_best", 0)  # absent in older checkpoints
+        values = checkpoint.values
+        best_loss, n_since_best = values.get("best_loss"), values.get("n_since_best", 0)  # the latter absent in older ones
+        if not all(type(number) is int and number >= 0 for number in (values.get("step"), n_since_best)):
+            raise CheckpointError(f"the checkpoint in {self.folder} is damaged (its step is missing): use another one")
+        if best_loss is not None and not isinstance(best_loss, (int, float)):
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} is damaged (best_loss={best_loss!r:.80}): use another one"
+            )
+        self.step, self.best_loss = values["step"], math.inf if best_loss is None else best_loss
+        self._n_since_best = n_since_best
 
     # -- signals -------------------------------------------------------------------------------------------------------
 

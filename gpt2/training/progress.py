@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from gpt_config.atomic_write import atomic_write, atomic_write_text
 from gpt_config.errors import GPT2Warning, Remedy, WriteError
+from gpt_config.file_reading import parse_json, read_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -79,12 +80,12 @@ class Progress:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl. An incomplete last line, left by a killed process, is ignored."""
+    """Return the lines of a run's metrics.jsonl. Lines that a killed process left incomplete are ignored."""
     lines = []
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-            lines.append(json.loads(line))
-    return lines
+    with contextlib.suppress(OSError, ValueError):
+        for line in read_text(folder / METRICS_FILE).splitlines():
+            lines.append(parse_json(line))
+    return [values for values in lines if isinstance(values, dict) and isinstance(values.get("step"), int)]
 
 
 def plot_losses(folder: Path) -> None:

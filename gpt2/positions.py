@@ -26,7 +26,7 @@ def check_mask(attention_mask: Tensor, shape: tuple[int, ...]) -> None:
         raise InputError(f"attention_mask has shape {found}: it must be {tuple(shape)}, with a value for cached tokens too")
     if attention_mask.dtype == torch.bool or attention_mask.device.type != "cpu":
         return
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return
     wrong = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
     if wrong.numel():

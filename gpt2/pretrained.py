@@ -159,14 +159,19 @@ def load_base(
 
     Raises CheckpointError if `base_model` is None and the adapter does not name its base model.
     """
+    return load_model(locate_base_of(adapter, base_model), dtype=dtype)
+
+
+def locate_base_of(adapter: Adapter, base_model: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of an adapter's base model, or of `base_model` instead. Errors are those of `load_base`."""
     if base_model is not None:
-        return load_model(locate_whole_model(base_model), dtype=dtype)
+        return locate_whole_model(base_model)
     if adapter.config.base_model is None:
         raise CheckpointError(
             f"the adapter in {adapter.folder} does not name its base model: merge it into that model, and use the result",
             remedy=Remedy("base_model"),
         )
-    return load_model(locate_base(adapter.folder, adapter.config.base_model), dtype=dtype)
+    return locate_base(adapter.folder, adapter.config.base_model)
 
 
 def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:

@@ -14,6 +14,8 @@ _LEARNING_RATES = {"text": (2e-4, 1e-3), "classification": (5e-4, 1e-3), "instru
 TASKS = tuple(_LEARNING_RATES)
 TRAINABLE = ("all", "last_block")
 TOO_LONG = ("truncate", "drop")
+# What the outputs of a classifier mean: one label for each text, any number of labels, or a number. transformers' names.
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class FinetuningConfig:
     lora_dropout: float = 0.0
 
     # Classification
+    problem_type: str = "single_label_classification"  # or another of PROBLEM_TYPES
     text_column: str = "text"
     label_column: str = "label"
     test_fraction: float = 0.1
@@ -66,6 +69,7 @@ class FinetuningConfig:
         check_choice("task", self.task, TASKS)
         check_choice("trainable", self.trainable, TRAINABLE)
         check_choice("too_long", self.too_long, TOO_LONG)
+        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         check_choice("precision", self.precision, PRECISIONS)
         check_real("epochs", self.epochs, lambda value: value > 0, "a number above 0")
         for name in ("batch_size", "evaluations_per_epoch", "accumulation"):
@@ -96,6 +100,12 @@ class FinetuningConfig:
                 f"text_column={self.text_column!r} is also label_column: name two different columns",
                 field="text_column",
                 other_fields=("label_column",),
+            )
+        if self.balance and self.problem_type != PROBLEM_TYPES[0]:
+            raise ConfigError(
+                f"balance=True needs one label for each text: leave it out, or use problem_type={PROBLEM_TYPES[0]}",
+                field="balance",
+                other_fields=("problem_type",),
             )
         if self.lora_rank and self.trainable != "all":
             raise ConfigError(

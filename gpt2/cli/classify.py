@@ -29,6 +29,9 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
 
     A FILE of "-" is standard input. The output is a JSON object per line: text, label, and the probability of each label.
     Empty lines are skipped.
+
+    A classifier with several labels per text, or with one label, gives each label a probability of its own; `labels` are
+    those of 0.5 or more. A regression gives its values in place of probabilities.
     """
     text = read_stdin() if file == "-" else decode_utf8(Path(file).read_bytes(), file)
     lines = [line.removesuffix("\r") for line in text.split("\n")]
@@ -38,6 +41,7 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
     locate_model(from_pretrained)
     from gpt2.finetuning.classification import classify as classify_rows
     from gpt2.finetuning.classifier_files import load_classifier
+    from gpt2.finetuning.label_results import THRESHOLD
     from gpt2.weights.tokenizer import load_tokenizer_for
 
     classifier = load_classifier(from_pretrained, device=device, dtype=dtype)
@@ -50,8 +54,10 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
         results = dict(classify_rows(classifier, [row[:context] for row in rows], batch_size))
         for place, line in enumerate(batch):
             probabilities = dict(zip(classifier.labels, results[place], strict=True))
-            label = max(classifier.labels, key=probabilities.__getitem__)
-            values = {"text": line, "label": label, "probabilities": probabilities, "model": from_pretrained}
+            values: dict[str, object] = {"text": line, "label": max(classifier.labels, key=probabilities.__getitem__)}
+            if classifier.problem_type == "multi_label_classification":
+                values["labels"] = [label for label, probability in probabilities.items() if probability >= THRESHOLD]
+            values |= {"probabilities": probabilities, "model": from_pretrained}
             click.echo(json_line(values))
     if n_cut:
         warnings.warn(

@@ -26,7 +26,7 @@ from gpt2.cli.training_run import (
 from gpt2.weights.folder import holds_model_files, locate_model
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import DataError
-from gpt_config.finetuning_config import TASKS, TOO_LONG, TRAINABLE, FinetuningConfig
+from gpt_config.finetuning_config import PROBLEM_TYPES, TASKS, TOO_LONG, TRAINABLE, FinetuningConfig
 from gpt_config.training_config import PRECISIONS
 
 _RUN_FILE = "finetuning.json"  # the options of a run, for --resume
@@ -36,6 +36,7 @@ _RESULT_FILE = "test.json"
 _HELP = {
     "Task": {
         "task": "What to learn: see above.",
+        "problem_type": "classification: one label for each text, several, or a number.",
         "text_column": "classification: column or field of the text.",
         "label_column": "classification: column or field of the label.",
         "test_fraction": "classification: part of --data to test on at the end, from 0 to 1.",
@@ -77,11 +78,17 @@ _HELP = {
 }
 _ONLY = {
     "text": ("sample_prompt",),
-    "classification": ("text_column", "label_column", "test_fraction", "balance", "test_data"),
+    "classification": ("problem_type", "text_column", "label_column", "test_fraction", "balance", "test_data"),
     "instruction": ("template", "too_long"),
     "classification instruction": ("skip_bad",),
 }
-_CHOICES = {"task": TASKS, "trainable": TRAINABLE, "too_long": TOO_LONG, "precision": PRECISIONS}
+_CHOICES = {
+    "task": TASKS,
+    "trainable": TRAINABLE,
+    "too_long": TOO_LONG,
+    "problem_type": PROBLEM_TYPES,
+    "precision": PRECISIONS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +123,7 @@ def finetune(ctx: click.Context, options: FinetuneOptions) -> None:
 
     \b
     text            continue to train on texts: .txt, .jsonl, or a folder of them
-    classification  a label for each text, from CSV, TSV or JSONL; then gpt2 classify
+    classification  labels or a number for each text, from CSV, TSV or JSONL; then gpt2 classify
     instruction     respond, from JSON or JSONL with instruction, input and output; prompt and
                     completion; prompt, thought and answer; or messages. Then gpt2 generate
                     --instruction
@@ -200,6 +207,9 @@ def _print_result(result: dict[str, Any], folder: Path) -> None:
     if not result:
         return
     atomic_write_json(folder / _RESULT_FILE, result)
+    if "confusion" not in result:
+        _print_figures(result)
+        return
     labels = result["labels"]
     width = max(8, *map(len, labels))
     click.echo(f"accuracy {result['accuracy']:.4f} on {result['texts']} {result['part']} texts")
@@ -207,3 +217,12 @@ def _print_result(result: dict[str, Any], folder: Path) -> None:
     click.echo(" " * width + "".join(f"  {label:>{width}}" for label in labels) + "        F1")
     for label, row in zip(labels, result["confusion"], strict=True):
         click.echo(f"{label:{width}}" + "".join(f"  {count:{width}}" for count in row) + f"    {result['f1'][label]:.4f}")
+
+
+def _print_figures(result: dict[str, Any]) -> None:
+    """Print the result of a classifier with several labels per text, or of a regression."""
+    names = [name for name in ("accuracy", "micro_f1", "macro_f1", "mse", "mae", "r2") if result.get(name) is not None]
+    figures = ", ".join(f"{name} {result[name]:.4f}" for name in names)
+    click.echo(f"{figures} on {result['texts']} {result['part']} texts")
+    for label, value in result.get("f1", {}).items():
+        click.echo(f"F1 of {label}: {value:.4f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt2.finetuning.classifier import GPT2Classifier
+from gpt2.finetuning.label_results import THRESHOLD, MultiLabelResult, RegressionResult, f1
+from gpt2.finetuning.labels import Label, Target, target_of
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
 from gpt2.model import GPT2
 from gpt2.training.batches import shuffled
@@ -25,18 +28,17 @@ from gpt_encoder.interface import Tokenizer
 
 @dataclass(frozen=True)
 class LabelledText:
-    """The token ids of a text, and the index of its label."""
+    """The token ids of a text, and the index of its label; for several labels 0 or 1 for each; for a regression a number."""
 
     ids: list[int]
-    label: int
+    label: Target
 
 
 def encode_texts(
-    texts: Sequence[tuple[str, str]], labels: Sequence[str], tokenizer: Tokenizer, context: int
+    texts: Sequence[tuple[str, Label]], labels: Sequence[str], tokenizer: Tokenizer, context: int
 ) -> tuple[list[LabelledText], int]:
     """Encode (text, label) pairs, at most the first `context` tokens of each. Returns (examples, number of texts cut)."""
-    number = {label: place for place, label in enumerate(labels)}
-    encoded = [(tokenizer.encode(text), number[label]) for text, label in texts]
+    encoded = [(tokenizer.encode(text), target_of(label, labels)) for text, label in texts]
     return [LabelledText(ids[:context], label) for ids, label in encoded], sum(len(ids) > context for ids, _ in encoded)
 
 
@@ -62,20 +64,53 @@ def split_by_label(labels: Sequence[str], fractions: Sequence[float], seed: int)
 
 
 class ClassificationLoss(nn.Module):
-    """The mean over rows, in nats, of the cross-entropy of the right label times the weight of the row."""
+    """The mean over rows of the loss of the row times its weight. The losses are those of transformers.
+
+    One label: the cross-entropy, in nats. Several: the mean over labels of the binary cross-entropy, in nats. A regression:
+    the squared error.
+    """
 
     def __init__(self, classifier: GPT2Classifier) -> None:
         super().__init__()
         self.classifier = classifier
-        self.n_right = self.n_seen = 0  # validation rows since the last call of `figures`
+        # Of the validation rows since the last call of `figures`: rows for one label, labels for several.
+        self.n_right = self.n_seen = self.n_predicted = self.n_actual = 0
 
     def forward(self, input_ids: Tensor, last: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         # Padding is on the right, where causal attention does not look, so no mask is needed.
         logits = self.classifier.logits(self.classifier.transformer.hidden_states(input_ids), last)
         if not self.training:
+            self._count(logits, labels)
+        return (self._losses(logits.float(), labels) * weights).mean()
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each row (B,)."""
+        if self.classifier.problem_type == "regression":
+            return (logits - labels.view(len(logits), -1)).square().mean(-1)
+        if self.classifier.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def _count(self, logits: Tensor, labels: Tensor) -> None:
+        if self.classifier.problem_type == "multi_label_classification":
+            there, found = labels > 0, self.classifier.scores(logits) >= THRESHOLD
+            self.n_right += int((there & found).sum())
+            self.n_actual += int(there.sum())
+            self.n_predicted += int(found.sum())
+        elif self.classifier.problem_type != "regression":
             self.n_right += int((logits.argmax(-1) == labels).sum())
-            self.n_seen += len(labels)
-        return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).mean()
+        self.n_seen += len(labels)
+
+    def figures(self, loss: float) -> dict[str, float]:
+        """Return the metric of the counted rows, whose mean loss is `loss`, and begin to count again."""
+        if self.classifier.problem_type == "regression":
+            result = {"rmse": math.sqrt(loss)}
+        elif self.classifier.problem_type == "multi_label_classification":
+            result = {"micro_f1": f1(self.n_right, self.n_predicted, self.n_actual)}
+        else:
+            result = {"accuracy": self.n_right / max(1, self.n_seen)}
+        self.n_right = self.n_seen = self.n_predicted = self.n_actual = 0
+        return result
 
 
 class Classification(Objective):
@@ -94,10 +129,11 @@ class Classification(Objective):
         self._loss = ClassificationLoss(classifier)
         rows = LengthSortedRows([len(example.ids) for example in train], config.batch_size, config.seed)
         self.tokens_per_step = rows.mean_width * config.batch_size
-        counts = Counter(example.label for example in train)
-        weights = np.ones(len(classifier.labels), np.float32)
+        weights: NDArray[np.float32] | float = 1.0
         if balance:
-            weights = np.array([len(train) / len(counts) / counts[place] for place in range(len(weights))], np.float32)
+            counts = Counter(example.label for example in train)
+            shares = [len(train) / len(counts) / counts[place] for place in range(len(classifier.labels))]
+            weights = np.array(shares, np.float32)
         self.batches = _TrainingRows(train, rows, weights)
         self.evaluation = _ValidationRows(validation, config.batch_size)
 
@@ -106,13 +142,13 @@ class Classification(Objective):
         return self._loss
 
     def figures(self, loss: float) -> dict[str, float]:
-        accuracy = self._loss.n_right / max(1, self._loss.n_seen)
-        self._loss.n_right = self._loss.n_seen = 0
-        return {"accuracy": accuracy}
+        return self._loss.figures(loss)
 
 
 class _TrainingRows:
-    def __init__(self, examples: Sequence[LabelledText], rows: LengthSortedRows, weights: NDArray[np.float32]) -> None:
+    def __init__(
+        self, examples: Sequence[LabelledText], rows: LengthSortedRows, weights: NDArray[np.float32] | float
+    ) -> None:
         self._examples, self._rows, self._weights = examples, rows, weights
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
@@ -128,28 +164,34 @@ class _ValidationRows:
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """Return all rows in each process. With these weights, the mean over batches is the mean over rows."""
         examples = self._batches[step]
-        n_labels = 1 + max(example.label for example in examples)
-        return _batch(examples, np.full(n_labels, self.count * len(examples) / self._n_examples, np.float32))
+        return _batch(examples, self.count * len(examples) / self._n_examples)
 
 
-def _batch(examples: Sequence[LabelledText], weights: NDArray[np.float32]) -> Batch:
+def _batch(examples: Sequence[LabelledText], weights: NDArray[np.float32] | float) -> Batch:
+    """Return ids, last positions, labels and weights of `examples`. `weights` has one per label, or is one for all rows."""
     labels = np.array([example.label for example in examples])
+    if labels.dtype != np.int64:  # the matrix of several labels, or numbers
+        labels = labels.astype(np.float32)
     last = np.array([len(example.ids) - 1 for example in examples])
-    return pad([example.ids for example in examples], 0), last, labels, weights[labels]
+    each = weights[labels] if isinstance(weights, np.ndarray) else np.full(len(examples), weights, np.float32)
+    return pad([example.ids for example in examples], 0), last, labels, each
 
 
 @torch.inference_mode()
 def classify(
     classifier: GPT2Classifier, rows: Sequence[list[int]], batch_size: int = 32
 ) -> Iterator[tuple[int, list[float]]]:
-    """Yield (row number, probability of each label) for rows of 1 to `context` token ids, in no particular order."""
+    """Yield (row number, score of each label) for rows of 1 to `context` token ids, in no particular order.
+
+    The scores are those of `GPT2Classifier.scores`: probabilities, or the values of a regression.
+    """
     classifier.eval()
     device = classifier.score.weight.device
     for batch in in_order_of_length([len(ids) for ids in rows], batch_size):
-        last = torch.tensor([len(rows[row]) - 1 for row in batch], device=device)
+        last = torch.tensor(classifier.last_positions([rows[row] for row in batch]), device=device)
         ids = torch.from_numpy(pad([rows[row] for row in batch], 0)).to(device)
-        probabilities = classifier.logits(classifier.transformer.hidden_states(ids), last).float().softmax(-1)
-        yield from zip(batch, probabilities.tolist(), strict=True)
+        scores = classifier.scores(classifier.logits(classifier.transformer.hidden_states(ids), last))
+        yield from zip(batch, scores.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -183,9 +225,18 @@ class ClassificationResult:
         }
 
 
-def measure(classifier: GPT2Classifier, examples: Sequence[LabelledText], batch_size: int = 32) -> ClassificationResult:
-    """Classify `examples` and count the predictions."""
+Result = ClassificationResult | MultiLabelResult | RegressionResult
+
+
+def measure(classifier: GPT2Classifier, examples: Sequence[LabelledText], batch_size: int = 32) -> Result:
+    """Classify `examples` and compare with their labels, as the classifier's `problem_type` needs."""
+    scores = dict(classify(classifier, [example.ids for example in examples], batch_size))
+    labels: list[Any] = [example.label for example in examples]
+    if classifier.problem_type == "regression":
+        return RegressionResult(labels, [scores[row][0] for row in range(len(examples))])
+    if classifier.problem_type == "multi_label_classification":
+        return MultiLabelResult.of(classifier.labels, labels, [scores[row] for row in range(len(examples))])
     confusion = [[0] * len(classifier.labels) for _ in classifier.labels]
-    for row, probabilities in classify(classifier, [example.ids for example in examples], batch_size):
-        confusion[examples[row].label][int(np.argmax(probabilities))] += 1
+    for row, label in enumerate(labels):
+        confusion[label][int(np.argmax(scores[row]))] += 1
     return ClassificationResult(classifier.labels, confusion)

@@ -17,6 +17,7 @@ from gpt2.finetuning.classification import Classification, LabelledText, encode_
 from gpt2.finetuning.classifier import GPT2Classifier
 from gpt2.finetuning.classifier_files import load_classifier, save_classifier
 from gpt2.finetuning.instructions import InstructionTuning, Turn, conversation, make_examples, with_thoughts
+from gpt2.finetuning.labels import Label, label_of, names_of, split_at_random
 from gpt2.finetuning.records import BadRecord, Fields, read_records, text_of
 from gpt2.finetuning.template import InstructionTemplate
 from gpt2.finetuning.trainable import set_trainable
@@ -199,7 +200,7 @@ def _instruction_outputs(base: _Base, template: InstructionTemplate, shown: Turn
 
 
 _TRAINING, _VALIDATION, _TEST = "training", "validation", "test"
-LabelledTexts = list[tuple[str, str]]  # (text, label)
+LabelledTexts = list[tuple[str, Label]]  # (text, label)
 
 
 def _classification(base: _Base, files: _Files, config: FinetuningConfig, folder: Path) -> _Task:
@@ -216,9 +217,10 @@ def _classification(base: _Base, files: _Files, config: FinetuningConfig, folder
         if name != _TRAINING and (n_known := _n_shared(texts, parts[_TRAINING])):
             notes.append(f"{n_known} of them also training texts")
         told.append(f"{len(texts)} {name} texts" + (f" ({', '.join(notes)})" if notes else ""))
-    told.append(f"labels: {', '.join(labels)}")
+    if config.problem_type != "regression":
+        told.append(f"labels: {', '.join(labels)}")
     training = config.training_config(n_rows=len(examples[_TRAINING]), context=base.context)
-    classifier = GPT2Classifier(base.model, labels, base.context)
+    classifier = GPT2Classifier(base.model, labels, base.context, problem_type=config.problem_type)
     objective = Classification(classifier, examples[_TRAINING], examples[_VALIDATION], training, balance=config.balance)
 
     def write(model: GPT2, folder: Path) -> None:
@@ -237,8 +239,8 @@ def _labelled_texts(paths: Paths, config: FinetuningConfig, told: list[str]) -> 
     if not paths:
         return []
 
-    def make(fields: Fields) -> tuple[str, str]:
-        return text_of(fields, config.text_column), _label_of(fields, config.label_column)
+    def make(fields: Fields) -> tuple[str, Label]:
+        return text_of(fields, config.text_column), label_of(fields, config.label_column, config.problem_type)
 
     def columns(first_row: list[str]) -> tuple[str, ...] | None:
         return _columns(first_row, config, told)
@@ -250,22 +252,20 @@ def _split_off(parts: dict[str, LabelledTexts], config: FinetuningConfig) -> lis
     """Move training rows into the other parts, where these have no files of their own. Returns the sorted labels."""
     everything, fractions = parts[_TRAINING], {_VALIDATION: config.validation_fraction, _TEST: config.test_fraction}
     wanted = {name: fraction for name, fraction in fractions.items() if not parts[name] and fraction}
-    labels = sorted({label for _, label in everything})
-    if len(labels) < 2:
+    labels = names_of([label for _, label in everything], config.label_column)
+    if not labels:
+        raise DataError("no row has a label: add rows with labels")
+    if config.problem_type == "single_label_classification" and len(labels) < 2:
         raise DataError(f"every row has the label {labels[0]!r}: add rows with other labels")
     for name in fractions:
-        if unknown := {label for _, label in parts[name]} - set(labels):
+        if unknown := set(names_of([label for _, label in parts[name]], config.label_column)) - set(labels):
             raise DataError(f"the {name} rows have the label {min(unknown)!r}, which no training row has: add some")
-    split = split_by_label([label for _, label in everything], list(wanted.values()), config.seed)
+    single = [label for _, label in everything if isinstance(label, str)]
+    shares = list(wanted.values())
+    split = split_by_label(single, shares, config.seed) if single else split_at_random(len(everything), shares, config.seed)
     for name, rows in zip((_TRAINING, *wanted), split, strict=True):
         parts[name] = [everything[row] for row in rows]
     return labels
-
-
-def _label_of(fields: Fields, name: str) -> str:
-    value = fields.get(name)
-    text = str(value) if isinstance(value, int) else text_of(fields, name)  # a label in JSON may be an integer
-    return " ".join(text.split())
 
 
 def _columns(first_row: list[str], config: FinetuningConfig, told: list[str]) -> tuple[str, ...] | None:

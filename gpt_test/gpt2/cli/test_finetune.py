@@ -63,6 +63,33 @@ def test_a_classifier_learns_and_is_used(run_command: Callable, table: Path, sma
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
 
 
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("adapter", [[], ["--lora_rank", 4]], ids=["weights", "adapter"])
+def test_classifiers_of_other_kinds_learn_and_are_used(
+    kind: str, adapter: list, run_command: Callable, small_folder: Path, tmp_path: Path
+) -> None:
+    path, out, is_multi = tmp_path / "data.jsonl", tmp_path / "run", kind[0] == "m"
+    animals: list[list[str]] = [["cat"], ["dog"], ["cat", "dog"], []]
+    texts = ["see the cat", "see the dog", "see the dog, the cat", "see the boat"]
+    labels: list = animals if is_multi else [float(len(names)) for names in animals]
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)] * 30
+    path.write_text("\n".join(map(json.dumps, rows)))
+    args = ["--task", "classification", "--problem_type", kind, "--data", path, "--from_pretrained", small_folder]
+    result = run_command("finetune", *args, "--out", out, "--epochs", 20, "--learning_rate", 0.01, *adapter, *QUIET)
+    assert result.status == 0, result.err
+    assert "on 12 test texts" in result.out and ("labels: cat, dog" in result.err) == is_multi
+    measured = json.loads((out / "test.json").read_text())
+    assert measured["micro_f1"] > 0.9 if is_multi else measured["mse"] < (0.3 if adapter else 0.1), measured  # of 0.5
+    assert any(("micro_f1" if is_multi else "rmse") in line for line in read_metrics(out))
+    result = run_command("classify", "-", "--from_pretrained", out, stdin="\n".join(texts).encode())
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    if is_multi:
+        assert [answer["labels"] for answer in answers] == animals
+        assert all(0 <= value <= 1 for answer in answers for value in answer["probabilities"].values())
+    elif not adapter:
+        assert [round(answer["probabilities"]["label"]) for answer in answers] == [1, 1, 2, 0]
+
+
 def test_a_classifiers_adapter_is_used_like_a_classifier(
     run_command: Callable, table: Path, small_folder: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +215,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
         (["--out", "x", "--data", "y", "--epochs", 0], 2, "--epochs=0.0 must be a number above 0"),
         (["--out", "x", "--data", "y", "--lora_rank", 2, "--trainable", "last_block"], 2, "--lora_rank=2"),
         (["--out", "x", "--data", "y", "--balance"], 2, "--balance is for --task classification"),
+        (["--out", "x", "--data", "y", "--problem_type", "regression"], 2, "--problem_type is for --task classification"),
+        (
+            ["--out", "x", "--data", "y", "--task", "classification", "--problem_type", "regression", "--balance"],
+            2,
+            "--balance=True needs one label for each text",
+        ),
         (["--out", "x", "--data", "y", "--skip_bad"], 2, "--skip_bad is for --task classification or instruction"),
         (["--out", "x", "--data", "y", "--lora_alpha", 3], 2, "--lora_alpha is for adapters: give --lora_rank"),
         (["--out", "x", "--data", "y", "--seed", 1 << 63], 2, "must be below 2**63"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,9 @@ from gpt2.finetuning.classification import (
 )
 from gpt2.finetuning.classifier import GPT2Classifier
 from gpt2.finetuning.classifier_files import load_classifier, save_classifier
+from gpt2.finetuning.label_results import MultiLabelResult, RegressionResult
+from gpt2.finetuning.labels import label_of, split_at_random
+from gpt2.finetuning.records import BadRecord
 from gpt2.finetuning.trainable import set_trainable
 from gpt_config import CheckpointError, ConfigError, DataError, InputError, TrainingConfig
 from gpt_encoder import GPT2Tokenizer
@@ -174,3 +179,138 @@ def test_only_the_chosen_part_requires_gradients(small_folder: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ConfigError, match="trainable='some'"):
         set_trainable(model, "some")
+
+
+# -- kinds of classifiers: one label, several, a number ---------------------------------------------------------------------
+
+KINDS = [
+    (None, 1), (None, 2), (None, 3),
+    ("single_label_classification", 3),
+    ("multi_label_classification", 1), ("multi_label_classification", 3),
+    ("regression", 1), ("regression", 2),
+]  # fmt: skip
+TEXTS = ["the cat sat", "a boat came home with a fish!!", "the old dog " * 30, "!"]
+
+
+def theirs_of(folder: Path, tokenizer: GPT2Tokenizer, problem_type: str | None, n_labels: int):
+    """transformers' classifier, saved into `folder`. Its padding is "!", an ordinary token, with the id 0."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=300, n_positions=40, n_embd=24, n_layer=2, n_head=3, num_labels=n_labels, problem_type=problem_type,
+        pad_token_id=0, bos_token_id=tokenizer.eot_token_id, eos_token_id=tokenizer.eot_token_id,
+    )  # fmt: skip
+    theirs = transformers.GPT2ForSequenceClassification(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return theirs
+
+
+@pytest.mark.parametrize(("problem_type", "n_labels"), KINDS)
+def test_scores_are_those_of_transformers_pipeline(
+    small_tokenizer: GPT2Tokenizer, tmp_path: Path, problem_type: str | None, n_labels: int
+) -> None:
+    theirs = theirs_of(tmp_path, small_tokenizer, problem_type, n_labels)
+    assert small_tokenizer.encode("!") == [0]
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.model_max_length = 40
+    pipeline = transformers.TextClassificationPipeline(model=theirs, tokenizer=tokenizer)
+    classifier = load_classifier(tmp_path)
+    assert classifier.labels == tuple(f"LABEL_{number}" for number in range(n_labels))
+    found = dict(classify(classifier, [small_tokenizer.encode(text)[:40] for text in TEXTS], batch_size=2))
+    for row, scores in enumerate(pipeline(TEXTS, top_k=None, truncation=True)):
+        expected = {score["label"]: score["score"] for score in scores}
+        assert dict(zip(classifier.labels, found[row], strict=True)) == pytest.approx(expected, abs=1e-5)
+    save_classifier(classifier, tmp_path / "again", small_tokenizer)
+    again = load_classifier(tmp_path / "again")
+    assert again.labels == classifier.labels and again.pad_token_id == 0
+    assert again.scores(torch.ones(1, n_labels)).tolist() == classifier.scores(torch.ones(1, n_labels)).tolist()
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "again").num_labels == n_labels
+
+
+TARGETS = {
+    "single_label_classification": (3, [2, 0, 1, 1]),
+    "multi_label_classification": (3, [(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 0.0)]),
+    "regression": (1, [0.5, -2.0, 3.25, 1.0]),
+}
+
+
+@pytest.mark.parametrize("problem_type", TARGETS)
+def test_losses_are_those_of_transformers(small_tokenizer: GPT2Tokenizer, tmp_path: Path, problem_type: str) -> None:
+    n_labels, targets = TARGETS[problem_type]
+    theirs = theirs_of(tmp_path, small_tokenizer, problem_type, n_labels)
+    rows = [[5, 9, 3], [7], [2, 8, 8, 1, 4], [11, 12]]
+    examples = [LabelledText(ids, target) for ids, target in zip(rows, targets, strict=True)]
+    padded = torch.tensor([ids + [0] * (5 - len(ids)) for ids in rows])
+    labels = torch.tensor(targets)
+    with torch.no_grad():
+        expected = theirs(padded, attention_mask=(padded > 0).long(), labels=labels).loss.item()
+    classifier = load_classifier(tmp_path)
+    assert classifier.problem_type == problem_type
+    objective = Classification(classifier, examples, examples, TrainingConfig(batch_size=4, context=40))
+    loss = objective.loss(classifier.transformer).eval()
+    assert loss(*map(torch.from_numpy, objective.batches(0))).item() == pytest.approx(expected, rel=1e-5)
+    parts = [objective.evaluation(n) for n in range(objective.evaluation.count)]
+    assert np.mean([loss(*map(torch.from_numpy, part)).item() for part in parts]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_unknown_problem_type_and_wrong_labels_are_one_line(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    theirs_of(tmp_path, small_tokenizer, None, 3)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for changes, message in (
+        ({"problem_type": "regresion"}, "problem_type='regresion' must be one of"),
+        ({"id2label": {"0": "a", "1": "b"}}, r"the shape \(3, 24\) and 2 labels"),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "the label 'a' twice"),
+        ({"id2label": {"0": "a", "1": "b", "x": "c"}}, "does not describe the labels"),
+        ({"id2label": [1]}, "does not describe the labels"),
+    ):
+        path.write_text(json.dumps({**values, **changes}))
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_classifier(tmp_path)
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_labels_of_records() -> None:
+    several, number = "multi_label_classification", "regression"
+    assert label_of({"label": 3}, "label", "single_label_classification") == "3"
+    for value in (["joy", "odd one", 3, "joy"], "joy, odd  one,3,joy"):
+        assert label_of({"label": value}, "label", several) == ("joy", "odd one", "3")
+    assert label_of({"label": []}, "label", several) == label_of({"label": ""}, "label", several) == ()
+    assert label_of({"label": "-2.5"}, "label", number) == label_of({"label": -2.5}, "label", number) == -2.5
+    assert isinstance(label_of({"label": 4}, "label", number), float)
+    for bad, problem_type, message in (
+        (["a"], "single_label_classification", "use problem_type=multi_label"),
+        ("much", number, "'much', not a finite number"),
+        ("1e999", number, "not a finite number"),
+        (10**400, number, "not a finite number"),
+        (True, number, "is bool, not text"),
+        ([["a"]], several, r"contains \['a'\]"),
+        (None, several, "there is no field 'label'"),
+        (2.5, several, "is float, not text"),
+    ):
+        with pytest.raises(BadRecord, match=message):
+            label_of({} if bad is None else {"label": bad}, "label", problem_type)
+
+
+def test_results_equal_those_computed_by_hand() -> None:
+    result = MultiLabelResult.of("ab", [[1, 0], [1, 1], [0, 0]], [[0.9, 0.5], [0.2, 0.7], [0.1, 0.1]])
+    assert result.to_dict() == {
+        "accuracy": 1 / 3, "micro_f1": 4 / 6, "macro_f1": pytest.approx(2 / 3), "f1": {"a": 2 / 3, "b": 2 / 3},
+        "labels": ["a", "b"], "actual": [2, 1], "predicted": [1, 2], "right": [1, 1],
+    }  # fmt: skip
+    values = RegressionResult([1.0, 2.0, 3.0], [1.0, 2.0, 5.0]).to_dict()
+    assert values == pytest.approx({"mse": 4 / 3, "rmse": math.sqrt(4 / 3), "mae": 2 / 3, "r2": -1.0})
+    assert RegressionResult([1.0], [2.0]).to_dict()["r2"] is None
+
+
+def test_a_random_split_contains_every_row_once() -> None:
+    parts = split_at_random(50, [0.1, 0.0, 0.3], 4)
+    assert [len(part) for part in parts] == [30, 5, 0, 15] and sorted(row for part in parts for row in part) == list(
+        range(50)
+    )
+    with pytest.raises(DataError, match="2 rows, too few"):
+        split_at_random(2, [0.1, 0.1], 0)

@@ -22,6 +22,8 @@ _LORA_FIELDS = {
     "dropout": "lora_dropout",
     "target_modules": "target_modules",
     "use_rslora": "use_rslora",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
 }
 # Initializations that leave the base model unchanged; "pissa" and others change it. The initial values of the matrices do
 # not matter after training.
@@ -79,6 +81,10 @@ class AdapterConfig:
         if missing:
             raise CheckpointError(f"{missing[0]} is missing: download the adapter again")
         known = {field: values[key] for field, key in _LORA_FIELDS.items() if values.get(key) is not None}
+        known["layers_to_transform"] = _layers(values)
+        known["modules_to_save"] = tuple(
+            name for name in values.get("modules_to_save") or () if name not in _heads(task_type)
+        )
         return cls(lora=LoRAConfig(**known), base_model=base or None, task_type=task_type)
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,12 +101,36 @@ class AdapterConfig:
             "lora_dropout": lora.dropout,
             "use_rslora": lora.use_rslora,
             "target_modules": targets if isinstance(targets, str) else list(targets),
-            "modules_to_save": ["score"] if self.task_type == "SEQ_CLS" else None,
+            "modules_to_save": self._modules_to_save() or None,
+            "layers_to_transform": list(lora.layers_to_transform) or None,
+            "rank_pattern": dict(lora.rank_pattern),
+            "alpha_pattern": dict(lora.alpha_pattern),
             "fan_in_fan_out": True,
             "bias": "none",
             "init_lora_weights": True,
             "inference_mode": True,
         }
+
+    def _modules_to_save(self) -> list[str]:
+        names = list(self.lora.modules_to_save)
+        if self.task_type == "SEQ_CLS":
+            return [*names, "score"]
+        return [*names, "lm_head"] if self.lora.saves("transformer.wte") else names
+
+
+def _heads(task_type: str) -> tuple[str, ...]:
+    """The names of heads in modules_to_save. For a classifier, peft lists two that transformers' classifiers have."""
+    return ("classifier", "score") if task_type == "SEQ_CLS" else ("lm_head",)
+
+
+def _layers(values: dict[str, Any]) -> tuple[int, ...]:
+    """The numbers of the layers in layers_to_transform: a number, a list, or nothing for all layers."""
+    numbers, pattern = values.get("layers_to_transform"), values.get("layers_pattern") or "h"
+    if numbers is None or numbers == []:
+        return ()
+    if pattern != "h" and not (isinstance(pattern, list) and "h" in pattern):
+        raise CheckpointError(f"layers_pattern={pattern!r:.80} is not the list of GPT-2's layers: it must be 'h'")
+    return tuple(numbers) if isinstance(numbers, list) else (numbers,)
 
 
 def _check_computed(values: dict[str, Any], task_type: str) -> None:
@@ -120,11 +150,10 @@ def _check_computed(values: dict[str, Any], task_type: str) -> None:
             "base_model_name_or_path to the folder, and remove revision"
         )
     saved = values.get("modules_to_save") or []
-    heads = ["classifier", "score"] if task_type == "SEQ_CLS" else []  # peft lists both names for every classifier
-    if not isinstance(saved, list) or not all(name in heads for name in saved):
-        raise CheckpointError(f"modules_to_save={saved!r} is not supported: use an adapter with low-rank updates only")
+    if not isinstance(saved, list):
+        raise CheckpointError(f"modules_to_save={saved!r:.80} must be a list of names")
     understood = {*_LORA_FIELDS.values(), *_NO_MATTER, "peft_type", "task_type", "base_model_name_or_path", "bias"}
-    understood |= {"init_lora_weights", "revision", "modules_to_save"}
+    understood |= {"init_lora_weights", "revision", "modules_to_save", "layers_to_transform", "ensure_weight_tying"}
     for key in sorted(values.keys() - understood):
         # Null, false and empty values set nothing. 0 may set something: the index of a layer.
         if values[key] is not None and values[key] is not False and values[key] not in ([], {}, ""):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gpt_config.errors import ConfigError
-from gpt_config.validation import check_bool, check_real, check_whole, plain_numbers
+from gpt_config.validation import check_bool, check_real, check_whole, plain_number, plain_numbers
 
 # No layer of a GPT-2 is this wide, and an update of a higher rank would not be low-rank.
 _MAX_RANK = 1 << 16
@@ -16,6 +17,8 @@ _MAX_RANK = 1 << 16
 _MAX_ALPHA = 1_000_000
 # Characters of a regular expression, which is compiled before it is used.
 _MAX_PATTERN = 10_000
+# The modules of GPT-2 that an adapter may replace as a whole.
+SAVED_WHOLE = ("wte", "wpe", "ln_f", "ln_1", "ln_2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,13 @@ class LoRAConfig:
     # "mlp.c_proj" only in the MLP; whole names begin with "transformer.h.0".
     target_modules: tuple[str, ...] | str = ("c_attn", "c_proj", "c_fc")
     use_rslora: bool = False  # divide alpha by sqrt(rank), so that high ranks learn as fast as low ones (Kalajdzievski 2023)
+    layers_to_transform: tuple[int, ...] = ()  # the numbers of the blocks with adapters, from 0; empty: all blocks
+    # Other ranks and alphas of some layers: (pattern, value). A pattern is the end of a module's name or a regular
+    # expression for it, as in peft; the first one that matches counts. A mapping is accepted too.
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    # Embeddings and norms that are trained as a whole, by the ends of their names: wte, wpe, ln_f, ln_1, ln_2.
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         plain_numbers(self)
@@ -46,6 +56,32 @@ class LoRAConfig:
         check_real("dropout", self.dropout, lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
         check_bool("use_rslora", self.use_rslora)
         self._check_targets()
+        self._check_layers()
+        for name in ("rank_pattern", "alpha_pattern"):
+            object.__setattr__(self, name, _checked_pattern(name, getattr(self, name)))
+
+    def _check_layers(self) -> None:
+        for name in ("layers_to_transform", "modules_to_save"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)):
+                raise ConfigError(f"{name}={value!r:.80} must be a tuple", field=name)
+            object.__setattr__(self, name, tuple(value))
+        for number in self.layers_to_transform:
+            check_whole("layers_to_transform", number, 0)
+        if self.layers_to_transform and isinstance(self.target_modules, str):
+            raise ConfigError(
+                f"layers_to_transform={self.layers_to_transform} needs a list of target_modules, not a regular expression: "
+                "put the numbers of the layers into the expression",
+                field="layers_to_transform",
+                other_fields=("target_modules",),
+            )
+        for module in self.modules_to_save:
+            if not isinstance(module, str) or module.rpartition(".")[2] not in SAVED_WHOLE:
+                raise ConfigError(
+                    f"modules_to_save={list(self.modules_to_save)!r} is not supported: use names of embeddings and norms, "
+                    f"{', '.join(SAVED_WHOLE)}",
+                    field="modules_to_save",
+                )
 
     def _check_targets(self) -> None:
         targets = self.target_modules
@@ -81,3 +117,54 @@ class LoRAConfig:
     def targets(self) -> tuple[str, ...]:
         """`target_modules` as a tuple: its names, or its one regular expression."""
         return (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
+
+    def is_in_layers(self, module: str) -> bool:
+        """Whether `module`, such as "transformer.h.0.attn.c_attn", is in one of `layers_to_transform`, if there are any."""
+        block = re.match(r"(?:transformer\.)?h\.(\d+)\.", module)
+        return not self.layers_to_transform or (block is not None and int(block[1]) in self.layers_to_transform)
+
+    def saves(self, module: str) -> bool:
+        """Whether the module with the name `module`, such as "transformer.wte", is trained as a whole."""
+        return any(module.endswith(name) for name in self.modules_to_save)
+
+    def of_layer(self, module: str) -> LoRAConfig:
+        """The config with the rank and alpha of the layer with the name `module`, such as "transformer.h.0.attn.c_attn"."""
+        rank, alpha = _first(self.rank_pattern, module), _first(self.alpha_pattern, module)
+        return replace(
+            self,
+            rank=self.rank if rank is None else rank,
+            alpha=self.alpha if alpha is None else alpha,
+            rank_pattern=(),
+            alpha_pattern=(),
+        )
+
+
+def _checked_pattern(name: str, pattern: Any) -> tuple[tuple[str, Any], ...]:
+    """`pattern`, a mapping or a tuple of pairs, as a tuple of pairs. ConfigError if a key or value is invalid."""
+    try:
+        pairs = tuple((key, plain_number(value)) for key, value in dict(pattern).items())
+        for key, value in pairs:
+            if not isinstance(key, str):
+                raise TypeError(f"{key!r} is not a name")
+            re.compile(_expression(key))
+            if name == "rank_pattern":
+                check_whole(f"{name}: {key}", value, 1)
+                check_real(f"{name}: {key}", value, lambda rank: rank <= _MAX_RANK, f"at most {_MAX_RANK}")
+            else:
+                check_real(f"{name}: {key}", value, lambda alpha: alpha > 0, "a positive number")
+    except (re.error, RecursionError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{name}={pattern!r:.80} must map patterns of layer names to numbers ({error})", field=name
+        ) from None
+    return pairs
+
+
+def _expression(pattern: str) -> str:
+    return rf"(?:.*\.)?(?:{pattern})$"
+
+
+def _first(pattern: tuple[tuple[str, Any], ...], module: str) -> Any:
+    """The value of the first pattern that matches `module`, or None."""
+    return next((value for key, value in pattern if re.match(_expression(key), module)), None)

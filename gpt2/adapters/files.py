@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from gpt2.adapters.lora import add_lora, lora_modules, named_lora_parameters, target_names
+from gpt2.adapters.lora import add_lora, lora_modules, named_lora_parameters, saved_parameters, target_names
 from gpt2.adapters.targets import matching
 from gpt2.model import GPT2
 from gpt2.weights.files import read_file
@@ -34,16 +34,24 @@ _IN_MODEL = "base_model.model.transformer."
 _HEAD = "base_model.model.score."
 # The names of an adapter on transformers' GPT2Model, instead of GPT2LMHeadModel, have no "transformer.".
 _ADAPTER_KEY = re.compile(r"base_model\.model\.(?:transformer\.)?(h\..*\.lora_[AB])\.weight")
+# Modules that are saved as a whole, and the head of a language model.
+_SAVED_KEY = re.compile(r"base_model\.model\.(?:transformer\.)?((?:h\.\d+\.)?(?:wte|wpe|ln_f|ln_1|ln_2)\.(?:weight|bias))")
+_LM_HEAD = "base_model.model.lm_head.weight"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The content of an adapter folder: `tensors` by the names of `named_lora_parameters`, `head` as a state dict."""
+    """The content of an adapter folder: `tensors` by the names of `named_lora_parameters`, `head` as a state dict.
+
+    `saved` are the parameters that replace the model's, by their names there. "lm_head.weight" is the head of a language
+    model.
+    """
 
     folder: Path
     config: AdapterConfig
     tensors: dict[str, Tensor]
     head: dict[str, Tensor]  # of a classifier: "weight" (classes, n_embd); otherwise empty
+    saved: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_adapter(
@@ -68,11 +76,16 @@ def save_adapter(
         raise InputError(f"the model has adapters of {len(configs)} kinds, not of 1: add them with one call of add_lora")
     if is_model_folder(folder):
         raise WriteError(f"{folder} contains a model: write the adapter into another folder")
-    tensors = {f"{_IN_MODEL}{name}.weight": parameter for name, parameter in named_lora_parameters(model)}
+    tensors: dict[str, Tensor] = {f"{_IN_MODEL}{name}.weight": parameter for name, parameter in named_lora_parameters(model)}
+    lora = configs.pop()
+    tensors |= {f"{_IN_MODEL}{name}": model.get_parameter(name) for name in saved_parameters(model, lora)}
+    if head is None and lora.saves("transformer.wte"):
+        # Without a head of its own, peft would compute with the new embedding at the input and the old one at the head.
+        tensors[_LM_HEAD] = model.wte.weight.clone()
     if head is not None:
         tensors |= {f"{_HEAD}{name}": parameter for name, parameter in head.named_parameters()}
     task_type = "CAUSAL_LM" if head is None else "SEQ_CLS"
-    config = AdapterConfig(lora=configs.pop(), base_model=_stored_name(base_model), task_type=task_type)
+    config = AdapterConfig(lora=lora, base_model=_stored_name(base_model), task_type=task_type)
     write_tensors(folder / "adapter_model.safetensors", tensors)
     atomic_write_json(folder / ADAPTER_CONFIG_FILE, config.to_dict())
     if tokenizer is not None:
@@ -89,19 +102,26 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     folder = Path(folder)
     config = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE)
     path = adapter_file(folder)
-    tensors, head, unknown = {}, {}, []
+    tensors: dict[str, Tensor] = {}
+    saved: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    unknown = []
     for key, tensor in read_file(path).items():
         if (found := _ADAPTER_KEY.fullmatch(key)) and found[1] not in tensors:
             tensors[found[1]] = tensor
         elif key.startswith(_HEAD) and config.task_type == "SEQ_CLS":
             head[key.removeprefix(_HEAD)] = tensor
+        elif (found := _SAVED_KEY.fullmatch(key)) and found[1] not in saved:
+            saved[found[1]] = tensor
+        elif key == _LM_HEAD and config.task_type == "CAUSAL_LM":
+            saved["lm_head.weight"] = tensor
         else:
             unknown.append(key)
     if unknown:
         raise CheckpointError(
             f"{path} contains {min(unknown)!r}, which is not a LoRA matrix of GPT-2, or a second one for its layer"
         )
-    return Adapter(folder, config, tensors, head)
+    return Adapter(folder, config, tensors, head, saved)
 
 
 def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head: nn.Module | None = None) -> None:
@@ -117,7 +137,8 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
         names = target_names(model, lora)
     except ConfigError as error:
         raise CheckpointError(f"the adapter in {adapter.folder} does not fit this model: {error}") from None
-    _check_fit(adapter, adapter.tensors, _shapes(model, names, lora.rank))
+    _check_fit(adapter, adapter.tensors, _shapes(model, names, lora))
+    saved = _checked_saved(adapter, lora, model)
     if head is not None:
         _check_fit(adapter, adapter.head, {name: parameter.shape for name, parameter in head.named_parameters()})
     add_lora(model, lora)
@@ -125,15 +146,38 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
     with torch.no_grad():
         for name, tensor in adapter.tensors.items():
             parameters[name].copy_(tensor)
+        for name, tensor in saved.items():
+            model.get_parameter(name).copy_(tensor)
     if head is not None:
         head.load_state_dict(adapter.head)
 
 
-def _shapes(model: GPT2, names: list[str], rank: int) -> dict[str, torch.Size]:
+def _checked_saved(adapter: Adapter, lora: LoRAConfig, model: GPT2) -> dict[str, Tensor]:
+    """Return the parameters that replace those of `model`. CheckpointError if they do not fit, or untie the head.
+
+    peft replaces only the input embedding by a saved `wte`. The head of a language model stays the old embedding, unless the
+    adapter has an `lm_head` too.
+    """
+    saved = dict(adapter.saved)
+    head = saved.pop("lm_head.weight", None)
+    _check_fit(adapter, saved, {name: model.get_parameter(name).shape for name in saved_parameters(model, lora)})
+    if adapter.config.task_type == "CAUSAL_LM" and (head is not None or "wte.weight" in saved):
+        base = model.wte.weight
+        wte, head = saved.get("wte.weight", base), base if head is None else head
+        if wte.shape != head.shape or not torch.equal(wte.to(head), head):
+            raise CheckpointError(
+                f"the adapter in {adapter.folder} makes wte and lm_head differ: this package supports only GPT-2's head, "
+                "which is the token embedding; save both with ensure_weight_tying=True in peft"
+            )
+    return saved
+
+
+def _shapes(model: GPT2, names: list[str], lora: LoRAConfig) -> dict[str, torch.Size]:
     """Return the shapes that the parameters of adapters on the layers of these names would have."""
     shapes = {}
     for name in names:
         n_in, n_out = model.get_parameter(f"{name}.weight").shape
+        rank = lora.of_layer(f"transformer.{name}").rank
         shapes[f"{name}.lora_A"] = torch.Size((rank, n_in))
         shapes[f"{name}.lora_B"] = torch.Size((n_out, rank))
     return shapes

@@ -30,31 +30,35 @@ class LoRAConv1D(Conv1D):
     files. B is zero at first (section 4.1), so a new adapter does not change the output.
     """
 
-    def __init__(self, base: Conv1D, config: LoRAConfig) -> None:
+    def __init__(self, base: Conv1D, config: LoRAConfig, name: str = "") -> None:
+        """`config` is that of the whole adapter; `name`, such as "h.0.attn.c_attn", selects the rank and alpha."""
         nn.Module.__init__(self)
-        self.config = config
+        self.config, own = config, config.of_layer(f"transformer.{name}")
+        self.scale = own.scale
         self.weight, self.bias = base.weight, base.bias
         self.requires_grad_(False)
         n_in, n_out = base.weight.shape
-        self.lora_A = nn.Parameter(base.weight.new_empty(config.rank, n_in))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(n_out, config.rank))
+        self.lora_A = nn.Parameter(base.weight.new_empty(own.rank, n_in))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(n_out, own.rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = F.linear(dropout(x, self.config.dropout, self.training), self.lora_A)  # (..., r)
-        return super().forward(x) + F.linear(narrow * self.config.scale, self.lora_B)
+        return super().forward(x) + F.linear(narrow * self.scale, self.lora_B)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """Return W + scale * (B A)^T, (n_in, n_out) in W's dtype. It is computed in float32 or higher, and rounded once."""
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         update = self.lora_A.to(exact).t() @ self.lora_B.to(exact).t()
-        return self.weight.to(exact).add(update, alpha=self.config.scale).to(self.weight.dtype)
+        return self.weight.to(exact).add(update, alpha=self.scale).to(self.weight.dtype)
 
 
 def add_lora(model: GPT2, config: LoRAConfig) -> None:
-    """Add a new adapter to each layer that `config` names, in place. After that, only the adapters require gradients.
+    """Add a new adapter to each layer that `config` names, in place.
+
+    After that, only the adapters and the modules that are saved as a whole require gradients.
 
     ConfigError if a target matches no layer, or if the model already has adapters.
 
@@ -68,7 +72,9 @@ def add_lora(model: GPT2, config: LoRAConfig) -> None:
     modules = target_names(model, config)
     model.requires_grad_(False)
     for name in modules:
-        _replace(model, name, LoRAConv1D(_conv1d(model, name), config))
+        _replace(model, name, LoRAConv1D(_conv1d(model, name), config, name))
+    for name in saved_parameters(model, config):
+        model.get_parameter(name).requires_grad_(True)
 
 
 def merge_lora(model: GPT2) -> None:
@@ -100,6 +106,11 @@ def target_names(model: GPT2, config: LoRAConfig) -> list[str]:
             raise ConfigError(f"target_modules: {target!r} matches no layer of GPT-2, which has c_attn, c_proj and c_fc")
         chosen |= hits
     return [name for name in layers if name in chosen]
+
+
+def saved_parameters(model: GPT2, config: LoRAConfig) -> list[str]:
+    """Return the names of the parameters of the modules that an adapter saves as a whole, such as "wte.weight"."""
+    return [name for name, _ in model.named_parameters() if config.saves(f"transformer.{name.rpartition('.')[0]}")]
 
 
 def lora_modules(model: nn.Module) -> Iterator[tuple[str, LoRAConv1D]]:

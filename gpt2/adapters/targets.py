@@ -24,7 +24,8 @@ def matching(config: LoRAConfig, target: str, modules: Iterable[str], *, limit: 
     """
     if isinstance(config.target_modules, str):
         return _full_matches(target, modules, limit)
-    return {module for module in modules if module == target or module.endswith(f".{target}")}
+    ends = f".{target}"
+    return {module for module in modules if module == target or (module.endswith(ends) and config.is_in_layers(module))}
 
 
 def _full_matches(pattern: str, names: Iterable[str], limit: float) -> set[str]:

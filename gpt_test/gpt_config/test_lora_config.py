@@ -43,6 +43,10 @@ def test_scale() -> None:
     [
         AdapterConfig(lora=LoRAConfig(rank=3, alpha=0.5, dropout=0.25, target_modules=("c_fc",)), base_model="gpt2"),
         AdapterConfig(lora=LoRAConfig(target_modules=".*c_fc", use_rslora=True), task_type="SEQ_CLS"),
+        AdapterConfig(
+            lora=LoRAConfig(layers_to_transform=(0, 3), rank_pattern=(("c_fc", 2),), alpha_pattern=(("h.0", 0.5),))
+        ),
+        AdapterConfig(lora=LoRAConfig(modules_to_save=("wte", "ln_f"))),
     ],
 )
 def test_json_round_trip(config: AdapterConfig, tmp_path: Path) -> None:
@@ -59,14 +63,17 @@ def test_json_round_trip(config: AdapterConfig, tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora=True is not supported"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"lora_bias": True}, "lora_bias=True"),
-        ({"rank_pattern": {"c_attn": 2}}, "rank_pattern="),
-        ({"alpha_pattern": {"c_attn": 2}}, "alpha_pattern="),
-        ({"layers_to_transform": [0]}, "layers_to_transform="),
-        ({"layers_to_transform": 0}, "layers_to_transform=0"),
+        ({"rank_pattern": {"c_attn": 0}}, "rank_pattern: c_attn=0"),
+        ({"rank_pattern": {"c_(": 2}}, "rank_pattern=.* must map"),
+        ({"alpha_pattern": [1]}, "alpha_pattern=.* must map"),
+        ({"layers_to_transform": [-1]}, "layers_to_transform=-1"),
+        ({"layers_to_transform": "0"}, "layers_to_transform='0'"),
+        ({"layers_to_transform": 0, "layers_pattern": "layers"}, "layers_pattern='layers'"),
         ({"exclude_modules": ["c_fc"]}, "exclude_modules="),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"revision": "v2"}, "revision='v2'"),
-        ({"modules_to_save": ["wte"]}, "modules_to_save="),
+        ({"modules_to_save": ["mlp"]}, "modules_to_save="),
+        ({"modules_to_save": "wte"}, "modules_to_save='wte' must be a list"),
         ({"modules_to_save": ["score"]}, "modules_to_save="),  # without a classifier
         ({"invented_in_2030": 1}, "invented_in_2030=1 is not supported"),
         ({"r": None}, "r is missing"),
@@ -99,3 +106,12 @@ def test_the_error_names_a_damaged_file(content: str, tmp_path: Path) -> None:
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
         AdapterConfig.from_json_file(path)
+
+
+def test_the_first_pattern_that_matches_counts() -> None:
+    config = LoRAConfig(rank=4, alpha=8, rank_pattern={"h.0.attn.c_attn": 2, "c_attn": 3}, alpha_pattern={r"h\.1\..*": 1})
+    layers = [config.of_layer(f"transformer.h.{number}.attn.c_attn") for number in (0, 1, 10)]
+    assert [(layer.rank, layer.alpha) for layer in layers] == [(2, 8), (3, 1), (3, 8)]
+    assert hash(config) == hash(
+        LoRAConfig(rank=4, alpha=8, rank_pattern=config.rank_pattern, alpha_pattern=config.alpha_pattern)
+    )

@@ -148,9 +148,8 @@ def test_peft_and_we_load_adapters_of_classifiers(peft, small_model: GPT2, small
     [
         ({"use_dora": True}, "use_dora=True"),
         ({"bias": "all"}, "bias='all'"),
-        ({"rank_pattern": {"c_attn": 2}}, "rank_pattern="),
-        ({"layers_to_transform": [0]}, "layers_to_transform="),
-        ({"modules_to_save": ["ln_f"]}, "modules_to_save="),
+        ({"modules_to_save": ["mlp"]}, "modules_to_save="),
+        ({"exclude_modules": ["h.0.attn.c_attn"]}, "exclude_modules="),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"target_modules": ["c_attn", "wte"]}, "wte.lora_embedding_A', which is not a LoRA matrix"),
     ],
@@ -239,8 +238,7 @@ def test_a_relative_base_is_found_from_the_adapter_folder(
 def test_a_base_is_found_by_a_shipped_name(folder: Path, small_folder: Path, adapted: GPT2, tmp_path: Path) -> None:
     shutil.copytree(small_folder, tmp_path / "ships" / "tiny-one")
     register_shipped_models(str(tmp_path / "ships"))
-    save_adapter(adapted, folder, base_model="tiny-one")
-    assert read_adapter(folder).config.base_model == "tiny-one"
+    edit_config(folder, base_model_name_or_path="tiny-one")
     torch.testing.assert_close(GPT2.from_pretrained(folder)(IDS), adapted(IDS), atol=1e-5, rtol=0)
     shutil.rmtree(tmp_path / "ships")  # the folder stays registered, and other tests must not find the model
 

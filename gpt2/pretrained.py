@@ -21,6 +21,7 @@ from gpt2.generation.loop import generate
 from gpt2.quantization.quantize import is_int8, quantize_int8
 from gpt2.weights.files import read_tensors
 from gpt2.weights.folder import is_adapter_folder, locate_base, locate_model, locate_whole_model
+from gpt2.weights.for_others import describe_tokenizer, write_generation_config
 from gpt2.weights.names import published_names
 from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.tokenizer import tokenizer_of
@@ -175,7 +176,9 @@ def locate_base_of(adapter: Adapter, base_model: str | os.PathLike[str] | None =
 
 
 def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files. Each file is written completely or not at all.
+    """Write config.json, model.safetensors, generation_config.json and the tokenizer's files.
+
+    Each file is written completely or not at all.
 
     Without `tokenizer`, the one of the folder that the model was loaded from is written. A new model gets OpenAI's tokenizer
     if its vocabulary has the same size. Adapters are merged into the written weights; the model itself does not change.
@@ -189,9 +192,11 @@ def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, toke
     if is_int8(model):
         values["model_type"] = INT8_MODEL_TYPE
     atomic_write_json(folder / "config.json", values)
+    write_generation_config(folder, model.config, getattr(model, "pretrained_from", None))
     tokenizer = tokenizer or tokenizer_of(model)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+        describe_tokenizer(folder, model.config)
 
 
 def load_fastest(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import InputError, InputTypeError, VocabularyError
@@ -13,6 +14,13 @@ from gpt_config.file_reading import read_json
 from gpt_encoder.interface import EOT_TOKEN, Tokenizer
 
 _FILE_NAME = "char_vocab.json"
+
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": EOT_TOKEN,
+    "eos_token": EOT_TOKEN,
+    "clean_up_tokenization_spaces": False,
+}
 
 
 class CharTokenizer(Tokenizer):
@@ -76,9 +84,32 @@ class CharTokenizer(Tokenizer):
         return (Path(folder) / _FILE_NAME).is_file()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `char_vocab.json`: the list of characters."""
-        atomic_write_json(Path(folder) / _FILE_NAME, self.characters, indent=None)
-        self._remove_other_files(Path(folder), [_FILE_NAME])
+        """Write `char_vocab.json`, the list of characters, and the same for transformers, which gets equal ids from it."""
+        folder = Path(folder)
+        files = {"tokenizer.json": self._tokenizer_json(), "tokenizer_config.json": _TOKENIZER_CONFIG}
+        atomic_write_json(folder / _FILE_NAME, self.characters, indent=None)
+        for name, content in files.items():
+            atomic_write_json(folder / name, content)
+        self._remove_other_files(folder, [_FILE_NAME, *files])
+
+    def _tokenizer_json(self) -> dict[str, Any]:
+        """The content of a `tokenizer.json`: each character is a word. A character outside the vocabulary is an error."""
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": self.eot_token_id, "content": EOT_TOKEN, **flags}],
+            "normalizer": None,
+            # [\s\S] and not a dot, which does not match line ends.
+            "pre_tokenizer": {
+                "type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False
+            },
+            "post_processor": None,
+            "decoder": {"type": "Fuse"},  # without it, blanks would be put between the characters
+            # An unknown character is an error if the token for unknown ones is not in the vocabulary.
+            "model": {"type": "WordLevel", "vocab": self._ids, "unk_token": ""},
+        }  # fmt: skip
 
     def _encode_ordinary(self, text: str) -> list[int]:
         try:

@@ -20,12 +20,14 @@ from gpt2.adapters.targets import matching
 from gpt2.model import GPT2
 from gpt2.weights.files import read_file
 from gpt2.weights.folder import ADAPTER_CONFIG_FILE, adapter_file, is_model_folder
+from gpt2.weights.for_others import describe_tokenizer
 from gpt2.weights.reading import misfits
 from gpt2.weights.writing import write_tensors
 from gpt_config.adapter_config import AdapterConfig
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, ConfigError, InputError, WriteError
 from gpt_config.lora_config import LoRAConfig
+from gpt_config.shipped import shipped_models
 
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
@@ -90,11 +92,14 @@ def save_adapter(
     atomic_write_json(folder / ADAPTER_CONFIG_FILE, config.to_dict())
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+        describe_tokenizer(folder, model.config)
 
 
 def _stored_name(base_model: str | os.PathLike[str]) -> str:
-    # A name is stored unchanged. A path is made absolute, so that it is valid in every working folder.
-    return str(Path(base_model).resolve()) if is_model_folder(Path(base_model)) else str(base_model)
+    # A hub name is stored unchanged. A path is made absolute, so that it is valid in every working folder. The name of a
+    # shipped model becomes its path, because peft does not know the name.
+    folder = Path(base_model) if is_model_folder(Path(base_model)) else shipped_models().get(str(base_model))
+    return str(base_model) if folder is None else str(folder.resolve())
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:

@@ -16,6 +16,7 @@ from gpt2.finetuning.classifier import GPT2Classifier
 from gpt2.pretrained import GPT2, locate_base_of
 from gpt2.weights.files import read_tensors
 from gpt2.weights.folder import is_adapter_folder, locate_model
+from gpt2.weights.for_others import describe_tokenizer
 from gpt2.weights.names import published_names
 from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.writing import write_tensors
@@ -47,12 +48,14 @@ def save_classifier(
     atomic_write_json(folder / _FILE, own)
     if base_model is not None:
         save_adapter(classifier.transformer, folder, base_model=base_model, tokenizer=tokenizer, head=classifier.score)
+        describe_tokenizer(folder, classifier.transformer.config, needs_padding=True)
         return
     write_tensors(folder / "model.safetensors", dict(classifier.named_parameters()))
     dtype = str(classifier.score.weight.dtype).removeprefix("torch.")
     shape = classifier.transformer.config.to_dict()
     atomic_write_json(folder / "config.json", {**shape, **config, "pad_token_id": pad, "dtype": dtype})
     tokenizer.save_pretrained(folder)
+    describe_tokenizer(folder, classifier.transformer.config, needs_padding=True)
 
 
 def load_classifier(

@@ -11,12 +11,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_config.atomic_write import atomic_write_json
+from gpt_config.atomic_write import atomic_write_json, atomic_write_text
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.file_reading import read_json
 from gpt_config.validation import check_bool
 
 TEMPLATE_FILE = "instruction_template.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,28 @@ class InstructionTemplate:
         return thought + self.thought.partition("{thought}")[2] + self.response + response if self.thinks else response
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the template into a model folder."""
+        """Write the template into a model folder, and the same as a chat template, which transformers reads."""
         atomic_write_json(Path(folder) / TEMPLATE_FILE, dataclasses.asdict(self))
+        atomic_write_text(Path(folder) / CHAT_TEMPLATE_FILE, self.to_jinja())
+
+    def to_jinja(self) -> str:
+        """Return the template in the language of transformers' chat templates, for messages with a role and a content.
+
+        The messages of the user are instructions; a message of the assistant may have a `thought`.
+        """
+        start, _, end = self.thought.partition("{thought}")
+        answer = ["message['content']", "eos_token"]
+        if self.thinks:
+            answer = ["(message['thought'] or '')", _literal(end + self.response), *answer]
+        before = _literal(start if self.thinks else self.response)
+        parts = {
+            "if message['role'] == 'system' and message['content']": _around(self.system, "{system}"),
+            "elif message['role'] == 'user'": _around(self.instruction, "{instruction}"),
+            "elif message['role'] == 'assistant'": " + ".join([before, *answer]),
+        }
+        turns = "".join(f"{{% {condition} %}}{{{{ {text} }}}}" for condition, text in parts.items())
+        loop = f"{{% for message in messages %}}{turns}{{% endif %}}{{% endfor %}}"
+        return f"{loop}{{% if add_generation_prompt %}}{{{{ {before} }}}}{{% endif %}}\n"
 
     @classmethod
     def load(cls, name: str | os.PathLike[str]) -> InstructionTemplate:
@@ -80,6 +101,18 @@ class InstructionTemplate:
             ) from None
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path} is not an instruction template: {error}") from None
+
+
+def _around(text: str, part: str) -> str:
+    before, _, after = text.partition(part)
+    return f"{_literal(before)} + message['content'] + {_literal(after)}"
+
+
+def _literal(text: str) -> str:
+    """Return `text` as a string literal of Jinja."""
+    known = {"\n": "\\n", "\t": "\\t", "'": "\\'", "\\": "\\\\"}
+    plain = (known.get(c) or (c if " " <= c <= "~" else f"\\U{ord(c):08x}") for c in text)
+    return f"'{''.join(plain)}'"
 
 
 TEMPLATES = {

@@ -14,6 +14,7 @@ from gpt_config.errors import CheckpointError, ModelNotFoundError, Remedy
 from gpt_config.file_reading import read_json, special_file
 from gpt_config.locate import HUGGING_FACE, TOKENIZER_FILES, Hub, locate
 from gpt_config.model_config import INT8_MODEL_TYPE
+from gpt_config.shipped import shipped_models
 
 CONFIG_FILES = ("config.json", "hparams.json")
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -75,7 +76,7 @@ def locate_base(adapter: Path, base: str) -> Path:
     """
     beside = adapter / base
     try:
-        folder = beside if is_model_folder(beside) else locate_model(base)
+        folder = beside if is_model_folder(beside) else locate_model(_shipped_here(base))
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"the adapter {adapter} needs the model {base!r} as its base: {error}; "
@@ -102,7 +103,13 @@ def tokenizer_source(name: str) -> str:
     if not is_adapter_folder(folder):
         return name
     base = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE).base_model or ""
-    return str(folder / base) if is_model_folder(folder / base) else base
+    return str(folder / base) if is_model_folder(folder / base) else _shipped_here(base)
+
+
+def _shipped_here(base: str) -> str:
+    """Return the name of the shipped model if `base` is its path in another installation, otherwise `base`."""
+    end = Path(base).parts[-3:]  # such as gpt2/assets/gpt2-tiny
+    return next((name for name, folder in shipped_models().items() if folder.resolve().parts[-3:] == end), base)
 
 
 def is_model_folder(folder: Path) -> bool:

@@ -1,0 +1,48 @@
+"""What only other programs read in a model folder: fields of tokenizer_config.json, and generation_config.json.
+
+This package finds the same values in the model's config. It depends on folders and configs, not on tokenizers or weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt_config.atomic_write import atomic_write_json
+from gpt_config.model_config import GPT2Config
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+
+
+def describe_tokenizer(folder: Path, config: GPT2Config, *, needs_padding: bool = False) -> None:
+    """Add to the tokenizer's files in `folder` what transformers needs to cut texts to the model's positions.
+
+    With `needs_padding`, the end token is also the padding, unless there is one: transformers computes no batches without.
+    Nothing is written if the folder has no tokenizer_config.json.
+    """
+    path = folder / TOKENIZER_CONFIG_FILE
+    if (values := _object(path)) is None:
+        return
+    changes: dict[str, Any] = {"model_max_length": config.n_positions}
+    if needs_padding and values.get("pad_token") is None:
+        changes["pad_token"] = values.get("eos_token")
+    atomic_write_json(path, {**values, **changes})
+
+
+def write_generation_config(folder: Path, config: GPT2Config, source: Path | None = None) -> None:
+    """Write generation_config.json: that of the folder `source` if it has one, otherwise the bos and eos of `config`."""
+    values = None if source is None else _object(source / GENERATION_CONFIG_FILE)
+    if values is None:
+        values = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    atomic_write_json(folder / GENERATION_CONFIG_FILE, values)
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in `path`, or None if there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None

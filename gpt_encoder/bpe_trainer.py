@@ -16,7 +16,7 @@ from gpt_config.validation import check_whole
 from gpt_encoder.byte_pair import Pair
 from gpt_encoder.chunk_cache import CHUNK_PATTERN, blocks
 from gpt_encoder.interface import EOT_TOKEN, mend_surrogates
-from gpt_encoder.tokenizer import SPLIT_PATTERN, GPT2Tokenizer
+from gpt_encoder.tokenizer import GPT2Tokenizer, split_pieces
 from gpt_encoder.vocab_files import CHARACTER_OF_BYTE, Vocabulary
 
 _BLOCK_LENGTH = 1 << 16
@@ -113,7 +113,7 @@ def _count_pieces(texts: Iterable[str], special_tokens: Sequence[str]) -> Counte
 
 def _count_into(pieces: Counter[str], chunks: Mapping[str, int]) -> None:
     for chunk, count in chunks.items():
-        for piece in SPLIT_PATTERN.findall(chunk if chunk.isascii() else mend_surrogates(chunk)):
+        for piece in split_pieces(chunk if chunk.isascii() else mend_surrogates(chunk)):
             pieces[piece] += count
 
 

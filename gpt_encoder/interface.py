@@ -12,12 +12,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import regex
-
 from gpt_config.cores import process_limit
 from gpt_config.errors import InputError, InputTypeError, WriteError
 from gpt_config.locate import TOKENIZER_FILES
 from gpt_config.validation import check_whole
+from gpt_encoder.added_tokens import AddedToken, split_at_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +39,29 @@ class Tokenizer(ABC):
     """Converts text to token ids and ids to text.
 
     `special_tokens` maps the text of each special token to its id. Text becomes a special token only if `allowed_special`
-    names it.
+    names it. `added_tokens` maps the text of each ordinary added token to its id; text always becomes such a token.
+
+    `roles` maps the names of transformers' roles (bos_token, eos_token, pad_token, unk_token and others) to the texts of
+    tokens. `first_ids` and `last_ids` are the ids that `encode` adds before and after each text; most tokenizers have none.
     """
 
-    def __init__(self, special_tokens: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        special_tokens: Mapping[str, int],
+        added_tokens: Iterable[AddedToken] = (),
+        *,
+        roles: Mapping[str, str] | None = None,
+        first_ids: Sequence[int] = (),
+        last_ids: Sequence[int] = (),
+    ) -> None:
+        """`added_tokens`: the ordinary added tokens, and the special ones that are found by more than their text."""
+        added = list(added_tokens)
         self.special_tokens = dict(special_tokens)
+        self.added_tokens = {token.text: token.token_id for token in added if not token.is_special}
+        self.roles = dict(roles or {})
+        self.first_ids, self.last_ids = list(first_ids), list(last_ids)
+        self._matched_tokens = {text: AddedToken(text, token_id) for text, token_id in self.special_tokens.items()}
+        self._matched_tokens |= {token.text: token for token in added}
 
     @staticmethod
     def _remove_other_files(folder: Path, written: Collection[str]) -> None:
@@ -78,17 +95,50 @@ class Tokenizer(ABC):
 
     @property
     def eot_token_id(self) -> int | None:
-        """The id of `<|endoftext|>`, or None if the vocabulary does not have it."""
-        return self.special_tokens.get(EOT_TOKEN)
+        """The id of the token that ends a text: `eos_token_id`, or the id of `<|endoftext|>`; None if there is neither."""
+        return self.special_tokens.get(EOT_TOKEN) if self.eos_token_id is None else self.eos_token_id
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of the token with the role bos_token, which begins a text. None if there is none."""
+        return self._id_of_role("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the token with the role eos_token, which ends a text. None if there is none."""
+        return self._id_of_role("eos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the token with the role pad_token, which fills the shorter rows of a batch. None if there is none."""
+        return self._id_of_role("pad_token")
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of the token with the role unk_token. `encode` never returns it for a text. None if there is none."""
+        return self._id_of_role("unk_token")
+
+    def _id_of_role(self, role: str) -> int | None:
+        return self.special_tokens.get(self.roles.get(role, ""))
 
     @overload
     def encode(
-        self, text: str, *, allowed_special: Literal["all"] | Collection[str] = (), return_tensors: None = None
+        self,
+        text: str,
+        *,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        add_special_tokens: bool = True,
+        return_tensors: None = None,
     ) -> list[int]: ...
 
     @overload
     def encode(
-        self, text: str, *, allowed_special: Literal["all"] | Collection[str] = (), return_tensors: Literal["pt"]
+        self,
+        text: str,
+        *,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        add_special_tokens: bool = True,
+        return_tensors: Literal["pt"],
     ) -> torch.Tensor: ...
 
     def encode(
@@ -96,15 +146,18 @@ class Tokenizer(ABC):
         text: str,
         *,
         allowed_special: Literal["all"] | Collection[str] = (),
+        add_special_tokens: bool = True,
         return_tensors: Literal["pt"] | None = None,
     ) -> list[int] | torch.Tensor:
-        """The token ids of `text` as a list; no token is added at the start or end.
+        """The token ids of `text` as a list.
 
         The text of a special token is ordinary text unless `allowed_special` names it ("all", or a collection of texts of
-        special tokens). With `return_tensors="pt"` the result is an int64 tensor of shape (1, T).
+        special tokens). If the tokenizer's files say that each text begins with a bos token, the ids begin with it, as in
+        transformers; with `add_special_tokens=False` they do not. GPT-2's own tokenizer adds no token. With
+        `return_tensors="pt"` the result is an int64 tensor of shape (1, T).
 
         Raises InputTypeError if `text` is not a str or `allowed_special` has the wrong type, and InputError for an unknown
-        special token or an unknown `return_tensors`.
+        special token, an unknown `return_tensors`, or a text that the vocabulary cannot encode.
 
         >>> from gpt_encoder import GPT2Tokenizer
         >>> tokenizer = GPT2Tokenizer.from_pretrained("gpt2")
@@ -114,6 +167,8 @@ class Tokenizer(ABC):
         parts = self.special_parts(text, self._allowed_ids(allowed_special))
         rows = ([part] if isinstance(part, int) else self._encode_ordinary(part) for part in parts)
         ids = next(rows) if len(parts) == 1 else list(chain.from_iterable(rows))
+        if add_special_tokens:
+            ids = self._with_ends(ids)
         if return_tensors is None:
             return ids
         if return_tensors != "pt":
@@ -122,13 +177,19 @@ class Tokenizer(ABC):
 
         return torch.tensor([ids], dtype=torch.int64)
 
+    def _with_ends(self, ids: list[int]) -> list[int]:
+        return [*self.first_ids, *ids, *self.last_ids] if self.first_ids or self.last_ids else ids
+
     def _allowed_ids(self, allowed_special: Literal["all"] | Collection[str]) -> dict[str, int]:
+        """The ids of all tokens to be found in a text, by their texts."""
         if allowed_special == "all":
-            return self.special_tokens
+            return {**self.special_tokens, **self.added_tokens} if self.added_tokens else self.special_tokens
         if isinstance(allowed_special, str) or not isinstance(allowed_special, Iterable):
             raise InputTypeError(f"allowed_special={allowed_special!r} must be 'all' or a collection of special tokens")
-        allowed = {}
+        allowed = dict(self.added_tokens)
         for token in allowed_special:
+            if isinstance(token, str) and token in self.added_tokens:
+                continue
             if not isinstance(token, str) or token not in self.special_tokens:
                 known = ", ".join(self.special_tokens) or "none"
                 raise InputError(f"allowed_special names {token!r}: the special tokens of this vocabulary are {known}")
@@ -146,15 +207,14 @@ class Tokenizer(ABC):
             text = mend_surrogates(text)  # first, because a special token may be spelled with surrogates
         if not allowed or not any(token in text for token in allowed):
             return [text]
-        longest_first = sorted(allowed, key=len, reverse=True)
-        parts = regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
-        return [allowed.get(part, part) for part in parts if part]
+        return split_at_tokens(text, map(self._matched_tokens.__getitem__, allowed))
 
     def encode_batch(
         self,
         texts: Iterable[str],
         *,
         allowed_special: Literal["all"] | Collection[str] = (),
+        add_special_tokens: bool = True,
         n_workers: int | None = None,
         settings: BatchSettings | None = None,
     ) -> list[list[int]]:
@@ -182,10 +242,22 @@ class Tokenizer(ABC):
         from gpt_encoder.batch_encoding import encode_in_processes  # here, because few programs need it
 
         allowed = self._allowed_ids(allowed_special)
-        return encode_in_processes(self, texts, allowed, n_workers or process_limit().count, settings)
+        rows = encode_in_processes(self, texts, allowed, n_workers or process_limit().count, settings)
+        return list(map(self._with_ends, rows)) if add_special_tokens and (self.first_ids or self.last_ids) else rows
 
     def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each text as the bytes of an array of 32-bit unsigned ints. No special token is recognized."""
+        """The ids of each text as the bytes of an array of 32-bit unsigned ints. No special token is recognized or added."""
+        if not self.added_tokens:
+            return self._encode_each_ordinary(texts)
+        split = [self.special_parts(text, self.added_tokens) for text in texts]
+        packed = iter(self._encode_each_ordinary([part for parts in split for part in parts if isinstance(part, str)]))
+        return [
+            b"".join(array("I", [part]).tobytes() if isinstance(part, int) else next(packed) for part in parts)
+            for parts in split
+        ]
+
+    def _encode_each_ordinary(self, texts: Sequence[str]) -> list[bytes]:
+        """As `encode_each_packed`, without added tokens."""
         return [array("I", self._encode_ordinary(text)).tobytes() for text in texts]
 
     def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:

@@ -8,21 +8,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property, partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import regex
 
 from gpt_config.collector import collector_paused
+from gpt_config.errors import InputError
 from gpt_config.locate import TOKENIZER_FILES, locate, published_name
 from gpt_encoder.byte_pair import BytePairMerger
 from gpt_encoder.char_tokenizer import CharTokenizer
 from gpt_encoder.chunk_cache import ChunkCache
 from gpt_encoder.interface import Tokenizer, mend_surrogates
+from gpt_encoder.unicode_tables import kind_of_each_character
 from gpt_encoder.vocab_files import (
+    CHARACTER_OF_BYTE,
     Vocabulary,
     byte_token_ids,
     bytes_by_id,
+    read_vocab_and_merges,
     read_vocabulary,
     tokens_beyond_ascii,
     write_vocabulary,
@@ -32,7 +37,8 @@ if TYPE_CHECKING:
     from gpt_encoder.arrays.encoder import ArrayEncoder
 
 # The pattern that splits text into pieces, from OpenAI's `encoder.py`. Merges happen only within a piece. Only lower-case
-# contractions match; a correction of that would change the ids.
+# contractions match; a correction of that would change the ids. It is applied to ASCII only (`split_pieces`), so the Unicode
+# version of the installed `regex` does not matter.
 SPLIT_PATTERN = regex.compile(r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 
 # From this number of characters on, encoding with arrays is faster. The first such text must also repay their tables.
@@ -41,6 +47,14 @@ _WORTH_TABLES = 1 << 15
 _WORTH_ARRAYS = 1 << 12
 
 _SHIPPED_FOLDER = Path(__file__).parent / "openai_gpt2"
+
+
+def split_pieces(text: str) -> list[str]:
+    """The pieces into which GPT-2's pattern splits `text`, with the letters, numbers and spaces of Unicode 16.0."""
+    if text.isascii():
+        return SPLIT_PATTERN.findall(text)
+    ends = (match.end() for match in SPLIT_PATTERN.finditer(text.translate(kind_of_each_character())))
+    return [text[begin:end] for begin, end in pairwise(chain((0,), ends))]
 
 
 class GPT2Tokenizer(Tokenizer):
@@ -57,8 +71,16 @@ class GPT2Tokenizer(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         token_ids = vocabulary.token_ids
-        super().__init__(vocabulary.special_tokens)
+        super().__init__(
+            vocabulary.special_tokens,
+            vocabulary.added_tokens,
+            roles=vocabulary.role_tokens,
+            first_ids=vocabulary.first_ids,
+            last_ids=vocabulary.last_ids,
+        )
         self.vocabulary = vocabulary
+        # The bytes that have a token. Some vocabularies have only those of the text that they were learned from.
+        self._known_bytes = bytes(byte for byte, character in CHARACTER_OF_BYTE.items() if character in token_ids)
         self._byte_ids = byte_token_ids(token_ids)
         ranks = {(token_ids[left], token_ids[right]): rank for rank, (left, right) in enumerate(vocabulary.merges)}
         self.merger = BytePairMerger(ranks, [token_ids[left + right] for left, right in vocabulary.merges])
@@ -73,6 +95,14 @@ class GPT2Tokenizer(Tokenizer):
         """
         return cls(read_vocabulary(_locate_tokenizer(name_or_folder)))
 
+    @classmethod
+    def from_files(cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str]) -> GPT2Tokenizer:
+        """The tokenizer in two files of any name: the tokens as in vocab.json, and the merges as in merges.txt.
+
+        Raises VocabularyError if a file is missing or broken, or if the two do not belong together.
+        """
+        return cls(read_vocab_and_merges(Path(vocab), Path(merges)))
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json. transformers loads them as well.
 
@@ -83,22 +113,37 @@ class GPT2Tokenizer(Tokenizer):
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
         """The bytes of each id."""
-        return bytes_by_id(self.vocabulary.token_ids, self.special_tokens)
+        return bytes_by_id(self.vocabulary.token_ids, {**self.added_tokens, **self.special_tokens})
 
     @cached_property
     def vocab_size(self) -> int:
         """The largest id plus 1: the number of rows that a model's embedding needs."""
-        return 1 + max(*self.vocabulary.token_ids.values(), *self.special_tokens.values())
+        ids = (self.vocabulary.token_ids, self.special_tokens, self.added_tokens)
+        return 1 + max(chain.from_iterable(tokens.values() for tokens in ids))
 
     def split(self, text: str) -> list[str]:
         """The pieces of `text`, which join to `text`. Merges happen only within a piece."""
-        return SPLIT_PATTERN.findall(text)
+        return split_pieces(text)
 
     def merge_piece(self, piece: str) -> tuple[int, ...]:
         """The ids of one piece from `split`."""
         return tuple(self.merger.merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
 
+    def _check_bytes(self, text: str) -> None:
+        """Raise InputError if the vocabulary has no token for one of the text's bytes."""
+        if len(self._known_bytes) == 256:
+            return
+        unknown = mend_surrogates(text).encode("utf-8").translate(None, self._known_bytes)
+        if unknown:
+            byte = unknown[0]
+            character = next(c for c in mend_surrogates(text) if byte in c.encode("utf-8"))
+            raise InputError(
+                f"the vocabulary has tokens for {len(self._known_bytes)} of the 256 bytes, but none for {byte:#04x} in "
+                f"{character!r}: remove the character, or use a tokenizer with all of them"
+            )
+
     def _encode_ordinary(self, text: str) -> list[int]:
+        self._check_bytes(text)
         try:
             if encoder := self._encoder_for(len(text)):
                 return encoder.encode(text)
@@ -106,15 +151,17 @@ class GPT2Tokenizer(Tokenizer):
         except UnicodeEncodeError:
             return self._encode_ordinary(mend_surrogates(text))
 
-    def encode_each_packed(self, texts: Sequence[str]) -> list[bytes]:
+    def _encode_each_ordinary(self, texts: Sequence[str]) -> list[bytes]:
         """As in Tokenizer. Arrays are used if all texts together are long enough."""
+        for text in texts:
+            self._check_bytes(text)
         encoder = self._encoder_for(sum(map(len, texts)))
         if encoder is None:
-            return super().encode_each_packed(texts)
+            return super()._encode_each_ordinary(texts)
         try:
             return encoder.encode_each_packed(texts)
         except UnicodeEncodeError:
-            return self.encode_each_packed([text if text.isascii() else mend_surrogates(text) for text in texts])
+            return self._encode_each_ordinary([text if text.isascii() else mend_surrogates(text) for text in texts])
 
     def unpack_each(self, packed: bytes | memoryview, counts: Sequence[int]) -> list[list[int]]:
         """As in Tokenizer."""

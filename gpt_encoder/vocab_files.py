@@ -11,16 +11,25 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from gpt_config.atomic_write import atomic_write_json, atomic_write_text
 from gpt_config.errors import VocabularyError
-from gpt_config.file_reading import read_json, read_text, special_file
+from gpt_config.file_reading import read_text, special_file
 from gpt_config.locate import TOKENIZER_FILES
+from gpt_encoder.added_tokens import AddedToken
 from gpt_encoder.interface import EOT_TOKEN
+from gpt_encoder.pipeline import check_pipeline, ends_of, template
+from gpt_encoder.token_files import (
+    NamedTokens,
+    added_tokens_of,
+    other_tokenizer,
+    read_json_object,
+    read_named_tokens,
+)
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -32,8 +41,8 @@ CHARACTER_OF_BYTE: dict[int, str] = {
 # The printable alphabet as one of Python's codecs.
 _ALPHABET = codecs.charmap_build("".join(CHARACTER_OF_BYTE[byte] for byte in range(256)))
 
-# The maximum number of tokens that no merge produces. Vocabularies have a few, such as <pad>; with a truncated file of
-# merges there are thousands.
+# The maximum number of tokens that no merge produces although two other tokens join to them. Vocabularies have a few by
+# chance; with a truncated file of merges there are thousands.
 _UNMADE_TOKENS = 100
 
 # Ids are packed as 32-bit unsigned ints.
@@ -50,7 +59,12 @@ class Vocabulary:
     """A byte-level BPE vocabulary as in its files.
 
     `token_ids` maps tokens in the printable alphabet to their ids and may include special tokens. `merges` are pairs of such
-    tokens in order of rank. `special_tokens` maps the text of each special token to its id.
+    tokens in order of rank. `special_tokens` maps the text of each special token to its id. `added_tokens` are the ordinary
+    added tokens, and the special ones that are found by more than their text.
+
+    `roles` maps the roles of transformers, such as "bos_token", to texts of tokens; None gives bos, eos and unk to
+    `<|endoftext|>`. `extra_special_tokens` are named as special without a role. `first_ids` and `last_ids` are added before
+    and after each text.
 
     Raises VocabularyError on construction if the vocabulary is incomplete or inconsistent.
     """
@@ -58,24 +72,23 @@ class Vocabulary:
     token_ids: Mapping[str, int]
     merges: list[tuple[str, str]]
     special_tokens: Mapping[str, int] = field(default_factory=dict)
+    added_tokens: tuple[AddedToken, ...] = ()
+    roles: Mapping[str, str] | None = None
+    extra_special_tokens: tuple[str, ...] = ()
+    first_ids: tuple[int, ...] = ()
+    last_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.token_ids:
-            raise VocabularyError("the vocabulary is empty: it needs at least the 256 byte tokens")
-        for token, token_id in chain(self.token_ids.items(), self.special_tokens.items()):
+            raise VocabularyError("the vocabulary is empty: it needs the tokens of single bytes")
+        for token, token_id in chain(self.token_ids.items(), self._added_ids().items()):
             if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < _MAX_IDS:
                 raise VocabularyError(
                     f"token {token!r} has the id {token_id!r}: ids must be whole numbers from 0 to {_MAX_IDS - 1}"
                 )
         self._check_tokens()
-        missing = [byte for byte, character in CHARACTER_OF_BYTE.items() if character not in self.token_ids]
-        if missing:
-            raise VocabularyError(
-                f"the vocabulary lacks {len(missing)} of the 256 byte tokens (first: byte {missing[0]:#04x}): "
-                "without them some texts cannot be encoded; use a byte-level BPE vocabulary"
-            )
         made = set(map("".join, self.merges))
-        unmade = sum(len(token) > 1 for token in self.token_ids.keys() - made - self.special_tokens.keys())
+        unmade = sum(map(self._has_parts, self.token_ids.keys() - made - self._added_ids().keys()))
         if unmade > _UNMADE_TOKENS:
             raise VocabularyError(
                 f"{unmade} tokens are the result of none of the {len(self.merges)} merges: the merges are truncated or "
@@ -86,6 +99,20 @@ class Vocabulary:
             raise VocabularyError(
                 f"the merges need the token {min(lacking)!r}, which the vocabulary lacks: use two files of one vocabulary"
             )
+
+    @property
+    def role_tokens(self) -> dict[str, str]:
+        """The text of the token in each role."""
+        if self.roles is not None:
+            return dict(self.roles)
+        return dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT_TOKEN) if EOT_TOKEN in self.special_tokens else {}
+
+    def _added_ids(self) -> dict[str, int]:
+        return {**{token.text: token.token_id for token in self.added_tokens}, **self.special_tokens}
+
+    def _has_parts(self, token: str) -> bool:
+        """Whether two tokens of the vocabulary join to `token`, as those of a merge do."""
+        return any(token[:at] in self.token_ids and token[at:] in self.token_ids for at in range(1, len(token)))
 
     def _check_tokens(self) -> None:
         token_of_id: dict[int, str] = {}
@@ -100,51 +127,78 @@ class Vocabulary:
             raise VocabularyError(
                 "a token contains a surrogate, which no text has: restore or download the file again"
             ) from None
-        for token, token_id in self.special_tokens.items():
+        for token, token_id in self._added_ids().items():
             if not isinstance(token, str) or not token or token != token.encode("utf-8", "ignore").decode("utf-8"):
                 raise VocabularyError(
-                    f"special token {token!r} must be a string of at least one character, without surrogates"
+                    f"added token {token!r} must be a string of at least one character, without surrogates"
                 )
             if self.token_ids.get(token, token_id) != token_id:
                 raise VocabularyError(
-                    f"special token {token!r} has the id {token_id}, but {self.token_ids[token]} in the vocabulary: "
+                    f"added token {token!r} has the id {token_id}, but {self.token_ids[token]} in the vocabulary: "
                     "use the same id in both"
                 )
             if token_of_id.setdefault(token_id, token) != token:
                 raise VocabularyError(
-                    f"special token {token!r} has the id {token_id}, which {token_of_id[token_id]!r} has too: use another id"
+                    f"added token {token!r} has the id {token_id}, which {token_of_id[token_id]!r} has too: use another id"
                 )
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary in `folder`, from `tokenizer.json` if it exists, as in transformers, otherwise from the other files.
 
-    A post-processor, which adds tokens at the ends of a text, is ignored because `encode` adds none. Raises VocabularyError,
-    which names the file and its fault, or the setting that differs from GPT-2.
+    Raises VocabularyError, which names the file and its fault, or the setting that differs from GPT-2.
     """
     if name := special_file(folder, TOKENIZER_FILES):
         raise VocabularyError(f"{folder / name} is not a regular file: replace it with the tokenizer's own file")
-    _refuse_other_behaviour(folder)
+    if other := other_tokenizer(folder):
+        raise VocabularyError(other)
+    config = folder / "tokenizer_config.json"
+    settings = read_json_object(config) if config.is_file() else {}
+    if settings.get("add_prefix_space"):
+        raise VocabularyError(f"{config}: add_prefix_space is true, not false: the ids would differ from GPT-2's")
     if (folder / "tokenizer.json").is_file():
-        return _read_tokenizer_json(folder / "tokenizer.json", _read_added_tokens(folder))
+        return _read_tokenizer_json(folder / "tokenizer.json")
     for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocab_name).is_file() and (folder / merges_name).is_file():
-            return read_vocab_and_merges(folder / vocab_name, folder / merges_name, _read_added_tokens(folder))
+            vocab, named = folder / vocab_name, read_named_tokens(folder)
+            token_ids, pairs = read_json_object(vocab), _read_merges(folder / merges_name)
+            ends = [
+                [_id_of_role(vocab, token_ids, named, role)] if settings.get(f"add_{role}") is True else []
+                for role in ("bos_token", "eos_token")
+            ]
+            return _checked(vocab, token_ids, pairs, named, *ends)
     raise VocabularyError(
-        f"{folder} has no tokenizer files: it needs tokenizer.json, or vocab.json with merges.txt, "
-        "or encoder.json with vocab.bpe"
+        f"{folder} has no tokenizer files: it needs tokenizer.json, or vocab.json "
+        "with merges.txt, or encoder.json with vocab.bpe"
     )
 
 
-def read_vocab_and_merges(vocab: Path, merges: Path, added_tokens: Mapping[str, int] | None = None) -> Vocabulary:
+def _id_of_role(path: Path, token_ids: Mapping[str, int], named: NamedTokens, role: str) -> int:
+    token = named.roles.get(role, "")
+    if token in named.added:
+        return named.added[token].token_id
+    if token not in token_ids:
+        raise VocabularyError(
+            f"{path.parent / 'tokenizer_config.json'}: add_{role} is true, but the {role} {token!r} has no id: "
+            "name one of the vocabulary"
+        )
+    return token_ids[token]
+
+
+def read_vocab_and_merges(vocab: Path, merges: Path) -> Vocabulary:
     """The vocabulary in `vocab.json` and `merges.txt`, whatever the files' names. `<|endoftext|>` is a special token.
 
     Raises VocabularyError if a file cannot be read or the vocabulary is invalid.
     """
-    token_ids = _read_json_object(vocab)
-    special_tokens = dict(added_tokens or {})
-    if EOT_TOKEN in token_ids:
-        special_tokens.setdefault(EOT_TOKEN, token_ids[EOT_TOKEN])
+    token_ids = read_json_object(vocab)
+    special = {EOT_TOKEN: token_ids[EOT_TOKEN]} if EOT_TOKEN in token_ids else {}
+    try:
+        return Vocabulary(token_ids, _read_merges(merges), special)
+    except VocabularyError as error:
+        raise VocabularyError(f"{vocab}: {error}") from None
+
+
+def _read_merges(merges: Path) -> list[tuple[str, str]]:
     try:
         # Not splitlines(): it would also split at the other line separators of Unicode.
         lines = read_text(merges, "utf-8-sig").split("\n")
@@ -152,13 +206,11 @@ def read_vocab_and_merges(vocab: Path, merges: Path, added_tokens: Mapping[str, 
         raise VocabularyError(f"cannot read {merges}: {error}") from None
     first = 1 if lines[0].startswith("#version") else 0
     # Empty lines are skipped, because the line end after the last merge is optional.
-    pairs = _pairs(merges, [line.split(" ") for line in lines[first:] if line])
-    return _checked(vocab, token_ids, pairs, special_tokens)
+    return _pairs(merges, [line.split(" ") for line in lines[first:] if line])
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
     """Write the four files of a tokenizer that this package and transformers read. Returns their names."""
-    eot = EOT_TOKEN if EOT_TOKEN in vocabulary.special_tokens else None
     # This file comes first because readers prefer it: after it is written, they load the new tokenizer.
     atomic_write_json(folder / "tokenizer.json", _tokenizer_json(vocabulary))
     atomic_write_json(folder / "vocab.json", dict(vocabulary.token_ids), indent=None)
@@ -168,9 +220,10 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
         {
             "tokenizer_class": "GPT2Tokenizer",
             "add_prefix_space": False,
-            "bos_token": eot,
-            "eos_token": eot,
-            "unk_token": eot,
+            # transformers gives these roles to <|endoftext|> unless a token or null is named.
+            **dict.fromkeys(("bos_token", "eos_token", "unk_token")),
+            **vocabulary.role_tokens,
+            **({"additional_special_tokens": list(extra)} if (extra := vocabulary.extra_special_tokens) else {}),
             "clean_up_tokenization_spaces": False,
         },
     )
@@ -179,16 +232,19 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
 
 def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    by_id = sorted(vocabulary.special_tokens.items(), key=lambda item: item[1])
+    added = {text: AddedToken(text, token_id) for text, token_id in vocabulary.special_tokens.items()}
+    added |= {token.text: token for token in vocabulary.added_tokens}
+    text_of = {token_id: text for text, token_id in vocabulary.token_ids.items()}
+    text_of |= {token.token_id: token.text for token in added.values()}
+    ends = ([(text_of[end], end) for end in ids] for ids in (vocabulary.first_ids, vocabulary.last_ids))
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": token_id, "content": token, **flags} for token, token_id in by_id],
+        "added_tokens": [_entry(token) for token in sorted(added.values(), key=lambda token: token.token_id)],
         "normalizer": None,
         "pre_tokenizer": byte_level,
-        "post_processor": None,
+        "post_processor": template(*ends),
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -205,108 +261,31 @@ def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _read_tokenizer_json(path: Path, added_tokens: Mapping[str, int]) -> Vocabulary:
-    content = _read_json_object(path)
+def _entry(token: AddedToken) -> dict[str, Any]:
+    return {
+        "id": token.token_id,
+        "content": token.text,
+        "single_word": token.single_word,
+        "lstrip": token.lstrip,
+        "rstrip": token.rstrip,
+        "normalized": token.normalized,
+        "special": token.is_special,
+    }
+
+
+def _read_tokenizer_json(path: Path) -> Vocabulary:
+    content = read_json_object(path)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise VocabularyError(f"{path} does not contain a BPE model: use a tokenizer with GPT-2's byte-level BPE")
-    _refuse_other_pipeline(path, content, model)
+    check_pipeline(path, content)
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise VocabularyError(f"{path} has no list of merges: restore or download the file again")
     # A merge is "left right" in files from before 2024, ["left", "right"] in later ones.
     pairs = _pairs(path, [merge.split(" ") if isinstance(merge, str) else merge for merge in merges])
-    special_tokens = {**_special_tokens_of(path, content.get("added_tokens") or []), **added_tokens}
-    if EOT_TOKEN in model["vocab"]:
-        special_tokens.setdefault(EOT_TOKEN, model["vocab"][EOT_TOKEN])
-    return _checked(path, model["vocab"], pairs, special_tokens)
-
-
-def _refuse_other_pipeline(path: Path, content: dict[str, Any], model: dict[str, Any]) -> None:
-    """Raise VocabularyError for a setting of `tokenizer.json` with which ids would differ from GPT-2's."""
-    pre_tokenizer = content.get("pre_tokenizer")
-    if not isinstance(pre_tokenizer, dict) or pre_tokenizer.get("type") != "ByteLevel":
-        raise VocabularyError(f"{path}: the pre_tokenizer is not GPT-2's ByteLevel: the ids would differ from GPT-2's")
-    for owner, settings, key, required in (
-        ("pre_tokenizer", pre_tokenizer, "add_prefix_space", False),
-        ("pre_tokenizer", pre_tokenizer, "use_regex", True),
-        ("model", model, "dropout", None),
-        ("model", model, "continuing_subword_prefix", None),
-        ("model", model, "end_of_word_suffix", None),
-        ("model", model, "byte_fallback", False),
-        ("model", model, "ignore_merges", False),
-        ("tokenizer", content, "normalizer", None),
-    ):
-        value = settings.get(key, required)
-        if value != required and not (required is None and value in ("", 0)):
-            raise VocabularyError(
-                f"{path}: {owner} has {key}={value!r}, not {required!r}: the ids would differ from GPT-2's"
-            )
-
-
-def _refuse_other_behaviour(folder: Path) -> None:
-    """Raise VocabularyError for the one setting of `tokenizer_config.json` that changes the ids of ordinary text."""
-    path = folder / "tokenizer_config.json"
-    if path.is_file() and _read_json_object(path).get("add_prefix_space"):
-        raise VocabularyError(f"{path}: add_prefix_space is true, not false: the ids would differ from GPT-2's")
-
-
-def _read_added_tokens(folder: Path) -> dict[str, int]:
-    """The ids of the special tokens in the other files of `folder`, by their texts."""
-    tokens: dict[str, int] = {}
-    config_path, added_path = folder / "tokenizer_config.json", folder / "added_tokens.json"
-    if config_path.is_file():
-        by_id = _read_json_object(config_path).get("added_tokens_decoder") or {}
-        try:
-            entries = [{"id": int(token_id), **entry} for token_id, entry in by_id.items()]
-        except (AttributeError, TypeError, ValueError):
-            raise VocabularyError(f"{config_path}: added_tokens_decoder must map ids to tokens") from None
-        tokens |= _special_tokens_of(config_path, entries)
-    if added_path.is_file():
-        named_special = {*_names_of_special_tokens(folder), *tokens, EOT_TOKEN}
-        entries = [
-            {"id": token_id, "content": token, "special": token in named_special}
-            for token, token_id in _read_json_object(added_path).items()
-        ]
-        tokens |= _special_tokens_of(added_path, entries)
-    return tokens
-
-
-def _names_of_special_tokens(folder: Path) -> set[str]:
-    """The texts of the special tokens in `special_tokens_map.json` and `tokenizer_config.json`, such as pad_token."""
-    names: set[str] = set()
-    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
-        for key, value in (_read_json_object(path) if path.is_file() else {}).items():
-            for token in value if isinstance(value, list) else [value]:
-                text = token.get("content") if isinstance(token, dict) else token
-                if key.endswith(("_token", "_special_tokens")) and isinstance(text, str):
-                    names.add(text)
-    return names
-
-
-def _special_tokens_of(path: Path, entries: Any) -> dict[str, int]:
-    """The ids of a file's added tokens by their texts. Raises VocabularyError for one that is not special.
-
-    Added tokens that are not special would also split ordinary text.
-    """
-    tokens = {}
-    if not isinstance(entries, list):
-        raise VocabularyError(f"{path}: added_tokens must be a list")
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or "id" not in entry:
-            raise VocabularyError(f"{path}: every added token needs an id and a content")
-        if any(entry.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            raise VocabularyError(
-                f"{path}: the added token {entry['content']!r} has lstrip, rstrip or single_word, which this package does "
-                "not support: set these to false"
-            )
-        if entry.get("special") is not True and entry["content"] != EOT_TOKEN:
-            raise VocabularyError(
-                f"{path}: the added token {entry['content']!r} is not special, so it would change the ids of ordinary text: "
-                "mark it as special, or remove it"
-            )
-        tokens[entry["content"]] = entry["id"]
-    return tokens
+    named = read_named_tokens(path.parent, added_tokens_of(path, content.get("added_tokens") or []))
+    return _checked(path, model["vocab"], pairs, named, *ends_of(path, content.get("post_processor")))
 
 
 def _pairs(path: Path, merges: list[Any]) -> list[tuple[str, str]]:
@@ -316,28 +295,43 @@ def _pairs(path: Path, merges: list[Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in merges]
 
 
-def _checked(path: Path, token_ids: Mapping[str, int], merges: list[tuple[str, str]], special: dict[str, int]) -> Vocabulary:
+def _checked(
+    path: Path,
+    token_ids: Mapping[str, int],
+    merges: list[tuple[str, str]],
+    named: NamedTokens,
+    first_ids: list[int],
+    last_ids: list[int],
+) -> Vocabulary:
+    """The vocabulary. A token that is named as special is one if it has an id, in the vocabulary or as an added token."""
+    added = [replace(token, is_special=text in named.special) for text, token in named.added.items()]
+    special = {text: token_ids[text] for text in sorted(named.special) if text in token_ids}
+    special |= {token.text: token.token_id for token in added if token.is_special}
     try:
-        return Vocabulary(token_ids, merges, special)
+        known = {*token_ids.values(), *(token.token_id for token in added)}
+        for token_id in (*first_ids, *last_ids):
+            if token_id not in known:
+                raise VocabularyError(
+                    f"the post_processor adds the id {token_id}, which no token has: restore or download the file again"
+                )
+        return Vocabulary(
+            token_ids,
+            merges,
+            dict(sorted(special.items(), key=lambda item: item[1] if isinstance(item[1], int) else -1)),
+            tuple(token for token in added if token != AddedToken(token.text, token.token_id)),
+            named.roles,
+            named.extra,
+            tuple(first_ids),
+            tuple(last_ids),
+        )
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from None
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path, "utf-8-sig")
-    except OSError as error:
-        raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
-    if not isinstance(content, dict):
-        raise VocabularyError(f"{path} must contain a JSON object, not {type(content).__name__}")
-    return content
-
-
 def byte_token_ids(token_ids: Mapping[str, int]) -> list[int]:
-    """The ids of the bytes 0 to 255, in the order of the bytes."""
-    return [token_ids[CHARACTER_OF_BYTE[byte]] for byte in range(256)]
+    """The ids of the bytes 0 to 255, in the order of the bytes. A byte that has no token gets an id that no token has."""
+    unused = count(1 + max(token_ids.values()))
+    return [token_ids[c] if (c := CHARACTER_OF_BYTE[byte]) in token_ids else next(unused) for byte in range(256)]
 
 
 def tokens_beyond_ascii(token_ids: Mapping[str, int]) -> list[bytes]:

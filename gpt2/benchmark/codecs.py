@@ -70,8 +70,8 @@ def _tiktoken(subject: Subject) -> Codec:
     tokenizer = subject.tokenizer
     if not isinstance(tokenizer, GPT2Tokenizer):
         raise LeftOutError("supports only byte-pair tokenizers")
-    ranks = {token: rank for rank, token in tokenizer.token_bytes.items() if rank not in tokenizer.special_tokens.values()}
-    special = dict(tokenizer.special_tokens)
+    special = {**tokenizer.added_tokens, **tokenizer.special_tokens}
+    ranks = {token: rank for rank, token in tokenizer.token_bytes.items() if rank not in special.values()}
     encoding = tiktoken.Encoding("subject", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
     return Codec(encoding.encode_ordinary, encoding.decode)
 

@@ -160,7 +160,7 @@ def _text_ids(tokenizer: Tokenizer, options: EvaluateOptions, counts: dict[str, 
         counts["bytes"] += len(text.encode("utf-8", errors="replace"))
         if begins:
             yield from separator
-        yield from tokenizer.encode(text)
+        yield from tokenizer.encode(text, add_special_tokens=False)
         begins = piece.ends
     counts["replaced"] = corpus.replaced_bytes
 

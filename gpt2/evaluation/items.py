@@ -67,11 +67,11 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     context, continuation = stripped, context[len(stripped) :] + continuation
     if not context:
         before = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
-        return before, tokenizer.encode(continuation)
+        return before, tokenizer.encode(continuation, add_special_tokens=False)
     before, whole = tokenizer.encode(context), tokenizer.encode(context + continuation)
     if whole[: len(before)] == before and len(whole) > len(before):
         return before, whole[len(before) :]
-    return before, tokenizer.encode(continuation)
+    return before, tokenizer.encode(continuation, add_special_tokens=False)
 
 
 class _BadLine(Exception):

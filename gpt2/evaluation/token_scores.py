@@ -71,7 +71,7 @@ def score_tokens(
     The first token is predicted from `<|endoftext|>`. If the vocabulary has none, the first token is not scored. ConfigError
     if a size is invalid.
     """
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(text, add_special_tokens=False)
     first = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
     found = chain([(None, None)] * (1 - len(first)), _predicted(model, [*first, *ids], context, stride, batch_size))
     scores, start = [], 0

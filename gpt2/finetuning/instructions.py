@@ -118,8 +118,11 @@ def make_examples(
         is_learned: list[bool] = []
         for turn in turns:
             # Encoded separately, because a prompt is encoded without its response when the model is used.
-            prompt = tokenizer.encode(template.prompt(turn.instruction, input=turn.input, system=turn.system))
-            response = [*tokenizer.encode(template.answer(turn.response, thought=turn.thought)), tokenizer.eot_token_id]
+            prompt = tokenizer.encode(
+                template.prompt(turn.instruction, input=turn.input, system=turn.system), add_special_tokens=turn is turns[0]
+            )
+            answer = template.answer(turn.response, thought=turn.thought)
+            response = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eot_token_id]
             ids += prompt + response
             is_learned += [False] * len(prompt) + [True] * len(response)
         if len(ids) > context and (too_long == "drop" or not any(is_learned[:context])):

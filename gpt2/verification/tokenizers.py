@@ -35,7 +35,7 @@ def _tiktoken(tokenizer: GPT2Tokenizer) -> Any:
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    special = {} if tokenizer.eot_token_id is None else {"<|endoftext|>": tokenizer.eot_token_id}
+    special = {**tokenizer.added_tokens, **tokenizer.special_tokens}
     ranks = {token: rank for rank, token in tokenizer.token_bytes.items() if rank not in special.values()}
     return tiktoken.Encoding("checked", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
@@ -44,7 +44,7 @@ def _ids(tokenizer: GPT2Tokenizer) -> Iterator[Pair]:
     theirs, rng = _tiktoken(tokenizer), random.Random(0)
     for text in (*_TEXTS, *(_random_text(rng) for _ in range(_N_RANDOM))):
         # The length comes first, because an empty text has no ids, and a comparison without numbers is an error.
-        found, expected = tokenizer.encode(text), theirs.encode_ordinary(text)
+        found, expected = tokenizer.encode(text, add_special_tokens=False), theirs.encode_ordinary(text)
         yield repr(text[:20]), [len(found), *found], [len(expected), *expected]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpt_config.errors import GPT2Warning, InputError, Remedy, VocabularyError
 from gpt_config.model_config import GPT2Config
+from gpt_encoder.token_files import other_tokenizer
 from gpt_encoder.tokenizer import GPT2Tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ def tokenizer_of(model: GPT2) -> Tokenizer | None:
     """Return the tokenizer in the folder that the model was loaded from, or None if there is none.
 
     If there is none and the vocabulary has the size of OpenAI's, it returns OpenAI's tokenizer; for a model that was loaded,
-    a GPT2Warning is issued.
+    a GPT2Warning is issued. A folder that names or contains another kind of tokenizer gives None.
     """
     folder = folder_of(model)
     if folder is not None and has_tokenizer(folder):
         return load_tokenizer(folder)
-    if model.config.vocab_size != GPT2Config().vocab_size:
+    if model.config.vocab_size != GPT2Config().vocab_size or (folder is not None and other_tokenizer(folder)):
         return None
     if folder is not None:
         warnings.warn(f"{folder} has no tokenizer files: OpenAI's tokenizer, of the same size, is used", GPT2Warning, 2)
@@ -41,10 +42,14 @@ def tokenizer_of(model: GPT2) -> Tokenizer | None:
 def load_tokenizer_for(model: GPT2, name_or_folder: str | os.PathLike[str] | None = None) -> Tokenizer:
     """Return the tokenizer of `name_or_folder`, or the model's own if it is None.
 
-    Raises VocabularyError if the model has none, and InputError if the tokenizer has more ids than the model.
+    Raises VocabularyError if the model has none or one of another kind, and InputError if the tokenizer has more ids than
+    the model.
     """
     tokenizer = load_tokenizer(name_or_folder) if name_or_folder else tokenizer_of(model)
     if tokenizer is None:
+        folder = folder_of(model)
+        if folder is not None and (other := other_tokenizer(folder)):
+            raise VocabularyError(other)
         raise VocabularyError(
             f"{folder_of(model)} has no tokenizer files: name a tokenizer, such as gpt2", remedy=Remedy("tokenizer", "gpt2")
         )

@@ -10,12 +10,13 @@ The pattern is equivalent to these rules. Characters are of four kinds: letters,
 
 from __future__ import annotations
 
+import string
 from functools import cache
 
 import numpy as np
-import regex
 
 from gpt_encoder.arrays import Bytes, Flags, Points
+from gpt_encoder.unicode_tables import kind_of_each_character
 
 # Whether a character starts a piece depends on at most this many characters after it: the length of the longest contraction.
 LOOK_AHEAD = 3
@@ -82,10 +83,13 @@ def _kinds_of_first_bytes() -> bytes:
 
 @cache
 def _kinds_below(end: int) -> Bytes:
-    """The kind of each code point below `end`, from `regex`, so that its version of Unicode is the pattern's."""
-    characters = np.arange(end, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    kinds = np.full(end, _OTHER, np.uint8)
-    for pattern, kind in ((r"\p{L}+", _LETTER), (r"\p{N}+", _NUMBER), (r"\s+", _SPACE), (" ", _BLANK)):
-        for match in regex.finditer(pattern, characters):
-            kinds[match.start() : match.end()] = kind
-    return kinds
+    """The kind of each code point below `end`, from the tables of `unicode_tables`."""
+    kind_of_ascii = np.full(0x80, _OTHER, np.uint8)
+    for characters, kind in (
+        (string.ascii_letters, _LETTER),
+        (string.digits, _NUMBER),
+        (string.whitespace, _SPACE),
+        (" ", _BLANK),
+    ):
+        kind_of_ascii[[*characters.encode()]] = kind
+    return kind_of_ascii.take(np.frombuffer(kind_of_each_character()[:end].encode("ascii"), np.uint8))

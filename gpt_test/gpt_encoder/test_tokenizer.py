@@ -49,6 +49,18 @@ def test_every_code_point_equals_tiktoken(openai_tokenizer: GPT2Tokenizer, tikto
         assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode_ordinary(text), hex(first)
 
 
+@pytest.mark.parametrize("around", ["{}'s", " {}1", "1{}a"])
+def test_every_code_point_in_context_equals_tiktoken(openai_tokenizer: GPT2Tokenizer, tiktoken_gpt2, around: str) -> None:
+    """Also those that are assigned in Unicode 17.0 and later: the tables are fixed at tiktoken's version, 16.0."""
+    # Without the large blocks of Chinese, Korean and private characters, which are all of one kind.
+    spans = ((0x80, 0x3400), (0x9F00, 0xAC00), (0xD7A0, 0xD800), (0xF900, 0x1B300), (0x1BC00, 0x20000), (0x32380, 0x33480))
+    points = [point for span in spans for point in range(*span)]
+    for some, length in ((points[::16], 200), (points, 20_000)):  # the path of short texts and that of long ones
+        for start in range(0, len(some), length):
+            text = " .".join(around.replace("{}", chr(point)) for point in some[start : start + length])
+            assert openai_tokenizer.encode(text) == tiktoken_gpt2.encode_ordinary(text), hex(some[start])
+
+
 def characters_of(*spans: tuple[int, int]) -> str:
     return "".join(chr(point) for first, last in spans for point in range(first, last + 1))
 

@@ -124,7 +124,7 @@ def only_vocab_json(content: str | None = None, merges: str | None = None) -> Ca
         (only_vocab_json("{}"), "vocabulary is empty"),
         (only_vocab_json("{"), "not valid JSON"),
         (only_vocab_json("[]"), "must contain a JSON object"),
-        (only_vocab_json('{"a": 0}'), "lacks 255 of the 256 byte tokens"),
+        (only_vocab_json('{"a": 0}'), "which the vocabulary lacks"),
         (only_vocab_json('{"a": "0"}'), "has the id '0'"),
         (only_vocab_json('{"a": 4294967296}'), "has the id 4294967296: ids must be whole numbers from 0 to 4294967295"),
         (only_vocab_json(merges="#version: 0.2\nz q\n"), "need the token 'zq'"),
@@ -137,7 +137,7 @@ def only_vocab_json(content: str | None = None, merges: str | None = None) -> Ca
         (edit_json("tokenizer.json", lambda c: c["model"].update(dropout=0.1)), "model has dropout=0.1, not None"),
         (edit_json("tokenizer.json", lambda c: c["model"].update(byte_fallback=True)), "byte_fallback=True"),
         (edit_json("tokenizer.json", lambda c: c.update(normalizer={"type": "NFC"})), "normalizer"),
-        (edit_json("tokenizer.json", lambda c: c.update(pre_tokenizer=None)), "not GPT-2's ByteLevel"),
+        (edit_json("tokenizer.json", lambda c: c.update(pre_tokenizer=None)), "is missing, not GPT-2's ByteLevel"),
         (edit_json("tokenizer.json", lambda c: c["pre_tokenizer"].update(add_prefix_space=True)), "add_prefix_space=True"),
         (edit_json("tokenizer.json", lambda c: c["pre_tokenizer"].update(use_regex=False)), "use_regex=False"),
         (edit_json("tokenizer.json", lambda c: c.update(added_tokens=[{"id": 1}])), "needs an id and a content"),
@@ -181,26 +181,16 @@ def add_beside(name: str, content: object) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (
-            add_token(id=300, content="the", special=False),
-            "'the' is not special, so it would change the ids of ordinary text",
-        ),
-        (add_token(id=300, content="<x>"), "'<x>' is not special"),
         (add_token(id=64, content="<x>", special=True), "'<x>' has the id 64, which 'a' has too"),
         (add_token(id=300, content="a", special=True), "'a' has the id 300, but 64 in the vocabulary"),
         (add_token(id=300, content="", special=True), "at least one character"),
         (add_token(id=300, content="\ud800", special=True), "without surrogates"),
         (add_token(id=300, content=5, special=True), "needs an id and a content"),
         (add_token(id="x", content="<x>", special=True), "has the id 'x'"),
-        (add_beside("added_tokens.json", {"the": 300}), "'the' is not special"),
-        (
-            edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"300": {"content": "the"}})),
-            "'the' is not special",
-        ),
         (edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder=[1])), "must map ids to tokens"),
     ],
 )
-def test_added_tokens_that_would_change_ordinary_ids_are_errors(edit, message, small_tokenizer, tmp_path: Path) -> None:
+def test_invalid_added_tokens_are_errors(edit, message, small_tokenizer, tmp_path: Path) -> None:
     small_tokenizer.save_pretrained(tmp_path)
     edit(tmp_path)
     with pytest.raises(VocabularyError, match=message):
@@ -229,14 +219,6 @@ def test_the_tokenizer_json_on_the_hub(openai_tokenizer: GPT2Tokenizer, tmp_path
     edit_json("tokenizer.json", make_old)(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
     assert_equal_ids(GPT2Tokenizer.from_pretrained(tmp_path), openai_tokenizer)
-
-
-@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_added_tokens_that_match_more_than_their_text_are_errors(flag: str, small_tokenizer, tmp_path: Path) -> None:
-    small_tokenizer.save_pretrained(tmp_path)
-    add_token(id=300, content="<x>", special=True, **{flag: True})(tmp_path)
-    with pytest.raises(VocabularyError, match="'<x>' has lstrip, rstrip or single_word"):
-        GPT2Tokenizer.from_pretrained(tmp_path)
 
 
 def test_truncated_merges_are_an_error(tmp_path: Path) -> None:

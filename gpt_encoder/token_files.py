@@ -6,7 +6,6 @@ the tokenizer. This module knows these files, not the vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +86,7 @@ def _class_of(folder: Path, config: Mapping[str, Any]) -> str | None:
     if isinstance(config.get("tokenizer_class"), str):
         return str(config["tokenizer_class"])
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        content = read_json(folder / "config.json", "utf-8-sig")
         name = content.get("tokenizer_class")
     except (OSError, ValueError, RecursionError, AttributeError):  # whoever loads the model says so
         return None

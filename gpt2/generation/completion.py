@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Literal, Unpack
 
 from gpt2.generation.batch import Batch
 from gpt2.generation.draft_model import check_vocabularies
@@ -49,20 +49,30 @@ def complete(
     config: GenerationConfig | None = None,
     *,
     draft_model: GPT2 | None = None,
+    allowed_special: Literal["all"] | Collection[str] = (),
     on_step: Callable[[Step], object] = lambda step: None,
     **options: Unpack[GenerationOptions],
 ) -> list[Completion]:
     """Continue one prompt or several as one batch.
 
     Returns `num_return_sequences` completions of each prompt, in the order of the prompts. `options` are fields of
-    GenerationConfig and override `config`. `draft_model` is as for `generate`. `on_step` is called with each step of the
+    GenerationConfig and override `config`. `draft_model` is as for `generate`. `allowed_special` names the special tokens to
+    be read in the prompts, as in `Tokenizer.encode`; all others are ordinary text. `on_step` is called with each step of the
     batch (`generation.steps`). Raises InputError or InputTypeError for wrong arguments.
 
     >>> complete(model, tokenizer, "Once upon a time", max_new_tokens=20)[0].text  # doctest: +SKIP
     """
     completions: dict[int, Completion] = {}
     events = stream_batch(
-        model, tokenizer, prompts, config, logprobs=True, draft_model=draft_model, on_step=on_step, **options
+        model,
+        tokenizer,
+        prompts,
+        config,
+        logprobs=True,
+        draft_model=draft_model,
+        allowed_special=allowed_special,
+        on_step=on_step,
+        **options,
     )
     for row, _, completion in events:
         if completion is not None:
@@ -84,6 +94,7 @@ def complete_in_batches(
     batch_size: int,
     logprobs: bool = True,
     draft_model: GPT2 | None = None,
+    allowed_special: Literal["all"] | Collection[str] = (),
     on_step: Callable[[Step], object] = lambda step: None,
     **options: Unpack[GenerationOptions],
 ) -> Iterator[list[Completion]]:
@@ -98,10 +109,11 @@ def complete_in_batches(
     check_whole("batch_size", batch_size, 1)
     if not isinstance(prompts, (list, tuple)):
         raise InputTypeError(f"prompts must be a list of str, not {type(prompts).__name__}")
-    config = _with_seed(GenerationConfig.of(config, options, parameters=("batch_size", "logprobs", "draft_model")))
+    parameters = ("batch_size", "logprobs", "draft_model", "allowed_special")
+    config = _with_seed(GenerationConfig.of(config, options, parameters=parameters))
     for first in range(0, len(prompts), _SORTED_BATCHES * batch_size):
         group = prompts[first : first + _SORTED_BATCHES * batch_size]
-        lengths = [len(tokenizer.encode(prompt)) for prompt in group]
+        lengths = [len(tokenizer.encode(prompt, allowed_special=allowed_special)) for prompt in group]
         # The longest come first, because they need the most memory.
         by_length = sorted(range(len(group)), key=lambda place: -lengths[place])
         done: dict[int, list[Completion]] = {}
@@ -110,7 +122,14 @@ def complete_in_batches(
             places = by_length[start_of_batch : start_of_batch + batch_size]
             texts = [group[place] for place in places]
             events = stream_batch(
-                model, tokenizer, texts, config, logprobs=logprobs, draft_model=draft_model, on_step=on_step
+                model,
+                tokenizer,
+                texts,
+                config,
+                logprobs=logprobs,
+                draft_model=draft_model,
+                allowed_special=allowed_special,
+                on_step=on_step,
             )
             for row, _, completion in events:
                 if completion is not None:
@@ -127,6 +146,7 @@ def stream(
     config: GenerationConfig | None = None,
     *,
     draft_model: GPT2 | None = None,
+    allowed_special: Literal["all"] | Collection[str] = (),
     **options: Unpack[GenerationOptions],
 ) -> Iterator[str]:
     """Continue `prompt`, and yield the new text in pieces as it is generated; each piece contains whole characters only.
@@ -138,7 +158,10 @@ def stream(
     ...     print(piece, end="", flush=True)
     """
     options["num_return_sequences"] = 1
-    for _, piece, _ in stream_batch(model, tokenizer, [prompt], config, draft_model=draft_model, **options):
+    events = stream_batch(
+        model, tokenizer, [prompt], config, draft_model=draft_model, allowed_special=allowed_special, **options
+    )
+    for _, piece, _ in events:
         if piece:
             yield piece
 
@@ -151,6 +174,7 @@ def stream_batch(
     *,
     logprobs: bool = False,
     draft_model: GPT2 | None = None,
+    allowed_special: Literal["all"] | Collection[str] = (),
     on_step: Callable[[Step], object] = lambda step: None,
     **options: Unpack[GenerationOptions],
 ) -> Iterator[tuple[int, str, Completion | None]]:
@@ -160,14 +184,15 @@ def stream_batch(
     may be "". Row r is continuation r % num_return_sequences of prompt r // num_return_sequences. `on_step` is called with
     each step of the batch (`generation.steps`). Wrong arguments raise in the call itself, before the first iteration.
     """
-    config = _with_seed(GenerationConfig.of(config, options, parameters=("draft_model",)))
+    config = _with_seed(GenerationConfig.of(config, options, parameters=("draft_model", "allowed_special")))
     if draft_model is not None:
         check_vocabularies(model, draft_model, tokenizer)
         config = replace(config, speculate=True)
     texts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(texts, (list, tuple)):
         raise InputTypeError(f"prompts must be a str or a list of them, not {type(texts).__name__}")
-    rows = start(model, [tokenizer.encode(text) for text in texts], config, logprobs=logprobs)
+    prompt_ids = [tokenizer.encode(text, allowed_special=allowed_special) for text in texts]
+    rows = start(model, prompt_ids, config, logprobs=logprobs)
     batch = Batch(model, vocab_size=tokenizer.vocab_size, draft_model=draft_model, on_step=on_step)
     prompt_of_row = [text for text in texts for _ in range(config.num_return_sequences)]
     return _events(decode(batch, rows), [_TextRow(*pair, tokenizer) for pair in zip(rows, prompt_of_row, strict=True)])

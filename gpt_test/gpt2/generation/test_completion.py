@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -106,6 +107,29 @@ def test_beam_search_gives_text_and_obeys_stop_strings(small_model: GPT2, small_
 def test_a_special_token_in_a_prompt_is_ordinary_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     completion = complete(small_model, small_tokenizer, "<|endoftext|>", max_new_tokens=1)[0]
     assert small_tokenizer.eot_token_id not in completion.prompt_ids
+
+
+def test_special_tokens_of_a_prompt_are_read_if_they_are_allowed(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    prompt, options = "The<|endoftext|> cat", {"max_new_tokens": 1, "allowed_special": "all"}
+    expected = small_tokenizer.encode(prompt, allowed_special="all")
+    assert small_tokenizer.eot_token_id in expected
+    assert complete(small_model, small_tokenizer, prompt, **options)[0].prompt_ids == expected
+    batches = complete_in_batches(small_model, small_tokenizer, [prompt], batch_size=1, **options)
+    assert next(batches)[0].prompt_ids == expected
+    assert list(stream(small_model, small_tokenizer, prompt, seed=0, **options)) == [
+        completion.text
+        for completion in complete(small_model, small_tokenizer, prompt, seed=0, **options)
+        if completion.text
+    ]
+
+
+def test_a_prompt_begins_with_the_bos_token_if_the_tokenizer_says_so(small_model, small_tokenizer: GPT2Tokenizer) -> None:
+    eot = small_tokenizer.eot_token_id
+    tokenizer = GPT2Tokenizer(replace(small_tokenizer.vocabulary, first_ids=(eot,)))
+    assert complete(small_model, tokenizer, "The cat", max_new_tokens=1)[0].prompt_ids == [
+        eot,
+        *small_tokenizer.encode("The cat"),
+    ]
 
 
 def test_rows_advance_together(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:

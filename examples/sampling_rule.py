@@ -52,7 +52,7 @@ def generate(
         for rule in rules:
             logits = rule(logits)
         token = int(logits.argmax() if generator is None else logits.softmax(-1).multinomial(1, generator=generator))
-        if token == model.config.eos_token_id:
+        if token in model.config.eos_token_ids:
             break
         new_ids.append(token)
         next_ids = [token]  # the cache holds the rest

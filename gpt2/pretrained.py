@@ -28,7 +28,7 @@ from gpt2.weights.tokenizer import tokenizer_of
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, Remedy
 from gpt_config.generation_config import GenerationConfig, GenerationOptions
-from gpt_config.model_config import INT8_MODEL_TYPE
+from gpt_config.model_config import INT8_MODEL_TYPE, is_untied
 from gpt_encoder.tokenizer import has_tokenizer
 
 if TYPE_CHECKING:
@@ -54,9 +54,16 @@ class GPT2(architecture.GPT2):
     pretrained_from: Path | None = None  # the folder of the model and its tokenizer
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32") -> GPT2:
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> GPT2:
         """Load a model, in eval mode, from a folder, the shipped models or the hub: see `load_model`."""
-        return load_model(name_or_folder, device=device, dtype=dtype)
+        return load_model(name_or_folder, device=device, dtype=dtype, revision=revision)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
         """Write a folder that this package and transformers can load: see `save_model`."""
@@ -85,12 +92,17 @@ class GPT2(architecture.GPT2):
 
 
 def load_model(
-    name_or_folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+    name_or_folder: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
 ) -> GPT2:
     """Return a GPT-2 model in eval mode.
 
     `name_or_folder` is a folder, the name of a shipped model, or a hub name such as gpt2 or openai-community/gpt2-xl. For
-    the folder of an adapter, the base model is loaded and the adapter merged into it.
+    the folder of an adapter, the base model is loaded and the adapter merged into it. `revision` is a branch, tag or commit
+    of a hub's repository; the name "gpt2@main" has one too.
 
     `dtype` "int8" stores one byte per weight and computes in float32 (`gpt2.quantization`); a folder that was saved in int8
     is loaded the same way. "auto" is the fastest dtype on this machine with the greedy text of float32 (`load_fastest`).
@@ -100,16 +112,17 @@ def load_model(
 
     Raises ModelNotFoundError, CheckpointError, ConfigError or DeviceError; each message says what to do.
     """
+    if dtype not in ("auto", "int8"):
+        target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
+    folder = locate_model(name_or_folder, revision=revision)
     if dtype == "auto":
-        return load_fastest(name_or_folder, device=device)
+        return load_fastest(folder, device=device)
     if dtype == "int8":
-        return _load_int8(name_or_folder, device)
-    target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
-    folder = locate_model(name_or_folder)
+        return _load_int8(folder, device)
     if is_adapter_folder(folder):
         return load_merged(folder, device=target_device, dtype=target_dtype)
     config = read_config(folder)
-    tensors = published_names(read_tensors(folder), folder)
+    tensors = published_names(read_tensors(folder), folder, is_untied=is_untied(folder))
     if "score.weight" in tensors:
         raise CheckpointError(f"{folder} contains a classifier, not a language model: use gpt2 classify")
     model = assemble(GPT2, config, tensors, folder, device=target_device, dtype=target_dtype)

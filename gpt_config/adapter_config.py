@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt_config.errors import CheckpointError, ConfigError
 from gpt_config.file_reading import read_json
+from gpt_config.lfs import pointer_message
 from gpt_config.lora_config import LoRAConfig
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS")
@@ -51,7 +52,8 @@ class AdapterConfig:
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:  # not JSON, or not UTF-8
-            raise CheckpointError(f"{path} is not valid JSON ({error}): download the adapter again") from None
+            message = pointer_message(path) or f"{path} is not valid JSON ({error}): download the adapter again"
+            raise CheckpointError(message) from None
         try:
             return cls.from_dict(values)
         except (CheckpointError, ConfigError) as error:

@@ -82,10 +82,11 @@ class InputError(GPT2Error, ValueError):
     """Token ids, prompts or generation options do not fit the model or tokenizer."""
 
     @classmethod
-    def of_token(cls, token_id: int, vocab_size: int) -> InputError:
-        """The error for `token_id` outside the vocabulary of a model, which has `vocab_size` ids."""
+    def of_token(cls, token_id: int, vocab_size: int, *, token: str | None = None) -> InputError:
+        """The error for `token_id` outside the vocabulary of a model, which has `vocab_size` ids. `token` is its text."""
+        name = f"token id {token_id}" if token is None else f"token id {token_id} ({token!r})"
         return cls(
-            f"token id {token_id} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
+            f"{name} is outside the vocabulary of this model: ids go from 0 to {vocab_size - 1}; "
             "use the tokenizer that belongs to it"
         )
 

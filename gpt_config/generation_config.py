@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
-from gpt_config.errors import ConfigError, InputTypeError
+from gpt_config.errors import ConfigError, GPT2Warning, InputTypeError
+from gpt_config.model_config import GENERATION_FILE, read_generation_file
 from gpt_config.validation import check_bool, check_real, check_seed, check_whole, plain_numbers
 
 
@@ -44,6 +48,49 @@ _WITHOUT_EQUAL = {
     *("no_repeat_ngram_size", "encoder_repetition_penalty", "typical_p", "epsilon_cutoff", "eta_cutoff", "logit_bias"),
     *("num_beam_groups", "diversity_penalty", "penalty_alpha", "early_stopping", "bad_words_ids"),
 }
+
+# The settings of a generation_config.json that are fields here, by their names there.
+_FIELDS = {
+    **{
+        name: name
+        for name in (
+            *("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p"),
+            *("repetition_penalty", "num_beams", "num_return_sequences"),
+        )
+    },
+    "stop_strings": "stop",
+}
+# What transformers applies if `do_sample` is true and no `top_k` is stated.
+_TRANSFORMERS_TOP_K = 50
+# Values in a generation_config.json that change nothing. Keys with None say what is returned, or how it is computed.
+_NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("do_sample", "early_stopping", "renormalize_logits", "remove_invalid_values"), False),
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty"), 1.0),
+    **dict.fromkeys(("encoder_repetition_penalty", "num_beams", "num_beam_groups", "num_return_sequences"), 1),
+    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "diversity_penalty"), 0),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "min_p"), 0.0),
+    "max_length": 20,
+    "top_k": 50,
+}
+_NOT_SETTINGS = {
+    *("_from_model_config", "transformers_version", "use_cache", "return_dict_in_generate"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+}
+
+
+def generation_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings in the `generation_config.json` of a folder that change how transformers generates, by their names there.
+
+    Empty if there is no such file. End tokens are not among them. Raises ConfigError for a damaged file.
+    """
+    path = Path(folder) / GENERATION_FILE
+    values = read_generation_file(path) if path.is_file() else {}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _NOT_SETTINGS and value is not None and (name not in _NEUTRAL or _NEUTRAL[name] != value)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +144,48 @@ class GenerationConfig:
                 remedy = f"use {near}" if near else f"the options are {', '.join(names)}"
                 raise ConfigError(f"{name}={value!r} is not an option of generation: {remedy}", field=name)
         return replace(config or cls(), **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> GenerationConfig:
+        """The settings in the `generation_config.json` of a model; `options` replace fields.
+
+        They mean what they mean in transformers: if `do_sample` is true and no `top_k` is stated, it is 50. A GPT2Warning
+        names settings without an equivalent here. The end tokens in the file belong to the model, which has read them.
+
+        Raises ConfigError if there is no such file or a value is invalid, and ModelNotFoundError for an unknown name.
+        """
+        from gpt_config.locate import locate  # here, because generation itself needs no files
+
+        folder = locate(
+            name_or_folder,
+            files=[(GENERATION_FILE,)],
+            complete=lambda folder: (folder / GENERATION_FILE).is_file(),
+            revision=revision,
+        )
+        path = folder / GENERATION_FILE
+        if not path.is_file():
+            raise ConfigError(f"{folder} has no {GENERATION_FILE}: use GenerationConfig(), this package's defaults")
+        stated = generation_settings(folder)
+        values: dict[str, Any] = {field: stated.pop(name) for name, field in _FIELDS.items() if name in stated}
+        if values.get("do_sample") is True:
+            values.setdefault("top_k", _TRANSFORMERS_TOP_K)
+        if values.get("top_k") == 0:  # no limit
+            values["top_k"] = None
+        if isinstance(values.get("stop"), str):
+            values["stop"] = (values["stop"],)
+        if stated:
+            listed = ", ".join(f"{name}={value!r}" for name, value in stated.items())
+            warnings.warn(f"{path} has settings without an equivalent here, which are left out: {listed}", GPT2Warning, 2)
+        try:
+            return cls.of(None, {**values, **options})
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}", field=error.field, other_fields=error.other_fields) from None
 
     def __post_init__(self) -> None:
         plain_numbers(self)

@@ -23,8 +23,9 @@ _OWNERS = {"gpt2": "openai-community", "distilgpt2": "distilbert"}
 # OpenAI's names for its four models.
 _SIZES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
 
-# Timeout of the check that the hub answers. Without a network the hub client itself retries for half a minute.
-_PROBE_SECONDS = 2.0
+# Timeout of the check that the hub can be reached: the DNS look-up and the connection. Without a network the hub client
+# itself retries for half a minute. Its own timeout, HF_HUB_ETAG_TIMEOUT, holds for the answer, and for both if it is set.
+_CONNECT_SECONDS = 2.0
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -54,7 +55,7 @@ def _download(repository: str, **options: Any) -> str:
 
 
 def _answers() -> bool:
-    """Whether the hub answers an HTTP request within the timeout, which also covers a DNS look-up that hangs."""
+    """Whether the hub answers an HTTP request. Raises TimeoutError if it can be reached and does not answer in time."""
     import urllib.error  # here, because its import takes longer than that of all of gpt_config
     import urllib.request
 
@@ -62,27 +63,52 @@ def _answers() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    answers: queue.Queue[bool] = queue.Queue()
+    patience = float(constants.HF_HUB_ETAG_TIMEOUT)
+    events: queue.Queue[bool] = queue.Queue()
 
     def probe() -> None:
         try:
+            _connect(constants.ENDPOINT, patience)
+            events.put(True)
             request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-            urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
-            answers.put(True)
+            urllib.request.urlopen(request, timeout=patience).close()
+            events.put(True)
         except urllib.error.HTTPError:  # an error page is also an answer
-            answers.put(True)
+            events.put(True)
         except (OSError, ValueError):
-            answers.put(False)
+            events.put(False)
 
-    threading.Thread(target=probe, daemon=True).start()
+    threading.Thread(target=probe, daemon=True).start()  # a DNS look-up can hang, and it has no timeout of its own
     try:
-        return answers.get(timeout=_PROBE_SECONDS)
+        if not events.get(timeout=patience if "HF_HUB_ETAG_TIMEOUT" in os.environ else _CONNECT_SECONDS):
+            return False
     except queue.Empty:
         return False
+    try:
+        return events.get(timeout=patience)
+    except queue.Empty:
+        raise TimeoutError(f"{constants.ENDPOINT} has not answered in {patience:g} seconds") from None
+
+
+def _connect(url: str, timeout: float) -> None:
+    """Open and close a connection to the server of `url`, or to the proxy for it. Raises OSError or ValueError."""
+    import socket
+    import urllib.request
+    from urllib.parse import urlsplit
+
+    target = urlsplit(url)
+    proxy = urllib.request.getproxies().get(target.scheme)
+    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
+        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = target.port or (443 if target.scheme == "https" else 80)
+    socket.create_connection((target.hostname or "", port), timeout).close()
 
 
 class Hub(NamedTuple):
-    """Access to the hub: `download` as `huggingface_hub.snapshot_download`, and `answers`: whether the hub is reachable."""
+    """Access to the hub: `download` as `huggingface_hub.snapshot_download`, and `answers`: whether the hub is reachable.
+
+    `answers` may raise TimeoutError, whose message is shown.
+    """
 
     download: Callable[..., str] = _download
     answers: Callable[[], bool] = _answers
@@ -97,11 +123,15 @@ def locate(
     files: Sequence[Sequence[str]],
     complete: Callable[[Path], bool],
     hub: Hub = HUGGING_FACE,
+    revision: str | None = None,
 ) -> Path:
     """The folder of a model or tokenizer.
 
     The name is looked up in this order: folders, shipped models, the hub's cache, the hub. A cached repository is used only
     if it is `complete`. The same holds for a folder with the name of a shipped or published model.
+
+    `revision` is a branch, tag or commit of the hub's repository; the name may also be "repository@revision". A path that is
+    not there is never asked for on the hub: a name that is no str, or one in a folder that exists here.
 
     `files` are sets of file patterns. Each set is downloaded only if the folder is not `complete` after the previous ones.
 
@@ -117,9 +147,23 @@ def locate(
     except RuntimeError:
         raise ModelNotFoundError(f"{name!r} is in the home folder of an unknown user: check the path") from None
     is_folder = _is(folder.is_dir)
-    if is_folder and _is(lambda: complete(folder)):
+    if "@" in name and not is_folder and isinstance(name_or_folder, str):
+        name, _, stated = name.rpartition("@")
+        if revision not in (None, stated):
+            raise ModelNotFoundError(f"{name}@{stated} and revision={revision!r} name two revisions: give one")
+        if not stated:
+            raise ModelNotFoundError(f"{name}@ has no revision after the @: give a branch, a tag or a commit")
+        revision, name_or_folder = stated, name
+        folder = Path(name).expanduser()
+        is_folder = _is(folder.is_dir)
+    if revision is not None and not isinstance(revision, str):
+        raise InputTypeError(f"the revision of a model must be a str, not {type(revision).__name__}")
+    if is_folder and revision is None and _is(lambda: complete(folder)):
         return folder
     shipped = shipped_models().get(name)
+    if revision is not None and (shipped is not None or (is_folder and published_name(name) is None)):
+        kind = "a folder" if shipped is None else "a shipped model"
+        raise ModelNotFoundError(f"{name!r} is {kind}, which has no revisions: leave out revision={revision!r}")
     # An incomplete folder named gpt2, such as this package's own source, does not hide the published model.
     if is_folder and shipped is None and published_name(name) is None:
         return folder
@@ -129,7 +173,8 @@ def locate(
         raise ModelNotFoundError(f"{name} is a file: name the folder that contains config.json and the weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
         raise ModelNotFoundError(f"there is no folder {name!r}, and it is not a hub name: check the path")
-    return _locate_on_hub(name, files, complete, hub)
+    is_path = not isinstance(name_or_folder, str) or ("/" in name and _is(Path(name).parent.is_dir))
+    return _locate_on_hub(name, files, complete, hub, {} if revision is None else {"revision": revision}, is_path)
 
 
 def _is(test: Callable[[], bool]) -> bool:
@@ -144,30 +189,71 @@ def _names_of(short: str) -> list[str]:
     return [short, f"{_OWNERS.get(short, _OWNERS['gpt2'])}/{short}"]
 
 
-def _locate_on_hub(name: str, files: Sequence[Sequence[str]], complete: Callable[[Path], bool], hub: Hub) -> Path:
+def _locate_on_hub(
+    name: str,
+    files: Sequence[Sequence[str]],
+    complete: Callable[[Path], bool],
+    hub: Hub,
+    revision: dict[str, str],
+    is_path: bool,
+) -> Path:
     short = published_name(name)
     names = _names_of(short) if short else [name]
     for repository in names:
         try:
-            folder = Path(hub.download(repository, local_files_only=True))
+            folder = Path(hub.download(repository, local_files_only=True, **revision))
         except Exception:  # not cached, or a damaged cache: the client documents no exceptions for these
             continue
         if complete(folder):
             return folder
-    wanted = f"{name!r} is neither a folder, nor a shipped model ({_listed_models()}), nor in the hub's cache"
-    if not hub.answers():
+    full_name = "@".join([name, *revision.values()])
+    wanted = f"{full_name!r} is neither a folder, nor a shipped model ({_listed_models()}), nor in the hub's cache"
+    if is_path and short is None:
+        raise ModelNotFoundError(f"{wanted}; it is a path, so the hub is not asked: check the path")
+    try:
+        is_reachable = hub.answers()
+    except TimeoutError as error:
+        raise ModelNotFoundError(f"{wanted}, and {error}: set HF_HUB_ETAG_TIMEOUT to more seconds") from None
+    if not is_reachable:
         raise ModelNotFoundError(
             f"{wanted}, and the hub cannot be reached: connect to the network, or copy the model's folder here and name it"
+            f"{_forbidden()}"
         )
     try:
         for patterns in files:
-            folder = Path(hub.download(names[-1], allow_patterns=list(patterns)))
+            folder = Path(hub.download(names[-1], allow_patterns=list(patterns), **revision))
             if complete(folder):
                 return folder
     except Exception as error:  # HTTP errors, broken connections, pages that are not the hub's, a full disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelNotFoundError(f"{wanted}, and its download failed ({reason}): check the name and the network") from None
+        raise ModelNotFoundError(f"{wanted}, and {_failure(error, names[-1], **revision)}") from None
     raise ModelNotFoundError(f"the hub's repository {names[-1]!r} lacks required files: name another repository")
+
+
+def _forbidden() -> str:
+    """What to unset if an environment variable keeps the hub's client off the network, for a message; otherwise ""."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return ""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    name = next((name for name in names if os.environ.get(name)), names[0])
+    return f" ({name}={os.environ.get(name, '1')} keeps the hub's client off the network: unset it)"
+
+
+def _failure(error: Exception, repository: str, revision: str = "main") -> str:
+    """Why a download failed, and the remedy."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{repository}"
+    login = "log in with `hf auth login` or HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        return f"access to it is restricted: accept its terms on {page}, then {login}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the hub's repository {repository!r} has no revision {revision!r}: see the branches and tags on {page}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no repository {repository!r}, or it is private: check the name, or {login}"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"its download failed ({reason}): check the name and the network"
 
 
 def _listed_models() -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpt_config.errors import ConfigError
 from gpt_config.file_reading import read_json
-from gpt_config.validation import check_bool, check_real, check_whole, plain_numbers
+from gpt_config.lfs import pointer_message
+from gpt_config.validation import check_bool, check_real, check_whole, plain_number, plain_numbers
 
 # The names in OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
 _ALIASES = {
@@ -28,6 +30,12 @@ _REQUIRED_VALUES: dict[str, tuple[Any, str]] = {
     "pruned_heads": ({}, "pruned heads change the shapes; use the unpruned checkpoint"),
     "quantization_config": (None, "these are weights quantized by another library; use the unquantized checkpoint"),
 }
+
+# The files of a model folder that describe the model; the first that exists is read.
+CONFIG_FILES = ("config.json", "hparams.json")
+
+# What transformers applies when it generates. The end tokens belong to the model; GenerationConfig has the other settings.
+GENERATION_FILE = "generation_config.json"
 
 # The model_type of a folder with int8 weights. Other libraries do not know the name, so they do not load the folder. With
 # "gpt2" they would treat the weights as missing and initialize new ones.
@@ -66,7 +74,7 @@ class GPT2Config:
     scale_attn_weights: bool = True  # divide attention scores by sqrt(head_dim)
     scale_attn_by_inverse_layer_idx: bool = False  # ... and by the number of the layer, counted from 1
     bos_token_id: int | None = 50256
-    eos_token_id: int | None = 50256
+    eos_token_id: int | tuple[int, ...] | None = 50256  # the token that ends a text, or several of them
 
     def __post_init__(self) -> None:
         plain_numbers(self)
@@ -74,11 +82,11 @@ class GPT2Config:
             check_whole(name, getattr(self, name), 1, maximum=_MAX_SIZE)
         if self.n_inner is not None:
             check_whole("n_inner", self.n_inner, 1, maximum=_MAX_SIZE)
-        for name in ("bos_token_id", "eos_token_id"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 0)
-                if getattr(self, name) >= self.vocab_size:  # the default id, in a smaller vocabulary: no token has it
-                    object.__setattr__(self, name, None)
+        object.__setattr__(self, "bos_token_id", self._checked_token("bos_token_id", self.bos_token_id))
+        ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
+        checked = dict.fromkeys(self._checked_token("eos_token_id", end) for end in ends)  # each once, in their order
+        known = tuple(end for end in checked if end is not None)
+        object.__setattr__(self, "eos_token_id", known if len(known) > 1 else known[0] if known else None)
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
@@ -98,6 +106,20 @@ class GPT2Config:
                 f"use one of {', '.join(ACTIVATION_FUNCTIONS)}",
                 field="activation_function",
             )
+
+    def _checked_token(self, name: str, token_id: Any) -> int | None:
+        """`token_id` as an int, or None if no token can have it. Configs state a missing token as null or as -1."""
+        token_id = plain_number(token_id)
+        if token_id is None or (token_id == -1 and type(token_id) is int):
+            return None
+        check_whole(name, token_id, 0, " (or -1 for none)")
+        return int(token_id) if token_id < self.vocab_size else None  # the default id, in a smaller vocabulary
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All tokens that end a text, the first of `eos_token_id` first; empty if there is none."""
+        ends = self.eos_token_id
+        return () if ends is None else ends if isinstance(ends, tuple) else (ends,)
 
     @property
     def head_dim(self) -> int:
@@ -145,12 +167,31 @@ class GPT2Config:
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> GPT2Config:
         """Read a `config.json` or `hparams.json`. ConfigError names the file if it is missing, corrupt or not GPT-2's."""
-        try:
-            values = read_json(path)
-        except OSError as error:
-            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise ConfigError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
+        return cls._of_file(path, _read_json(path))
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> GPT2Config:
+        """The config of a model folder: `config.json` or OpenAI's `hparams.json`, with the end tokens of the folder.
+
+        If the folder has a `generation_config.json`, the end tokens are those that it states, also if it states none, as in
+        transformers. `tie_word_embeddings` is not checked: false is also written for a head that equals the token embedding,
+        so who reads the weights compares the two (`is_untied`).
+
+        Raises ConfigError, which names the file, if a file is missing, corrupt or not GPT-2's.
+        """
+        path = _config_file(folder)
+        values = _read_json(path)
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key != "tie_word_embeddings"}
+        config = cls._of_file(path, values)
+        generation = Path(folder) / GENERATION_FILE
+        if not generation.is_file():
+            return config
+        ends = read_generation_file(generation).get("eos_token_id")
+        return cls._of_file(generation, {**dataclasses.asdict(config), "eos_token_id": ends})
+
+    @classmethod
+    def _of_file(cls, path: str | os.PathLike[str], values: Any) -> GPT2Config:
         try:
             return cls.from_dict(values)
         except ConfigError as error:
@@ -162,9 +203,40 @@ class GPT2Config:
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             **dataclasses.asdict(self),
+            "eos_token_id": list(ends) if isinstance(ends := self.eos_token_id, tuple) else ends,
             "n_ctx": self.n_positions,  # the older name, which some libraries still require
             "tie_word_embeddings": True,
         }
+
+
+def is_untied(folder: str | os.PathLike[str]) -> bool:
+    """Whether the config of a model folder says that the head is not the token embedding. ConfigError as `from_folder`."""
+    values = _read_json(_config_file(folder))
+    return isinstance(values, dict) and values.get("tie_word_embeddings") not in (True, None)
+
+
+def read_generation_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings in a `generation_config.json`. Raises ConfigError, which names the file, if it is damaged."""
+    values = _read_json(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a JSON object of settings, not {type(values).__name__}: remove the file")
+    return values
+
+
+def _read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file. Raises ConfigError, which names the file, if it cannot be read or is not JSON."""
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except ValueError as error:  # not JSON, or not UTF-8
+        message = pointer_message(path) or f"{path} is not valid JSON ({error}): restore or download the file again"
+        raise ConfigError(message) from None
+
+
+def _config_file(folder: str | os.PathLike[str]) -> Path:
+    paths = [Path(folder) / name for name in CONFIG_FILES]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 _GPT2 = GPT2Config()

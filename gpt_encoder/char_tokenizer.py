@@ -11,6 +11,7 @@ from typing import Any
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import InputError, InputTypeError, VocabularyError
 from gpt_config.file_reading import read_json
+from gpt_config.lfs import pointer_message
 from gpt_encoder.interface import EOT_TOKEN, Tokenizer
 
 _FILE_NAME = "char_vocab.json"
@@ -73,7 +74,8 @@ class CharTokenizer(Tokenizer):
         except OSError as error:
             raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:
-            raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
+            message = pointer_message(path) or f"{path} is not valid JSON ({error}): restore or download the file again"
+            raise VocabularyError(message) from None
         if not isinstance(characters, list) or not all(isinstance(character, str) for character in characters):
             raise VocabularyError(f"{path} must contain a list of characters: restore or download the file again")
         return cls(characters)

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt_config.errors import VocabularyError
 from gpt_config.file_reading import read_json
+from gpt_config.lfs import pointer_message
 from gpt_encoder.added_tokens import AddedToken
 from gpt_encoder.interface import EOT_TOKEN
 
@@ -172,7 +173,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise VocabularyError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise VocabularyError(f"{path} is not valid JSON ({error}): restore or download the file again") from None
+        message = pointer_message(path) or f"{path} is not valid JSON ({error}): restore or download the file again"
+        raise VocabularyError(message) from None
     if not isinstance(content, dict):
         raise VocabularyError(f"{path} must contain a JSON object, not {type(content).__name__}")
     return content

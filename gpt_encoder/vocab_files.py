@@ -19,6 +19,7 @@ from typing import Any
 from gpt_config.atomic_write import atomic_write_json, atomic_write_text
 from gpt_config.errors import VocabularyError
 from gpt_config.file_reading import read_text, special_file
+from gpt_config.lfs import pointer_message
 from gpt_config.locate import TOKENIZER_FILES
 from gpt_encoder.added_tokens import AddedToken
 from gpt_encoder.interface import EOT_TOKEN
@@ -199,6 +200,8 @@ def read_vocab_and_merges(vocab: Path, merges: Path) -> Vocabulary:
 
 
 def _read_merges(merges: Path) -> list[tuple[str, str]]:
+    if message := pointer_message(merges):
+        raise VocabularyError(message)
     try:
         # Not splitlines(): it would also split at the other line separators of Unicode.
         lines = read_text(merges, "utf-8-sig").split("\n")

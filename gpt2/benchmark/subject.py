@@ -37,7 +37,7 @@ class Subject:
 
     @cached_property
     def config(self) -> GPT2Config:
-        return GPT2Config.from_json_file(self.folder / "config.json")
+        return GPT2Config.from_folder(self.folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

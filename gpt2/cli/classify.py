@@ -42,7 +42,7 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
     from gpt2.finetuning.classification import classify as classify_rows
     from gpt2.finetuning.classifier_files import load_classifier
     from gpt2.finetuning.label_results import THRESHOLD
-    from gpt2.weights.tokenizer import load_tokenizer_for
+    from gpt2.weights.tokenizer import check_ids, load_tokenizer_for
 
     classifier = load_classifier(from_pretrained, device=device, dtype=dtype)
     tokenizer = load_tokenizer_for(classifier.transformer)
@@ -50,6 +50,8 @@ def classify(file: str, from_pretrained: str, batch_size: int, device: str, dtyp
     waiting = iter(texts)
     while batch := list(islice(waiting, 16 * batch_size)):  # sorted by length together, for less padding
         rows = [tokenizer.encode(text) for text in batch]
+        for ids in rows:
+            check_ids(ids, tokenizer, classifier.transformer.config.vocab_size)
         n_cut += sum(len(row) > context for row in rows)
         results = dict(classify_rows(classifier, [row[:context] for row in rows], batch_size))
         for place, line in enumerate(batch):

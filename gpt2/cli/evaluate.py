@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, load_model_option
-from gpt2.cli.options import Choice, Command, option, pass_options, threads_option, wrong_options
+from gpt2.cli.options import Choice, Command, option, pass_options, revision_option, threads_option, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ _text, _tasks = partial(option, group="Perplexity"), partial(option, group="Othe
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @_what("--from_pretrained", metavar="NAME", help=MODEL_HELP)
+@revision_option("What to measure")
 @_what(
     "--task",
     type=Choice([_PERPLEXITY, "lambada", "hellaswag", "multiple_choice"]),
@@ -113,7 +114,9 @@ def _evaluate_text(options: EvaluateOptions) -> None:
     from gpt2.evaluation.perplexity import evaluate as evaluate_ids
 
     counts: dict[str, int] = {}
-    ids = _token_file(options.files, model.config.vocab_size, counts) or _text_ids(tokenizer, options, counts)
+    ids = _token_file(options.files, model.config.vocab_size, counts) or _text_ids(
+        tokenizer, model.config.vocab_size, options, counts
+    )
     bar = tqdm(unit="token", unit_scale=True, file=sys.stderr, disable=None, leave=False)
     with wrong_options(), bar:
         result = evaluate_ids(
@@ -138,16 +141,17 @@ def _token_file(files: tuple[str, ...], vocab_size: int, counts: dict[str, int])
     from gpt2.training.token_file import TokenFile
 
     file = TokenFile.open(files[0])
-    if file.vocab_size > vocab_size:
+    if file.vocab_size > vocab_size and file.largest_id() >= vocab_size:
         raise DataError(f"{files[0]} has {file.vocab_size} token ids and the model {vocab_size}: name the model of that run")
     counts["bytes"] = file.n_bytes
     return (token for start in range(0, len(file), 1 << 16) for token in file.tokens[start : start + (1 << 16)].tolist())
 
 
-def _text_ids(tokenizer: Tokenizer, options: EvaluateOptions, counts: dict[str, int]) -> Iterator[int]:
+def _text_ids(tokenizer: Tokenizer, vocab_size: int, options: EvaluateOptions, counts: dict[str, int]) -> Iterator[int]:
     """The ids of all documents, with an end-of-text token before each. `counts` is complete after the last id."""
     from gpt2.evaluation.detokenize import DETOKENIZERS, count_words
     from gpt2.training.corpus import Corpus
+    from gpt2.weights.tokenizer import check_ids
 
     corpus = Corpus([Path(file) for file in options.files], options.text_field)
     counts.update(bytes=0, words=0, replaced=0)
@@ -160,7 +164,9 @@ def _text_ids(tokenizer: Tokenizer, options: EvaluateOptions, counts: dict[str, 
         counts["bytes"] += len(text.encode("utf-8", errors="replace"))
         if begins:
             yield from separator
-        yield from tokenizer.encode(text, add_special_tokens=False)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        check_ids(ids, tokenizer, vocab_size)
+        yield from ids
         begins = piece.ends
     counts["replaced"] = corpus.replaced_bytes
 

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.model_option import DEVICE_HELP, MODEL_HELP, default_model
-from gpt2.cli.options import Command, option, pass_options, threads_option
+from gpt2.cli.options import Command, option, pass_options, revision_option, threads_option
 from gpt2.cli.training_run import (
     RunOptions,
     end_run,
@@ -109,6 +109,7 @@ _data, _output = partial(option, group="Data and run"), partial(option, group="E
 @_data("--validation_data", multiple=True, metavar="PATH", help="Validation data.  [default: a part of --data]")
 @_data("--test_data", multiple=True, metavar="PATH", help="classification: test data.  [default: a part of --data]")
 @_data("--from_pretrained", metavar="NAME", help=MODEL_HELP)
+@revision_option("Data and run")
 @_data("--out", metavar="FOLDER", help="New folder of the model, checkpoints and metrics.")
 @_data("--resume", metavar="FOLDER", help="Resume the run in FOLDER, with the options it was started with.")
 @_data("--step", "from_step", type=int, help="With --resume: the checkpoint of this step.  [default: the newest]")

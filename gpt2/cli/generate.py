@@ -17,10 +17,11 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, default_model, load_model_option
-from gpt2.cli.options import Command, option, pass_options, threads_option, wrong_options
+from gpt2.cli.options import Command, option, pass_options, revision_option, threads_option, wrong_options
 from gpt2.weights.folder import locate_model
 from gpt_config.errors import GPT2Warning, InputError
-from gpt_config.generation_config import GenerationConfig
+from gpt_config.generation_config import GenerationConfig, generation_settings
+from gpt_config.model_config import GENERATION_FILE
 
 if TYPE_CHECKING:
     from gpt2.generation.completion import Completion
@@ -90,6 +91,7 @@ _speed, _output = partial(option, group="Speed"), partial(option, group="Output"
 @_prompt("--instruction", metavar="TEXT", help="Ask a model that gpt2 finetune taught to respond, instead of PROMPT.")
 @_prompt("--input", "instruction_input", metavar="TEXT", help="The text that --instruction is about.")
 @_prompt("--from_pretrained", metavar="NAME", help=MODEL_HELP)
+@revision_option("Prompt and model")
 @_prompt("--model_name", metavar="NAME", help=TOKENIZER_HELP)
 @_sampling("--max_tokens", type=int, default=100, show_default=True, help="Generate at most this many tokens.")
 @_sampling("--do_sample", is_flag=True, help="Draw tokens at random. Without it: the most probable token (greedy).")
@@ -144,6 +146,8 @@ def generate(ctx: click.Context, options: GenerateOptions) -> None:
     _warn_of_unused_options(ctx, config)
     if options.verbose:
         click.echo(_how(model), err=True)
+        if unapplied := _unapplied(model):
+            click.echo(unapplied, err=True)
     if len(prompts) > options.batch_size:
         _print_batches(loaded, prompts, config, options)
     elif options.as_json:
@@ -163,6 +167,16 @@ def _how(model: GPT2) -> str:
     dtype = "int8 weights, float32" if is_int8(model) else str(model.dtype).removeprefix("torch.")
     threads = f", {thread_report()}" if model.device.type == "cpu" else ""
     return f"computing in {dtype} on {model.device}{threads}"
+
+
+def _unapplied(model: GPT2) -> str:
+    """One line with the settings of the model's generation_config.json, which the options do not take over; or ""."""
+    from gpt2.weights.tokenizer import folder_of
+
+    folder = folder_of(model)
+    settings = {} if folder is None else generation_settings(folder)
+    listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return f"not applied, because options set how to generate: {listed} of {GENERATION_FILE}" if listed else ""
 
 
 def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:

@@ -46,6 +46,8 @@ _REMEDIES = {
     "task": ("gpt2 finetune --task", "TASK"),
 }
 
+_REVISION = "gpt2.revision"  # the key of `revision_option` in click's context
+
 _LONGEST_NAME = 30  # columns of --help: an option with a longer name has its help on the next line, as click does it
 
 
@@ -135,6 +137,23 @@ def in_options_terms(error: ConfigError) -> str:
     return error.message_for(option_of(error.field)) + (f" ({explained})" if explained else "")
 
 
+def revision_option(group: str | None = None, of: str = "from_pretrained") -> Callable[[click.decorators.FC], Any]:
+    """The option `--revision REV` of a command whose parameter `of` names a model: it makes the name "NAME@REV"."""
+
+    def remember(ctx: click.Context, parameter: click.Parameter, revision: str | None) -> None:
+        if revision is not None:
+            ctx.meta[_REVISION] = of, revision
+
+    return option(
+        "--revision",
+        group=group,
+        metavar="REV",
+        expose_value=False,
+        callback=remember,
+        help="The branch, tag or commit of a model on the hub.  [default: main]",
+    )
+
+
 def threads_option(group: str | None = None) -> Callable[[click.decorators.FC], click.decorators.FC]:
     """The option `--threads N` of a command that computes: it fixes the number of threads while the command runs."""
 
@@ -214,6 +233,9 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command. Its errors become a ClickException."""
+        if _REVISION in ctx.meta:
+            of, revision = ctx.meta[_REVISION]
+            ctx.params[of] = f"{ctx.params[of] or 'gpt2'}@{revision}"
         try:
             return super().invoke(ctx)
         except GPT2Error as error:

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
-from gpt2.cli.options import Command, threads_option
+from gpt2.cli.options import Command, revision_option, threads_option
 from gpt2.weights.folder import holds_model_files, locate_model
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("model")
 @click.option("--out", required=True, metavar="FOLDER", help="Folder of the int8 model: a new one, or one without a model.")
+@revision_option(of="model")
 @threads_option()
 def quantize(model: str, out: str) -> None:
     """Convert a model to int8: a quarter of float32's bytes.

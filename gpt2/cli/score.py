@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, load_model_option
-from gpt2.cli.options import Choice, Command, option, pass_options, threads_option, wrong_options
+from gpt2.cli.options import Choice, Command, option, pass_options, revision_option, threads_option, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class ScoreOptions:
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @option("--from_pretrained", group="Model", metavar="NAME", help=MODEL_HELP)
+@revision_option("Model")
 @option("--model_name", group="Model", metavar="NAME", help=TOKENIZER_HELP)
 @option(
     "--format",

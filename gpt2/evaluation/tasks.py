@@ -10,6 +10,7 @@ per character for `accuracy_norm`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from gpt2.evaluation.figures import Figure, accuracy, perplexity
@@ -17,6 +18,7 @@ from gpt2.evaluation.item_log import ItemLog
 from gpt2.evaluation.items import Item, encode_pair
 from gpt2.evaluation.scoring import Request, Score, log_likelihoods
 from gpt2.model import GPT2
+from gpt2.weights.tokenizer import check_ids
 from gpt_config.validation import check_whole
 from gpt_encoder.interface import Tokenizer
 
@@ -68,6 +70,8 @@ def _score(model: GPT2, tokenizer: Tokenizer, items: Sequence[Item], batch_size:
     requests, n_requests = [], []
     for item in items:
         pairs = [encode_pair(tokenizer, *pair) for pair in item.pairs]
+        for ids in chain.from_iterable(pairs):
+            check_ids(ids, tokenizer, model.config.vocab_size)
         is_shared = all(context == pairs[0][0] for context, _ in pairs)
         groups = [pairs] if is_shared else [[pair] for pair in pairs]
         requests += [Request(group[0][0], [continuation for _, continuation in group]) for group in groups]

@@ -12,6 +12,7 @@ import torch
 from gpt2.evaluation.figures import bounded_exp
 from gpt2.evaluation.windows import predictions
 from gpt2.model import GPT2
+from gpt2.weights.tokenizer import check_ids
 from gpt_encoder.interface import Tokenizer
 
 
@@ -72,6 +73,7 @@ def score_tokens(
     if a size is invalid.
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
+    check_ids(ids, tokenizer, model.config.vocab_size)
     first = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
     found = chain([(None, None)] * (1 - len(first)), _predicted(model, [*first, *ids], context, stride, batch_size))
     scores, start = [], 0

@@ -106,7 +106,7 @@ def _add_vocabulary(writer: Any, config: GPT2Config, tokenizer: GPT2Tokenizer) -
     writer.add_token_types([1] * config.vocab_size)  # 1 is an ordinary token; callers pass ids, so no token is special
     writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges])
     writer.add_bos_token_id(config.bos_token_id or 0)
-    writer.add_eos_token_id(config.eos_token_id or 0)
+    writer.add_eos_token_id(next(iter(config.eos_token_ids), 0))
 
 
 def _add(writer: Any, name: str, tensor: Tensor, kind: Any) -> None:

@@ -60,7 +60,8 @@ class Batch:
         fast: FastLimits = FAST,
     ) -> None:
         self._model, self._draft_model = model, draft_model
-        self._vocab_size, self._use_cache = vocab_size, use_cache
+        self._vocab_size = None if vocab_size is None else min(vocab_size, model.config.vocab_size)
+        self._use_cache = use_cache
         self._max_prefill_tokens = max_prefill_tokens
         self._on_step, self._make_speculation = on_step, make_speculation
         self._fast = fast
@@ -227,9 +228,9 @@ class Batch:
         return self._give(self._places, self._decoder.next_logits())
 
     def _greedy_tokens(self, n_tokens: int) -> Iterator[list[Row]]:
-        row, decoder, eot = self._places[0], self._decoder, self._model.config.eos_token_id
+        row, decoder, ends = self._places[0], self._decoder, self._model.config.eos_token_ids
         assert decoder is not None
-        run = decoder.greedy_tokens(n_tokens, eot if row.config.stop_at_eot else None)
+        run = decoder.greedy_tokens(n_tokens, ends if row.config.stop_at_eot else ())
         self._one_at_a_time = run.failed
         if row.speculation and run.tokens:
             row.speculation.stepped(len(run.tokens) - 1)
@@ -237,7 +238,7 @@ class Batch:
         try:
             for token in run.tokens:
                 n_given += 1
-                row.append(token, None, eot)
+                row.append(token, None, ends)
                 yield [row]
                 if row.finish_reason:
                     return
@@ -267,10 +268,10 @@ class Batch:
         if any(row.wants_logprobs for row in rows):
             logprobs = sampling.logprobs_of(logits, tokens)
         advanced = [row for row in rows if row.finish_reason is None]
-        eot = self._model.config.eos_token_id
+        ends = self._model.config.eos_token_ids
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             if row.finish_reason is None:
-                row.append(token, logprob if row.wants_logprobs else None, eot)
+                row.append(token, logprob if row.wants_logprobs else None, ends)
             else:
                 row.window.ids.append(token)  # ended rows are computed too, until they are removed from the batch
         return advanced

@@ -48,7 +48,7 @@ def beam_search(
     Returns `config.num_return_sequences` beams, the best first; if fewer were found, the last one is repeated.
     """
     width = config.num_beams
-    eot = model.config.eos_token_id if config.stop_at_eot else None
+    ends = model.config.eos_token_ids if config.stop_at_eot else ()
     running, finished = [Beam()], []
     windows = [Window(list(prompt_ids), model.config.n_positions)]
     decoder = Decoder(model, windows, config.max_new_tokens, use_cache=use_cache, fast=fast)
@@ -56,11 +56,11 @@ def beam_search(
         candidates = _best_candidates(decoder, prompt_ids, running, config, vocab_size)
         is_last = step == config.max_new_tokens
         for beam, _ in candidates[:width]:
-            beam.at_eot = beam.ids[-1] == eot
+            beam.at_eot = beam.ids[-1] in ends
             if beam.at_eot or is_last:
                 finished.append(beam)
         finished = sorted(finished, key=lambda beam: -beam.score)[:width]
-        survivors = [(beam, parent) for beam, parent in candidates if beam.ids[-1] != eot][:width]
+        survivors = [(beam, parent) for beam, parent in candidates if beam.ids[-1] not in ends][:width]
         if is_last or not survivors:
             break
         running = [beam for beam, _ in survivors]

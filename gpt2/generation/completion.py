@@ -15,6 +15,7 @@ from gpt2.generation.row import FinishReason, Row
 from gpt2.generation.steps import Step
 from gpt2.generation.text_stream import TextStream
 from gpt2.model import GPT2
+from gpt2.weights.tokenizer import check_ids
 from gpt_config.errors import InputTypeError
 from gpt_config.generation_config import GenerationConfig, GenerationOptions
 from gpt_config.validation import check_whole
@@ -191,8 +192,10 @@ def stream_batch(
     texts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(texts, (list, tuple)):
         raise InputTypeError(f"prompts must be a str or a list of them, not {type(texts).__name__}")
-    prompt_ids = [tokenizer.encode(text, allowed_special=allowed_special) for text in texts]
-    rows = start(model, prompt_ids, config, logprobs=logprobs)
+    encoded = [tokenizer.encode(text, allowed_special=allowed_special) for text in texts]
+    for ids in encoded:
+        check_ids(ids, tokenizer, model.config.vocab_size)
+    rows = start(model, encoded, config, logprobs=logprobs)
     batch = Batch(model, vocab_size=tokenizer.vocab_size, draft_model=draft_model, on_step=on_step)
     prompt_of_row = [text for text in texts for _ in range(config.num_return_sequences)]
     return _events(decode(batch, rows), [_TextRow(*pair, tokenizer) for pair in zip(rows, prompt_of_row, strict=True)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -156,10 +156,10 @@ class Decoder:
         return self._greedy_head.leave_alone(n) if self._greedy_head else n
 
     @torch.inference_mode()
-    def greedy_tokens(self, n: int, eot: int | None) -> GreedyRun:
+    def greedy_tokens(self, n: int, ends: Collection[int]) -> GreedyRun:
         """Decode `n` greedy tokens of the only window, where `n` is the result of `reserve_greedy_steps`.
 
-        Returns fewer tokens if `eot` or NaN comes before. The caller appends them to the window.
+        Returns fewer tokens if one of `ends` or NaN comes before. The caller appends them to the window.
         """
         cache, plan, graphed = self._cache, self._plan, self._graphed
         assert cache is not None and plan is not None
@@ -175,8 +175,8 @@ class Decoder:
         seconds = max(self._fast.clock() - start, 1e-6)
         self._n_at_once = int(min(self._fast.max_at_once, 1 + self._fast.seconds_at_once * n / seconds))
         tokens = [token for token, _ in itertools.takewhile(lambda step: math.isfinite(step[1]), steps)]
-        if eot in tokens:
-            tokens = tokens[: tokens.index(eot) + 1]
+        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        tokens = tokens[: end + 1]
         cache.truncate(length + len(tokens))
         self._tokens_left -= len(tokens)
         return GreedyRun(tokens, failed=not tokens)

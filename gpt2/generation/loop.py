@@ -33,7 +33,7 @@ def generate(
     """Continue each row of `input_ids` (B, T), int64.
 
     Returns ids of shape (B * num_return_sequences, T + N), including the input, on its device and in its dtype. N is
-    max_new_tokens, or less if all rows ended earlier; rows that ended earlier are filled with the end-of-text id.
+    max_new_tokens, or less if all rows ended earlier; rows that ended earlier are filled with the first end-of-text id.
 
     - `options` are fields of GenerationConfig and override `config`.
     - `attention_mask` (B, T) is 1 for a token and 0 for padding, which may be on either side.
@@ -56,7 +56,7 @@ def generate(
     for _ in decode(Batch(model, use_cache=use_cache, draft_model=draft_model), rows):
         pass
     width = max((len(row.ids) for row in rows), default=0)
-    filler = model.config.eos_token_id or 0
+    filler = next(iter(model.config.eos_token_ids), 0)
     new_ids = [row.ids + [filler] * (width - len(row.ids)) for row in rows]
     new = torch.tensor(new_ids, dtype=input_ids.dtype, device=input_ids.device).view(len(rows), width)  # (B * n, N)
     inputs = input_ids.repeat_interleave(config.num_return_sequences, dim=0)  # (B * n, T)

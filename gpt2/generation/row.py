@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -60,13 +61,13 @@ class Row:
         """How many tokens the row may still get."""
         return self.config.max_new_tokens - len(self.ids)
 
-    def append(self, token: int, logprob: float | None, eot_token: int | None) -> None:
-        """Append a token, and set `finish_reason` if it is the last one."""
+    def append(self, token: int, logprob: float | None, eot_tokens: Collection[int]) -> None:
+        """Append a token, and set `finish_reason` if it is the last one. `eot_tokens` are those that end a text."""
         self.window.ids.append(token)
         self.ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        if self.config.stop_at_eot and token == eot_token:
+        if self.config.stop_at_eot and token in eot_tokens:
             self.finish_reason = "eot"
         elif len(self.ids) >= self.config.max_new_tokens:
             self.finish_reason = "length"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from gpt2.quantization.kernels import (
     packing_engine,
     plain_int8_product,
 )
+from gpt_config.errors import DeviceError
 
 _packed: Derived[torch.ScriptObject | None] = Derived()
 _units_and_sums: Derived[Tensor | None] = Derived()
@@ -51,6 +53,16 @@ class Int8Linear(nn.Module):
         else:
             y = int8_product(rows, packed, self.bias, False)
         return y.view(*x.shape[:-1], -1)  # (..., n_out)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Refuse another dtype, as from `model.half()`, before any tensor of the model has changed: `wte` comes first."""
+        dtype = fn(torch.empty(0, dtype=torch.float32, device=self.scale.device)).dtype
+        if dtype != torch.float32:
+            name = str(dtype).removeprefix("torch.")
+            raise DeviceError(
+                f"an int8 model computes in float32, not in {name}: load the model before quantization in {name}"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def packed_weight(self) -> torch.ScriptObject | None:
         """Return the weights packed for the CPU's kernel, or None if there is no such kernel."""

@@ -59,7 +59,7 @@ def stream_ids(
         token = choose(logits, config, rng)
         ids.append(token)
         yield token
-        if token == model.config.eos_token_id and config.stop_at_eot:
+        if token in model.config.eos_token_ids and config.stop_at_eot:
             return
 
 
@@ -75,7 +75,7 @@ def stream_text(
     """Yield the text after `prompt` in pieces of whole characters. The arguments are those of `stream_ids`."""
     from gpt_encoder.stream_decoder import StreamDecoder
 
-    decoder = StreamDecoder(tokenizer)
+    decoder, ends = StreamDecoder(tokenizer), (*model.config.eos_token_ids, tokenizer.eot_token_id)
     tokens = stream_ids(
         model,
         tokenizer.encode(prompt),
@@ -85,7 +85,7 @@ def stream_text(
         vocab_size=tokenizer.vocab_size,
     )
     for token in tokens:
-        if token != tokenizer.eot_token_id:
+        if token not in ends:
             yield decoder.push(token)
     yield decoder.flush()
 

@@ -398,7 +398,7 @@ def generate(
         last = hidden_states(model, new, cache)[-1]
         token = choose(tied_head(last, model.parameters["wte.weight"])[:vocab_size], options, generator)
         yield token
-        if token == config.eos_token_id:
+        if token in config.eos_token_ids:
             return
         ids, new = [*ids, token], [token]
 
@@ -477,7 +477,7 @@ def write_continuation(options: argparse.Namespace) -> None:
         print(f"warning: the prompt has {len(prompt_ids)} tokens, and the model sees only the last {n}", file=sys.stderr)
     print(options.prompt, end="", flush=True)
     for token in generate(model, prompt_ids, vocab_size=tokenizer.vocab_size, **how):
-        if token != model.config.eos_token_id:
+        if token not in model.config.eos_token_ids:
             print(text.push(token), end="", flush=True)
     print(text.flush())
 

@@ -6,7 +6,6 @@ computes nothing.
 
 from __future__ import annotations
 
-import re
 import struct
 import sys
 from array import array
@@ -14,19 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2.weights.folder import CONFIG_FILES, refuse_special_files, weight_files
+from gpt2.weights.folder import refuse_special_files, weight_files
 from gpt2.weights.safetensors_header import StoredTensor, read_header
 from gpt_config.errors import CheckpointError
-from gpt_config.model_config import GPT2Config
+from gpt_config.model_config import CONFIG_FILES, GPT2Config, is_untied
+from gpt_config.parameter_names import HEAD, TOKEN_EMBEDDING, is_other_head, published_parameter
 
 # The types that `read_floats` can read.
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-
-# Prefixes that torch.compile, DistributedDataParallel and transformers put before the published names.
-_PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|transformer\.)+")
-# The causal mask and its fill value, which old files store like weights.
-_NOT_WEIGHTS = re.compile(r"^h\.\d+\.attn\.(?:bias|masked_bias)$")
-_HEAD, _TOKEN_EMBEDDING = "lm_head.weight", "wte.weight"
 
 # Faults that one error message lists; it counts the others.
 _MAX_NAMED = 5
@@ -55,9 +49,8 @@ def _little_endian(code: str, raw: bytes | bytearray) -> array[Any]:
 def read_config(folder: Path) -> GPT2Config:
     """The config of a model folder, from `config.json` or OpenAI's `hparams.json`. CheckpointError if it has neither."""
     refuse_special_files(folder, CONFIG_FILES)
-    for name in CONFIG_FILES:
-        if (folder / name).is_file():
-            return GPT2Config.from_json_file(folder / name)
+    if any((folder / name).is_file() for name in CONFIG_FILES):
+        return GPT2Config.from_folder(folder)
     raise CheckpointError(f"{folder} has no config.json: name a folder that holds config.json and the weights")
 
 
@@ -73,7 +66,7 @@ def find_parameters(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]
             f"{folder} has {found}: the reference engines read a single model.safetensors; make one with "
             "GPT2.from_pretrained(folder).save_pretrained(new_folder) and name the new folder"
         )
-    tensors = _published_names(read_header(files[0]), files[0])
+    tensors = _published_names(read_header(files[0]), files[0], is_untied(folder))
     n_stored = len({name.split(".", 2)[1] for name in tensors if name.startswith("h.")})
     if config.n_layer > 2 * n_stored + _MAX_NAMED:  # a million missing layers would take all memory to list
         raise CheckpointError(
@@ -101,23 +94,29 @@ def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"ln_f.weight": (n_embd,), "ln_f.bias": (n_embd,)}
 
 
-def _published_names(tensors: Mapping[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
-    """The tensors by published name, without prefixes, masks and the head.
+def _published_names(tensors: Mapping[str, StoredTensor], path: Path, untied: bool) -> dict[str, StoredTensor]:
+    """The tensors by published name, without wrappers' names, masks and heads.
 
-    The head must equal the token embedding, because a model with another head computes other logits.
+    The head must equal the token embedding, because a model with another head computes other logits. If the config calls it
+    `untied`, both must be there.
     """
     named: dict[str, StoredTensor] = {}
     for key, tensor in tensors.items():
-        name = _PREFIXES.sub("", key)
-        if _NOT_WEIGHTS.match(name):
+        name = published_parameter(key)
+        if name is None or is_other_head(name):
             continue
         if name in named:
             raise CheckpointError(f"{path} holds {name!r} twice under different prefixes: remove one of them")
         named[name] = tensor
-    head = named.pop(_HEAD, None)
-    if head is not None and not _same(head, named.setdefault(_TOKEN_EMBEDDING, head)):
+    head = named.pop(HEAD, None)
+    if untied and (head is None or TOKEN_EMBEDDING not in named):
         raise CheckpointError(
-            f"{path} has a {_HEAD} that differs from {_TOKEN_EMBEDDING}: GPT-2's head is its token embedding; "
+            f"{path} lacks {HEAD if head is None else TOKEN_EMBEDDING}, and its config has tie_word_embeddings=false: "
+            "GPT-2's head is its token embedding; use a checkpoint with a tied head"
+        )
+    if head is not None and not _same(head, named.setdefault(TOKEN_EMBEDDING, head)):
+        raise CheckpointError(
+            f"{path} has a {HEAD} that differs from {TOKEN_EMBEDDING}: GPT-2's head is its token embedding; "
             "use a checkpoint with a tied head"
         )
     return named

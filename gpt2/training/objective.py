@@ -75,10 +75,14 @@ class LanguageModelling(Objective):
                 f"context={config.context} is longer than the {model.n_positions} positions of the model: use at most "
                 f"{model.n_positions}"
             )
-        if self.data.train.vocab_size > model.vocab_size:
+        if self.data.train.vocab_size <= model.vocab_size:
+            return
+        # A tokenizer may have more ids than the model. Then only data that contains one of these ids is an error.
+        largest = max(file.largest_id() for file in (self.data.train, self.data.validation))
+        if largest >= model.vocab_size:
             raise ConfigError(
-                f"the data has {self.data.train.vocab_size} token ids and the model {model.vocab_size}: "
-                "encode it with the model's tokenizer"
+                f"the data has {self.data.train.vocab_size} token ids and the model {model.vocab_size}, and contains id "
+                f"{largest}: encode it with the model's tokenizer"
             )
 
     def loss(self, model: GPT2) -> nn.Module:

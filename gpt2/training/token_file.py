@@ -75,6 +75,10 @@ class TokenFile:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def largest_id(self) -> int:
+        """The largest id in the file, or -1 if it has none. It reads the whole file."""
+        return int(self.tokens.max(initial=0)) if len(self) else -1
+
 
 class TokenWriter:
     """Writes a token file piece by piece, in a `with` block. An incomplete file is deleted.

@@ -240,13 +240,13 @@ def _greedy(engines: _Engines, of_engine: Callable[[_Engines, Array], list[int]]
         model = engines.torch("float64")
         expected = model.generate(torch.from_numpy(prompt), max_new_tokens=_NEW_TOKENS)[0, prompt.shape[1] :].tolist()
         found = of_engine(engines, prompt)
-        end = model.config.eos_token_id
-        yield name, _until(end, found), _until(end, expected)
+        ends = model.config.eos_token_ids
+        yield name, _until(ends, found), _until(ends, expected)
 
 
-def _until(end: int | None, ids: list[int]) -> list[int]:
-    """`ids` up to and including the first `end`: some engines stop there, others continue after it."""
-    return ids[: ids.index(end) + 1] if end in ids else ids
+def _until(ends: tuple[int, ...], ids: list[int]) -> list[int]:
+    """`ids` up to and including the first of `ends`: some engines stop there, others continue after it."""
+    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids)) + 1]
 
 
 def _numpy_greedy(engines: _Engines, prompt: Array) -> list[int]:

@@ -17,6 +17,7 @@ from gpt2.weights.folder import weight_files
 from gpt2.weights.safetensors_header import read_header
 from gpt_config.errors import CheckpointError
 from gpt_config.file_reading import open_regular
+from gpt_config.lfs import pointer_message
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -45,6 +46,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
     Raises CheckpointError if it is damaged.
     """
+    if message := pointer_message(path):
+        raise CheckpointError(message)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 

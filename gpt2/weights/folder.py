@@ -12,11 +12,11 @@ from pathlib import Path
 from gpt_config.adapter_config import AdapterConfig
 from gpt_config.errors import CheckpointError, ModelNotFoundError, Remedy
 from gpt_config.file_reading import read_json, special_file
+from gpt_config.lfs import pointer_message
 from gpt_config.locate import HUGGING_FACE, TOKENIZER_FILES, Hub, locate
-from gpt_config.model_config import INT8_MODEL_TYPE
+from gpt_config.model_config import CONFIG_FILES, GENERATION_FILE, INT8_MODEL_TYPE
 from gpt_config.shipped import shipped_models
 
-CONFIG_FILES = ("config.json", "hparams.json")
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 # Files with all weights, in the order of preference.
@@ -35,14 +35,22 @@ _SAFETENSORS_PATTERNS = ("model.safetensors", "model-*.safetensors", "model.safe
 _PYTORCH_PATTERNS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 
-def locate_model(name_or_folder: str | os.PathLike[str], *, hub: Hub = HUGGING_FACE) -> Path:
+def locate_model(name_or_folder: str | os.PathLike[str], *, hub: Hub = HUGGING_FACE, revision: str | None = None) -> Path:
     """Return the folder of a model or an adapter: the user's own, a shipped one, or one in the hub's cache.
 
-    It is downloaded if it is not in the cache. Raises ModelNotFoundError, which says what to do, after at most three seconds
-    without a network.
+    It is downloaded if it is not in the cache. `revision` is a branch, tag or commit of the hub's repository;
+    "name@revision" means the same. Raises ModelNotFoundError, which says what to do, after at most three seconds without a
+    network.
     """
-    first = (*CONFIG_FILES, *TOKENIZER_FILES, *_SAFETENSORS_PATTERNS, ADAPTER_CONFIG_FILE, *_ADAPTER_WEIGHTS)
-    return locate(name_or_folder, files=[first, _PYTORCH_PATTERNS], complete=_is_complete, hub=hub)
+    first = (
+        *CONFIG_FILES,
+        GENERATION_FILE,
+        *TOKENIZER_FILES,
+        *_SAFETENSORS_PATTERNS,
+        ADAPTER_CONFIG_FILE,
+        *_ADAPTER_WEIGHTS,
+    )
+    return locate(name_or_folder, files=[first, _PYTORCH_PATTERNS], complete=_is_complete, hub=hub, revision=revision)
 
 
 def locate_whole_model(name_or_folder: str | os.PathLike[str]) -> Path:
@@ -173,12 +181,13 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         weight_map = read_json(index)["weight_map"]
-        names = sorted(set(weight_map.values()))
+        names = sorted({name.removeprefix("./") for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{index} is not a readable index of shards: download it again") from None
+        message = pointer_message(index) or f"{index} is not a readable index of shards: download it again"
+        raise CheckpointError(message) from None
     present = set(os.listdir(index.parent))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if Path(name).name != name:
             raise CheckpointError(
                 f"{index} names the shard {name!r}, which is not a file in the same folder: download it again"
             )

@@ -32,11 +32,11 @@ def describe_tokenizer(folder: Path, config: GPT2Config, *, needs_padding: bool 
 
 
 def write_generation_config(folder: Path, config: GPT2Config, source: Path | None = None) -> None:
-    """Write generation_config.json: that of the folder `source` if it has one, otherwise the bos and eos of `config`."""
+    """Write generation_config.json: the settings of the folder `source`, if it has any, and the bos and eos of `config`."""
     values = None if source is None else _object(source / GENERATION_CONFIG_FILE)
-    if values is None:
-        values = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    atomic_write_json(folder / GENERATION_CONFIG_FILE, values)
+    # The file decides where a text ends, so it must say what the config says.
+    ends = {name: config.to_dict()[name] for name in ("bos_token_id", "eos_token_id")}
+    atomic_write_json(folder / GENERATION_CONFIG_FILE, {**(values or {}), **ends})
 
 
 def _object(path: Path) -> dict[str, Any] | None:

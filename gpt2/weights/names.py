@@ -1,49 +1,57 @@
 """Parameter names: converts the keys that other programs write to those of the published GPT-2 files.
 
 It depends on state dicts, not on file formats. The published names are those of this package's parameters, so no table is
-needed: prefixes are removed, entries that are not weights are dropped, and the head must equal the token embedding.
+needed: wrappers' names are removed, entries that are not weights are dropped, and the head must equal the token embedding.
 """
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from gpt_config.errors import CheckpointError
-
-# Prefixes added by torch.compile, by DistributedDataParallel, and by transformers' models with a head.
-_PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|transformer\.)+")
-
-# The causal mask and the value for masked scores, which old versions of transformers saved like weights.
-_NOT_WEIGHTS = re.compile(r"^h\.\d+\.attn\.(?:bias|masked_bias)$")
-_HEAD = "lm_head.weight"
+from gpt_config.errors import CheckpointError, GPT2Warning
+from gpt_config.parameter_names import HEAD, TOKEN_EMBEDDING, is_other_head, published_parameter
 
 
-def published_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+def published_names(tensors: Mapping[str, Tensor], source: object, *, is_untied: bool = False) -> dict[str, Tensor]:
     """Return `tensors` under the published names, without a copy of the head. `source` is named in errors.
+
+    Other heads beside the language model's are left out, with a GPT2Warning. `is_untied`: the config says that the head is
+    not the token embedding, so both must be there and be equal.
 
     Raises CheckpointError if two tensors get the same name, or if the head differs from the token embedding, because tying
     it silently would compute another model.
     """
     named: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        name = _PREFIXES.sub("", key)
-        if _NOT_WEIGHTS.match(name):
+        name = published_parameter(key)
+        if name is None:
             continue
         if name in named:
             raise CheckpointError(f"{source} contains {name!r} twice with different prefixes: remove one of them")
         named[name] = tensor
-    head = named.pop(_HEAD, None)
+    if others := sorted({name.split(".")[0] for name in named if is_other_head(name)}):
+        named = {name: tensor for name, tensor in named.items() if not is_other_head(name)}
+        warnings.warn(
+            f"{source} contains other heads, which a language model does not use: {', '.join(others)}", GPT2Warning, 3
+        )
+    head = named.pop(HEAD, None)
+    if is_untied and (head is None or TOKEN_EMBEDDING not in named):
+        missing = HEAD if head is None else TOKEN_EMBEDDING
+        raise CheckpointError(
+            f"{source} has tie_word_embeddings=false in its config and no {missing}: GPT-2's head is its token embedding; "
+            "use a checkpoint with a tied head"
+        )
     if head is not None:
-        if "wte.weight" not in named:
-            named["wte.weight"] = head
-        elif not _same(head, named["wte.weight"]):
+        if TOKEN_EMBEDDING not in named:
+            named[TOKEN_EMBEDDING] = head
+        elif not _same(head, named[TOKEN_EMBEDDING]):
             raise CheckpointError(
-                f"{source} has a {_HEAD} that differs from wte.weight: this package supports only GPT-2's head, which is "
-                "the token embedding; use a checkpoint with a tied head"
+                f"{source} has a {HEAD} that differs from {TOKEN_EMBEDDING}: this package supports only GPT-2's head, which "
+                "is the token embedding; use a checkpoint with a tied head"
             )
     return named
 

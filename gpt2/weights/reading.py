@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from gpt2.model import GPT2
 from gpt2.quantization.quantize import check_finite, empty_int8
-from gpt2.weights.folder import CONFIG_FILES, refuse_special_files
+from gpt2.weights.folder import refuse_special_files
 from gpt2.weights.names import n_layers
 from gpt_config.errors import CheckpointError
-from gpt_config.model_config import GPT2Config
+from gpt_config.model_config import CONFIG_FILES, GPT2Config
 
 # The largest number of names in a message, which must stay one line.
 _MAX_NAMED = 20
@@ -80,9 +80,8 @@ class _NoInitialWeights(TorchFunctionMode):
 def read_config(folder: Path) -> GPT2Config:
     """Return the config of a model folder, from `config.json` or OpenAI's `hparams.json`. Raises CheckpointError."""
     refuse_special_files(folder, CONFIG_FILES)
-    for name in CONFIG_FILES:
-        if (folder / name).is_file():
-            return GPT2Config.from_json_file(folder / name)
+    if any((folder / name).is_file() for name in CONFIG_FILES):
+        return GPT2Config.from_folder(folder)
     raise CheckpointError(f"{folder} has no config.json: name a folder that contains config.json and the weights")
 
 

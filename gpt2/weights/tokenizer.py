@@ -12,6 +12,7 @@ from gpt_encoder.token_files import other_tokenizer
 from gpt_encoder.tokenizer import GPT2Tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from gpt2.model import GPT2
@@ -42,8 +43,10 @@ def tokenizer_of(model: GPT2) -> Tokenizer | None:
 def load_tokenizer_for(model: GPT2, name_or_folder: str | os.PathLike[str] | None = None) -> Tokenizer:
     """Return the tokenizer of `name_or_folder`, or the model's own if it is None.
 
-    Raises VocabularyError if the model has none or one of another kind, and InputError if the tokenizer has more ids than
-    the model.
+    The model's own may have more ids than the model, as after a token was added without resizing it: `check_ids` refuses a
+    text that needs one. Of another tokenizer, only special tokens may be beyond, because its other tokens would then be
+    those of another model. Raises VocabularyError if the model has none or one of another kind, and InputError if the other
+    does not fit.
     """
     tokenizer = load_tokenizer(name_or_folder) if name_or_folder else tokenizer_of(model)
     if tokenizer is None:
@@ -53,9 +56,21 @@ def load_tokenizer_for(model: GPT2, name_or_folder: str | os.PathLike[str] | Non
         raise VocabularyError(
             f"{folder_of(model)} has no tokenizer files: name a tokenizer, such as gpt2", remedy=Remedy("tokenizer", "gpt2")
         )
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}: "
-            "use the tokenizer that belongs to the model"
-        )
+    n_rows = model.config.vocab_size
+    if name_or_folder and tokenizer.vocab_size > n_rows:
+        special = set(tokenizer.special_tokens.values())
+        if any(token_id >= n_rows and token_id not in special for token_id in tokenizer.token_bytes):
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model {n_rows}: "
+                "use the tokenizer that belongs to the model"
+            )
     return tokenizer
+
+
+def check_ids(ids: Sequence[int], tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise InputError, which names the token, if an id of a text is outside a model's vocabulary of `vocab_size` ids."""
+    if tokenizer.vocab_size <= vocab_size:
+        return
+    wrong = next((token_id for token_id in ids if token_id >= vocab_size), None)
+    if wrong is not None:
+        raise InputError.of_token(wrong, vocab_size, token=tokenizer.decode([wrong]))

@@ -119,7 +119,8 @@ def test_a_config_that_is_not_gpt2_is_an_error(values, message: str) -> None:
         ("n_inner", 0), ("attn_pdrop", 1.0), ("resid_pdrop", float("nan")), ("embd_pdrop", -0.1), ("embd_pdrop", "0"),
         ("layer_norm_epsilon", 0), ("layer_norm_epsilon", 10**400), ("layer_norm_epsilon", float("inf")),
         ("initializer_range", -1.0),
-        ("scale_attn_weights", 1), ("eos_token_id", -1), ("bos_token_id", "x"), ("activation_function", None),
+        ("scale_attn_weights", 1), ("eos_token_id", -2), ("bos_token_id", "x"),
+        ("activation_function", None),
     ],
 )  # fmt: skip
 def test_the_error_for_an_invalid_value_names_field_and_value(field: str, value: object) -> None:
@@ -150,3 +151,26 @@ def test_the_error_names_a_corrupt_file(content: bytes, tmp_path: Path) -> None:
 def test_the_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no_such_file"):
         GPT2Config.from_json_file(tmp_path / "no_such_file")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "ids"),
+    [
+        (7, 7, (7,)), ([7], 7, (7,)), ([7, 3, 7], (7, 3), (7, 3)), ((7, 3), (7, 3), (7, 3)), ([7, 99, -1, None], 7, (7,)),
+        (-1, None, ()), (None, None, ()), ([], None, ()), ([-1], None, ()), (99, None, ()),
+    ],
+)  # fmt: skip
+def test_end_tokens_are_one_id_a_list_or_none(given: object, kept: object, ids: tuple[int, ...]) -> None:
+    config = GPT2Config.from_dict({"vocab_size": 20, "eos_token_id": given})
+    assert (config.eos_token_id, config.eos_token_ids) == (kept, ids)
+    assert GPT2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(("given", "named"), [([3, True], "True"), ([[3]], r"\[3\]"), (["</s>"], "'</s>'"), ({}, "{}")])
+def test_the_error_for_an_invalid_end_token_names_it(given: object, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^eos_token_id={named} must be a whole number of 0 or more .or -1 for none."):
+        GPT2Config(eos_token_id=given)  # type: ignore[arg-type]
+
+
+def test_a_bos_token_of_minus_1_is_none() -> None:
+    assert GPT2Config(bos_token_id=-1).bos_token_id is None

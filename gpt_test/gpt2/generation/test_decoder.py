@@ -40,7 +40,7 @@ AS_MANY_AS_ALLOWED = FastLimits(seconds_at_once=99)
 def several_at_once(steps: Decoder, eot: int | None = None) -> list[int]:
     """Return the greedy tokens of one call; an empty list if a single step is required."""
     n_tokens = steps.reserve_greedy_steps()
-    return steps.greedy_tokens(n_tokens, eot).tokens if n_tokens else []
+    return steps.greedy_tokens(n_tokens, () if eot is None else (eot,)).tokens if n_tokens else []
 
 
 def greedy_ids(

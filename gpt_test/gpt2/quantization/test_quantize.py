@@ -23,7 +23,7 @@ from gpt2.quantization.quantize import is_int8, quantize_int8
 from gpt2.training import Trainer, prepare
 from gpt2.weights.folder import locate_model
 from gpt_config import GPT2Config, TrainingConfig
-from gpt_config.errors import CheckpointError, GPT2Error, InputError
+from gpt_config.errors import CheckpointError, DeviceError, GPT2Error, InputError
 from gpt_config.lora_config import LoRAConfig
 from gpt_encoder.tokenizer import load_tokenizer
 from gpt_test.conftest import TRAINING_TEXT, random_model, skip_unless_rows_are_rounded_alone
@@ -308,3 +308,14 @@ def test_ids_outside_the_vocabulary_are_named(small_model: GPT2) -> None:
     for wrong in (-1, 300):
         with pytest.raises(GPT2Error, match=f"token id {wrong} is outside the vocabulary"):
             int8_copy(small_model)(torch.tensor([[wrong]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_an_int8_model_refuses_another_dtype_and_stays_as_it_was(dtype: torch.dtype) -> None:
+    model = quantize_int8(random_model(GPT2Config(vocab_size=30, n_positions=8, n_embd=12, n_layer=2, n_head=2)))
+    ids = torch.tensor([[1, 2, 3]])
+    before = model(ids)
+    with pytest.raises(DeviceError, match="an int8 model computes in float32, not in") as caught:
+        model.to(dtype)
+    assert "\n" not in str(caught.value) and torch.equal(model(ids), before)
+    assert torch.equal(model.float().to("cpu")(ids), before)

@@ -61,7 +61,11 @@ def test_the_tokenizer_is_saved_too(small_folder: Path, small_tokenizer: GPT2Tok
     small.save_pretrained(tmp_path / "char", tokenizer=characters)
     assert isinstance(load_tokenizer(tmp_path / "char"), CharTokenizer)
     small.save_pretrained(tmp_path / "none")
-    assert {path.name for path in (tmp_path / "none").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
 
 
 def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(small_folder, small_model, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _vocabulary(folder: Path, tensors: dict[str, StoredTensor]) -> tuple[Status,
         return Status.FAIL, f"vocab_size={stated} in config.json, but the token embedding has {n_rows} rows: make them equal"
     if n_tokens > n_rows:
         found = f"the tokenizer has {n_tokens} tokens, but the token embedding has {n_rows} rows"
-        return Status.WARNING, f"{found}: a text that needs one of the last {n_tokens - n_rows} tokens is an error"
+        return Status.FAIL, f"{found}: use the tokenizer of this model"
     if n_tokens < n_rows:
         return Status.WARNING, f"{n_rows} rows for {n_tokens} tokens: a padded vocabulary, whose last ids have no token"
     return Status.PASS, ""

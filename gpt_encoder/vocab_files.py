@@ -311,7 +311,8 @@ def _checked(
     special = {text: token_ids[text] for text in sorted(named.special) if text in token_ids}
     special |= {token.text: token.token_id for token in added if token.is_special}
     try:
-        known = {*token_ids.values(), *(token.token_id for token in added)}
+        # Other ids than numbers are an error of Vocabulary.
+        known = {i for i in (*token_ids.values(), *(token.token_id for token in added)) if isinstance(i, int)}
         for token_id in (*first_ids, *last_ids):
             if token_id not in known:
                 raise VocabularyError(

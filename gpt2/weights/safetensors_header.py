@@ -15,6 +15,7 @@ from typing import Any
 
 from gpt_config.errors import CheckpointError
 from gpt_config.file_reading import open_regular, parse_json
+from gpt_config.lfs import pointer_message
 
 # The types of the format, and the size of one number in bits.
 ITEM_BITS = {
@@ -74,7 +75,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path} ({error.strerror}): check the file and its permissions") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}): download it again") from None
+        message = pointer_message(path) or f"{path} is not a readable safetensors file ({error}): download it again"
+        raise CheckpointError(message) from None
     return tensors
 
 

@@ -50,7 +50,7 @@ def main() -> None:
     model = GPT2(GPT2Config(vocab_size=data.tokenizer.vocab_size, n_positions=64, n_layer=2, n_head=4, n_embd=64))
     model.set_dropout(0.0)  # the model is too small to overfit this text
     config = TrainingConfig(
-        context=64, batch_size=16, max_steps=args.steps, warmup_steps=20, learning_rate=6e-3, min_learning_rate=3e-4,
+        context=64, batch_size=16, max_steps=args.steps, learning_rate=6e-3, min_learning_rate=3e-4,
         eval_interval=max(1, args.steps // 3), eval_batches=4, sample_tokens=0,
     )  # fmt: skip
     result = Trainer(model, data, config, args.out, is_quiet=True).train()

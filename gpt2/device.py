@@ -6,6 +6,7 @@ It depends on torch only.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -89,3 +90,25 @@ def has_matrix_units() -> bool:
     # The function is private: if a version of torch lacks it, assume that there is no AMX.
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return bool(has_amx())
+
+
+def free_memory(device: str | torch.device = "cpu") -> int | None:
+    """Return the free memory of the device in bytes, without swapping; None if the system does not report it."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return memory_of_machine("MemAvailable")
+    if kind != "cuda":
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved by torch for reuse
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def memory_of_machine(name: str) -> int | None:
+    """Return a size of /proc/meminfo in bytes, such as that of MemTotal; None on other systems than Linux."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -2,15 +2,18 @@
 
 On a CPU, torch draws one Bernoulli variable after another, which takes a quarter of a small model's training step on two
 cores. Here 16 random bits decide about each activation, and NumPy draws 64 bits at a time. On other devices, torch's own
-dropout is used.
+dropout is used. `in_mode` turns dropout on or off for a while.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Random bits for each element. They represent p with an error of at most 2**-17. The kept elements are scaled by the rate
 # that results, so the mean is exact.
@@ -65,3 +68,19 @@ def _kept(shape: torch.Size, threshold: int) -> Tensor:
     n = shape.numel()
     words = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-n // 4), np.uint64)
     return torch.from_numpy((words.view(np.uint16)[:n] >= np.uint16(threshold)).view(np.uint8)).view(shape)
+
+
+@contextlib.contextmanager
+def in_mode(module: nn.Module, *, is_training: bool) -> Iterator[None]:
+    """Set `module` and all of its parts to one mode, and at the end give each part the mode that it had.
+
+    `module.train(before)` would give all parts the mode of the whole, for example to a part that is frozen in eval mode.
+    """
+    changed = [part for part in module.modules() if part.training != is_training]
+    for part in changed:
+        part.training = is_training
+    try:
+        yield
+    finally:
+        for part in changed:
+            part.training = not is_training

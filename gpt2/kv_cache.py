@@ -6,6 +6,7 @@ It depends on the model's config, not on the model.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -47,6 +48,13 @@ class KVCache:
         self.length = 0
         shape = (2, batch_size, config.n_head, self.max_length, config.head_dim)
         self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+
+    @classmethod
+    def in_memory(cls, layers: Sequence[Tensor]) -> KVCache:
+        """Return an empty cache in memory that exists: one tensor (2, B, n_head, max_length, head_dim) for each layer."""
+        cache = cls.__new__(cls)
+        cache.max_length, cache.length, cache.layers = layers[0].shape[3], 0, list(layers)
+        return cache
 
     def check_fit(self, config: GPT2Config, rows: int, n_tokens: int, weight: Tensor) -> None:
         """Raise InputError unless `n_tokens` more tokens of `rows` rows fit.

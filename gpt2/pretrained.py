@@ -8,7 +8,7 @@ rarely needs are imported inside functions, because imports delay the first toke
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -18,18 +18,21 @@ from torch import Tensor
 from gpt2 import model as architecture
 from gpt2.device import resolve_device, resolve_dtype
 from gpt2.generation.loop import generate
+from gpt2.generation.processors import LogitsProcessor
 from gpt2.quantization.quantize import is_int8, quantize_int8
 from gpt2.weights.files import read_tensors
-from gpt2.weights.folder import is_adapter_folder, locate_base, locate_model, locate_whole_model
-from gpt2.weights.for_others import describe_tokenizer, write_generation_config
+from gpt2.weights.folder import foreign_model, is_adapter_folder, locate_base, locate_model, locate_whole_model
+from gpt2.weights.for_others import describe_tokenizer, write_chat_template, write_generation_config
 from gpt2.weights.names import published_names
 from gpt2.weights.reading import assemble, read_config
 from gpt2.weights.tokenizer import tokenizer_of
 from gpt_config.atomic_write import atomic_write_json
-from gpt_config.errors import CheckpointError, Remedy
+from gpt_config.errors import CheckpointError, InputError, Remedy
 from gpt_config.generation_config import GenerationConfig, GenerationOptions
-from gpt_config.model_config import INT8_MODEL_TYPE, is_untied
-from gpt_encoder.tokenizer import has_tokenizer
+from gpt_config.model_config import INT8_FIELDS, is_untied
+from gpt_config.unfinished import unchanged
+from gpt_config.whole_folder import whole_folder
+from gpt_encoder.tokenizer import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from gpt2.adapters.files import Adapter
@@ -65,18 +68,36 @@ class GPT2(architecture.GPT2):
         """Load a model, in eval mode, from a folder, the shipped models or the hub: see `load_model`."""
         return load_model(name_or_folder, device=device, dtype=dtype, revision=revision)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        tokenizer: Tokenizer | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_shard_size: int | str = "50GB",
+    ) -> None:
         """Write a folder that this package and transformers can load: see `save_model`."""
-        save_model(self, folder, tokenizer=tokenizer)
+        save_model(self, folder, tokenizer=tokenizer, dtype=dtype, max_shard_size=max_shard_size)
+
+    def resize(self, rows: Tokenizer | int, *, new_rows: str = "mean", seed: int = 0) -> None:
+        """Give the token embedding, which is also the head, a row for each id of a tokenizer, or `rows` rows, in place.
+
+        New rows are the mean of the old ones, or "random": see `gpt2.weights.resize`.
+        """
+        from gpt2.weights.resize import resize
+
+        resize(self, rows, new_rows=new_rows, seed=seed)
 
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         config: GenerationConfig | None = None,
         *,
         attention_mask: Tensor | None = None,
         use_cache: bool = True,
         draft_model: architecture.GPT2 | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Tensor:
         """Return `input_ids` (B, T) followed by new tokens: see `gpt2.generation.loop.generate`."""
@@ -87,6 +108,8 @@ class GPT2(architecture.GPT2):
             attention_mask=attention_mask,
             use_cache=use_cache,
             draft_model=draft_model,
+            inputs_embeds=inputs_embeds,
+            logits_processor=logits_processor,
             **options,
         )
 
@@ -101,8 +124,9 @@ def load_model(
     """Return a GPT-2 model in eval mode.
 
     `name_or_folder` is a folder, the name of a shipped model, or a hub name such as gpt2 or openai-community/gpt2-xl. For
-    the folder of an adapter, the base model is loaded and the adapter merged into it. `revision` is a branch, tag or commit
-    of a hub's repository; the name "gpt2@main" has one too.
+    the folder of an adapter, the base model is loaded and the adapter merged into it. A file of another program that
+    `gpt2 import` knows is loaded without its tokenizer (`load_foreign`). `revision` is a branch, tag or commit of a hub's
+    repository; the name "gpt2@main" has one too.
 
     `dtype` "int8" stores one byte per weight and computes in float32 (`gpt2.quantization`); a folder that was saved in int8
     is loaded the same way. "auto" is the fastest dtype on this machine with the greedy text of float32 (`load_fastest`).
@@ -114,6 +138,8 @@ def load_model(
     """
     if dtype not in ("auto", "int8"):
         target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
+    if dtype not in ("auto", "int8") and revision is None and (foreign := foreign_model(name_or_folder)):
+        return load_foreign(*foreign)[0].to(device=target_device, dtype=target_dtype)
     folder = locate_model(name_or_folder, revision=revision)
     if dtype == "auto":
         return load_fastest(folder, device=device)
@@ -121,13 +147,31 @@ def load_model(
         return _load_int8(folder, device)
     if is_adapter_folder(folder):
         return load_merged(folder, device=target_device, dtype=target_dtype)
-    config = read_config(folder)
-    tensors = published_names(read_tensors(folder), folder, is_untied=is_untied(folder))
+    with unchanged(folder):
+        config = read_config(folder)
+        tensors = published_names(read_tensors(folder), folder, is_untied=is_untied(folder))
     if "score.weight" in tensors:
         raise CheckpointError(f"{folder} contains a classifier, not a language model: use gpt2 classify")
     model = assemble(GPT2, config, tensors, folder, device=target_device, dtype=target_dtype)
     model.pretrained_from = folder
     return model
+
+
+def load_foreign(path: Path, format_name: str | None = None) -> tuple[GPT2, Tokenizer | None]:
+    """Return the model and the tokenizer, if it has one, of a file or folder of another program: see `gpt2.formats`.
+
+    The format is `format_name`, or what the content shows. The model keeps the dtype of the file. A model with the size of
+    OpenAI's vocabulary gets OpenAI's tokenizer. Raises CheckpointError.
+    """
+    from gpt2.formats.registry import OPENAI_ROWS, read_foreign
+
+    config, tensors, tokenizer = read_foreign(path, format_name)
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    model = assemble(GPT2, config, tensors, path, device=torch.device("cpu"), dtype=dtype)
+    if tokenizer is None and config.vocab_size in OPENAI_ROWS:
+        tokenizer = load_tokenizer("gpt2")
+    return model, tokenizer
 
 
 def _load_int8(name_or_folder: str | os.PathLike[str], device: str | torch.device) -> GPT2:
@@ -188,28 +232,55 @@ def locate_base_of(adapter: Adapter, base_model: str | os.PathLike[str] | None =
     return locate_base(adapter.folder, adapter.config.base_model)
 
 
-def save_model(model: architecture.GPT2, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
-    """Write config.json, model.safetensors, generation_config.json and the tokenizer's files.
+def save_model(
+    model: architecture.GPT2,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "50GB",
+) -> None:
+    """Write config.json, model.safetensors, generation_config.json and the tokenizer's files: all of them, or none.
 
-    Each file is written completely or not at all.
+    They replace the files of a former model in `folder`; files of other kinds stay. If the process is killed, `folder` has
+    the old model, or the new one, or cannot be loaded until it is written again.
 
-    Without `tokenizer`, the one of the folder that the model was loaded from is written. A new model gets OpenAI's tokenizer
-    if its vocabulary has the same size. Adapters are merged into the written weights; the model itself does not change.
+    Without `tokenizer`, that of the folder that the model was loaded from is written, with its chat template. For a new
+    model, a tokenizer that is in `folder` stays, as in transformers; without one, the model gets OpenAI's if its vocabulary
+    has the same size. Adapters are merged into the written weights; the model itself does not change.
+
+    `dtype` is that of the written weights: float32, float16, bfloat16 or float64; None for that of the model. Weights with
+    more than `max_shard_size` bytes, such as 5000 or "5GB", are written in several files.
+
+    Raises WriteError, also if another program is writing to `folder`; InputError if a weight is too large for `dtype`, or if
+    the model is in int8 and `dtype` is not None; DeviceError for another dtype; ConfigError for a wrong size.
     """
     from gpt2.adapters.lora import merged_parameters
-    from gpt2.weights.writing import write_tensors
+    from gpt2.weights.writing import write_weights
 
-    folder = Path(folder)
-    write_tensors(folder / "model.safetensors", merged_parameters(model))
-    values = {**model.config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
-    if is_int8(model):
-        values["model_type"] = INT8_MODEL_TYPE
-    atomic_write_json(folder / "config.json", values)
-    write_generation_config(folder, model.config, getattr(model, "pretrained_from", None))
-    tokenizer = tokenizer or tokenizer_of(model)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-        describe_tokenizer(folder, model.config)
+    if dtype is not None and is_int8(model):
+        raise InputError(
+            "the model is in int8, which has no other dtype: convert it first with gpt2.quantization.quantize.dequantize"
+        )
+    target = model.dtype if dtype is None else resolve_dtype(dtype)
+    values = {
+        **model.config.to_dict(),
+        "dtype": str(target).removeprefix("torch."),
+        **(INT8_FIELDS if is_int8(model) else {}),
+    }
+    source = getattr(model, "pretrained_from", None)
+    has_own = tokenizer is None and source is not None
+    if tokenizer is None and (has_own or not has_tokenizer(Path(folder))):
+        tokenizer = tokenizer_of(model)
+    with whole_folder(folder) as new:
+        write_weights(new, merged_parameters(model), dtype=None if dtype is None else target, max_shard_size=max_shard_size)
+        atomic_write_json(new / "config.json", values)
+        write_generation_config(new, model.config, source)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+            describe_tokenizer(new, model.config)
+        if has_own and source is not None:
+            write_chat_template(new, source)
 
 
 def load_fastest(

@@ -43,7 +43,8 @@ class Remedy(NamedTuple):
     """The remedy of an error, for programs that have an option or command for it: its key and, if known, its value.
 
     Keys and their values: "resume" (the folder of a run), "step" (of a checkpoint), "tokenizer" (a name), "base_model" (of
-    an adapter), "merge" (the folder of an adapter), "task" (of a fine-tuning run).
+    an adapter), "merge" (the folder of an adapter), "dequantize" (the folder of an int8 model), "import" (a file of
+    another program), "task" (of a fine-tuning run).
     """
 
     key: str

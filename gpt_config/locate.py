@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from gpt_config.errors import InputTypeError, ModelNotFoundError
 from gpt_config.model_config import PRESETS
 from gpt_config.shipped import shipped_models
+from gpt_config.unfinished import check_finished
 
 # The owners of the published models on the hub. The model may be named with or without its owner.
 _OWNERS = {"gpt2": "openai-community", "distilgpt2": "distilbert"}
@@ -71,7 +72,7 @@ def _answers() -> bool:
             _connect(constants.ENDPOINT, patience)
             events.put(True)
             request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-            urllib.request.urlopen(request, timeout=patience).close()
+            urllib.request.urlopen(request, timeout=2 * patience).close()  # longer, so that the wait below ends first
             events.put(True)
         except urllib.error.HTTPError:  # an error page is also an answer
             events.put(True)
@@ -117,6 +118,14 @@ class Hub(NamedTuple):
 HUGGING_FACE = Hub()
 
 
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """The path with a home folder in place of `~` or `~user`. ModelNotFoundError if there is no such user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise ModelNotFoundError(f"{str(name)!r} is in the home folder of an unknown user: check the path") from None
+
+
 def locate(
     name_or_folder: str | os.PathLike[str],
     *,
@@ -135,17 +144,15 @@ def locate(
 
     `files` are sets of file patterns. Each set is downloaded only if the folder is not `complete` after the previous ones.
 
-    Raises ModelNotFoundError, which says what to do, and InputTypeError if the name is not a str or path.
+    Raises ModelNotFoundError, which says what to do, InputTypeError if the name is not a str or path, and CheckpointError if
+    a folder is not whole.
     """
     if not isinstance(name_or_folder, (str, os.PathLike)):
         raise InputTypeError(f"the name of a model must be a str or path, not {type(name_or_folder).__name__}")
     name = str(name_or_folder)
     if not name:
         raise ModelNotFoundError("the name of the model is empty: name a folder, a shipped model, or a hub repository")
-    try:
-        folder = Path(name_or_folder).expanduser()
-    except RuntimeError:
-        raise ModelNotFoundError(f"{name!r} is in the home folder of an unknown user: check the path") from None
+    folder = user_path(name_or_folder)
     is_folder = _is(folder.is_dir)
     if "@" in name and not is_folder and isinstance(name_or_folder, str):
         name, _, stated = name.rpartition("@")
@@ -154,8 +161,10 @@ def locate(
         if not stated:
             raise ModelNotFoundError(f"{name}@ has no revision after the @: give a branch, a tag or a commit")
         revision, name_or_folder = stated, name
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         is_folder = _is(folder.is_dir)
+    if is_folder:
+        check_finished(folder)
     if revision is not None and not isinstance(revision, str):
         raise InputTypeError(f"the revision of a model must be a str, not {type(revision).__name__}")
     if is_folder and revision is None and _is(lambda: complete(folder)):

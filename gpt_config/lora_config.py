@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gpt_config.errors import ConfigError
@@ -15,8 +17,11 @@ _MAX_RANK = 1 << 16
 
 # Far above any use. A value such as 1e300 makes the weights infinite.
 _MAX_ALPHA = 1_000_000
+_ALLOWED_ALPHA = f"a positive number up to {_MAX_ALPHA:,}, such as twice the rank"
 # Characters of a regular expression, which is compiled before it is used.
 _MAX_PATTERN = 10_000
+# Names, numbers or patterns of layers in one field. No GPT-2 has as many layers.
+_MAX_ENTRIES = 1000
 # The modules of GPT-2 that an adapter may replace as a whole.
 SAVED_WHOLE = ("wte", "wpe", "ln_f", "ln_1", "ln_2")
 
@@ -51,8 +56,7 @@ class LoRAConfig:
         check_whole("rank", self.rank, 1)
         if self.rank > _MAX_RANK:
             raise ConfigError(f"rank={self.rank} must be at most {_MAX_RANK}: no layer of GPT-2 is wider", field="rank")
-        allowed = f"a positive number up to {_MAX_ALPHA:,}, such as twice the rank"
-        check_real("alpha", self.alpha, lambda alpha: 0 < alpha <= _MAX_ALPHA, allowed)
+        check_real("alpha", self.alpha, lambda alpha: 0 < alpha <= _MAX_ALPHA, _ALLOWED_ALPHA)
         check_real("dropout", self.dropout, lambda p: 0 <= p < 1, "a probability of 0 or more and less than 1")
         check_bool("use_rslora", self.use_rslora)
         self._check_targets()
@@ -65,6 +69,7 @@ class LoRAConfig:
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)):
                 raise ConfigError(f"{name}={value!r:.80} must be a tuple", field=name)
+            _check_number(name, value)
             object.__setattr__(self, name, tuple(value))
         for number in self.layers_to_transform:
             check_whole("layers_to_transform", number, 0)
@@ -95,6 +100,7 @@ class LoRAConfig:
                 "or a regular expression",
                 field="target_modules",
             )
+        _check_number("target_modules", names)
         if isinstance(targets, str):
             if len(targets) > _MAX_PATTERN:
                 raise ConfigError(
@@ -102,7 +108,7 @@ class LoRAConfig:
                     field="target_modules",
                 )
             try:
-                re.compile(targets)
+                _check_expression(targets)
             except (re.error, RecursionError, OverflowError) as error:
                 raise ConfigError(
                     f"target_modules={targets!r} is not a regular expression ({error})", field="target_modules"
@@ -127,31 +133,33 @@ class LoRAConfig:
         """Whether the module with the name `module`, such as "transformer.wte", is trained as a whole."""
         return any(module.endswith(name) for name in self.modules_to_save)
 
-    def of_layer(self, module: str) -> LoRAConfig:
-        """The config with the rank and alpha of the layer with the name `module`, such as "transformer.h.0.attn.c_attn"."""
-        rank, alpha = _first(self.rank_pattern, module), _first(self.alpha_pattern, module)
-        return replace(
-            self,
-            rank=self.rank if rank is None else rank,
-            alpha=self.alpha if alpha is None else alpha,
-            rank_pattern=(),
-            alpha_pattern=(),
-        )
+
+def _check_number(name: str, entries: Sequence[object]) -> None:
+    if len(entries) > _MAX_ENTRIES:
+        raise ConfigError(f"{name} has {len(entries)} entries: it may have {_MAX_ENTRIES}", field=name)
+
+
+def _check_expression(pattern: str) -> None:
+    """Compile `pattern`, whose errors are re.error, RecursionError and OverflowError."""
+    with warnings.catch_warnings(action="ignore"):  # about characters that a later Python may read in another way
+        re.compile(pattern)
 
 
 def _checked_pattern(name: str, pattern: Any) -> tuple[tuple[str, Any], ...]:
     """`pattern`, a mapping or a tuple of pairs, as a tuple of pairs. ConfigError if a key or value is invalid."""
     try:
         pairs = tuple((key, plain_number(value)) for key, value in dict(pattern).items())
+        if len(pairs) > _MAX_ENTRIES:
+            raise ValueError(f"there are {len(pairs)}, more than {_MAX_ENTRIES}")
         for key, value in pairs:
-            if not isinstance(key, str):
-                raise TypeError(f"{key!r} is not a name")
-            re.compile(_expression(key))
+            if not isinstance(key, str) or len(key) > _MAX_PATTERN:
+                raise TypeError(f"{key!r:.80} is not a name, or has more than {_MAX_PATTERN} characters")
+            _check_expression(rf"(.*\.)?({key})$")  # what it becomes in peft
             if name == "rank_pattern":
-                check_whole(f"{name}: {key}", value, 1)
-                check_real(f"{name}: {key}", value, lambda rank: rank <= _MAX_RANK, f"at most {_MAX_RANK}")
+                check_whole(f"{name}: {key:.80}", value, 1)
+                check_real(f"{name}: {key:.80}", value, lambda rank: rank <= _MAX_RANK, f"at most {_MAX_RANK}")
             else:
-                check_real(f"{name}: {key}", value, lambda alpha: alpha > 0, "a positive number")
+                check_real(f"{name}: {key:.80}", value, lambda alpha: 0 < alpha <= _MAX_ALPHA, _ALLOWED_ALPHA)
     except (re.error, RecursionError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -159,12 +167,3 @@ def _checked_pattern(name: str, pattern: Any) -> tuple[tuple[str, Any], ...]:
             f"{name}={pattern!r:.80} must map patterns of layer names to numbers ({error})", field=name
         ) from None
     return pairs
-
-
-def _expression(pattern: str) -> str:
-    return rf"(?:.*\.)?(?:{pattern})$"
-
-
-def _first(pattern: tuple[tuple[str, Any], ...], module: str) -> Any:
-    """The value of the first pattern that matches `module`, or None."""
-    return next((value for key, value in pattern if re.match(_expression(key), module)), None)

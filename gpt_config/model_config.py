@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_config.errors import ConfigError
-from gpt_config.file_reading import read_json
+from gpt_config.file_reading import read_json, special_file
 from gpt_config.lfs import pointer_message
+from gpt_config.unfinished import check_finished
 from gpt_config.validation import check_bool, check_real, check_whole, plain_number, plain_numbers
 
 # The names in OpenAI's hparams.json, and the general names that transformers accepts for the same fields.
@@ -40,6 +41,14 @@ GENERATION_FILE = "generation_config.json"
 # The model_type of a folder with int8 weights. Other libraries do not know the name, so they do not load the folder. With
 # "gpt2" they would treat the weights as missing and initialize new ones.
 INT8_MODEL_TYPE = "gpt2-int8"
+
+# The fields of its config.json that say so to people and to other libraries. transformers' GPT2LMHeadModel, which does not
+# look at model_type, refuses a quantization_config without quant_method.
+INT8_FIELDS: dict[str, Any] = {
+    "model_type": INT8_MODEL_TYPE,
+    "architectures": ["gpt2.GPT2"],
+    "quantization_config": {"bits": 8, "library": "gpt2", "load": "gpt2.GPT2.from_pretrained", "undo": "gpt2 dequantize"},
+}
 
 # A thousand times the sizes of any GPT-2. A larger value is taken for a corrupt file, before memory is allocated.
 _MAX_SIZE = 1 << 24
@@ -131,6 +140,13 @@ class GPT2Config:
         """Channels inside the MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    @property
+    def n_parameters(self) -> int:
+        """The number of parameters of the model, with biases and norms."""
+        C, inner = self.n_embd, self.inner_dim
+        a_layer = 4 * C + (C + 1) * 3 * C + (C + 1) * C + (C + 1) * inner + (inner + 1) * C
+        return (self.vocab_size + self.n_positions) * C + self.n_layer * a_layer + 2 * C
+
     @classmethod
     def preset(cls, name: str) -> GPT2Config:
         """The configuration of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, 124M, ... 1558M.
@@ -156,7 +172,10 @@ class GPT2Config:
                 f"model_type={values['model_type']!r} is not 'gpt2': this package loads GPT-2 checkpoints only",
                 field="model_type",
             )
+        is_int8 = values.get("model_type") == INT8_MODEL_TYPE
         for key, (required, remedy) in _REQUIRED_VALUES.items():
+            if is_int8 and key == "quantization_config" and values.get(key) == INT8_FIELDS[key]:
+                continue
             if values.get(key, required) not in (required, None):
                 raise ConfigError(f"{key}={values[key]!r} is not supported: {remedy}", field=key)
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -177,14 +196,18 @@ class GPT2Config:
         transformers. `tie_word_embeddings` is not checked: false is also written for a head that equals the token embedding,
         so who reads the weights compares the two (`is_untied`).
 
-        Raises ConfigError, which names the file, if a file is missing, corrupt or not GPT-2's.
+        Raises ConfigError, which names the file, if a file is missing, corrupt or not GPT-2's, and CheckpointError if a
+        writer has not finished the folder.
         """
+        check_finished(folder)
         path = _config_file(folder)
         values = _read_json(path)
         if isinstance(values, dict):
             values = {key: value for key, value in values.items() if key != "tie_word_embeddings"}
         config = cls._of_file(path, values)
         generation = Path(folder) / GENERATION_FILE
+        if special_file(Path(folder), [GENERATION_FILE]):
+            raise ConfigError(f"{generation} is not a regular file: replace it with the file of the model")
         if not generation.is_file():
             return config
         ends = read_generation_file(generation).get("eos_token_id")

@@ -48,16 +48,23 @@ def plain_numbers(config: Any) -> None:
             object.__setattr__(config, field.name, plain)
 
 
-def check_whole(name: str, value: object, minimum: int, hint: str = "", maximum: int | None = None) -> None:
+def check_whole(
+    name: str,
+    value: object,
+    minimum: int,
+    hint: str = "",
+    maximum: int | None = None,
+    limit: str = "no GPT-2 is larger",
+) -> None:
     """Raise ConfigError unless `value` is an int (not a bool) from `minimum` to `maximum` (None: no maximum).
 
-    `hint` is appended to the message for a value that is no int or too small.
+    `hint` is appended to the message for a value that is no int or too small; `limit` is the reason for the maximum.
     """
     value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name}={value!r} must be a whole number of {minimum} or more{hint}", field=name)
     if maximum is not None and value > maximum:
-        raise ConfigError(f"{name}={value!r} must be at most {maximum}: no GPT-2 is larger", field=name)
+        raise ConfigError(f"{name}={value!r} must be at most {maximum}: {limit}", field=name)
 
 
 def check_real(name: str, value: object, is_allowed: Callable[[float], bool], allowed: str) -> None:

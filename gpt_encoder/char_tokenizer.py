@@ -12,6 +12,7 @@ from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import InputError, InputTypeError, VocabularyError
 from gpt_config.file_reading import read_json
 from gpt_config.lfs import pointer_message
+from gpt_config.whole_folder import whole_folder
 from gpt_encoder.interface import EOT_TOKEN, Tokenizer
 
 _FILE_NAME = "char_vocab.json"
@@ -87,12 +88,10 @@ class CharTokenizer(Tokenizer):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `char_vocab.json`, the list of characters, and the same for transformers, which gets equal ids from it."""
-        folder = Path(folder)
-        files = {"tokenizer.json": self._tokenizer_json(), "tokenizer_config.json": _TOKENIZER_CONFIG}
-        atomic_write_json(folder / _FILE_NAME, self.characters, indent=None)
-        for name, content in files.items():
-            atomic_write_json(folder / name, content)
-        self._remove_other_files(folder, [_FILE_NAME, *files])
+        with whole_folder(folder) as new:
+            atomic_write_json(new / _FILE_NAME, self.characters, indent=None)
+            atomic_write_json(new / "tokenizer.json", self._tokenizer_json())
+            atomic_write_json(new / "tokenizer_config.json", _TOKENIZER_CONFIG)
 
     def _tokenizer_json(self) -> dict[str, Any]:
         """The content of a `tokenizer.json`: each character is a word. A character outside the vocabulary is an error."""

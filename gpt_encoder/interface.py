@@ -9,12 +9,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from operator import itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gpt_config.cores import process_limit
-from gpt_config.errors import InputError, InputTypeError, WriteError
-from gpt_config.locate import TOKENIZER_FILES
+from gpt_config.errors import InputError, InputTypeError
 from gpt_config.validation import check_whole
 from gpt_encoder.added_tokens import AddedToken, split_at_tokens
 
@@ -43,7 +41,11 @@ class Tokenizer(ABC):
 
     `roles` maps the names of transformers' roles (bos_token, eos_token, pad_token, unk_token and others) to the texts of
     tokens. `first_ids` and `last_ids` are the ids that `encode` adds before and after each text; most tokenizers have none.
+
+    `end_token_id` is the end token of the model that the tokenizer is used with, if it is known; None: that of the files.
     """
+
+    end_token_id: int | None = None
 
     def __init__(
         self,
@@ -63,18 +65,6 @@ class Tokenizer(ABC):
         self._matched_tokens = {text: AddedToken(text, token_id) for text, token_id in self.special_tokens.items()}
         self._matched_tokens |= {token.text: token for token in added}
 
-    @staticmethod
-    def _remove_other_files(folder: Path, written: Collection[str]) -> None:
-        """Remove the other tokenizer files of `folder`: files of another tokenizer would give wrong ids."""
-        for name in TOKENIZER_FILES:
-            if name not in written:
-                try:
-                    (folder / name).unlink(missing_ok=True)
-                except OSError as error:
-                    raise WriteError(
-                        f"cannot remove {folder / name}, a file of another tokenizer ({error.strerror}): remove it yourself"
-                    ) from None
-
     @property
     @abstractmethod
     def token_bytes(self) -> Mapping[int, bytes]:
@@ -93,9 +83,26 @@ class Tokenizer(ABC):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the files from which `load_tokenizer(folder)` loads an equal tokenizer. Raises WriteError."""
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """A tokenizer that also has `tokens` as special tokens, with new ids after the last one. This one does not change.
+
+        Tokens that are already special keep their ids. Raises InputError for a text that is another token, and for a
+        vocabulary that has a fixed set of special tokens.
+        """
+        if all(token in self.special_tokens for token in tokens):
+            return self
+        raise InputError(
+            f"the special token {tokens[0]!r} cannot be added to a vocabulary of characters: use a byte-level vocabulary"
+        )
+
     @property
     def eot_token_id(self) -> int | None:
-        """The id of the token that ends a text: `eos_token_id`, or the id of `<|endoftext|>`; None if there is neither."""
+        """The id of the token that ends a text. None if there is none.
+
+        It is `end_token_id`, which the model has decided, or else `eos_token_id`, or else the id of `<|endoftext|>`.
+        """
+        if self.end_token_id is not None:
+            return self.end_token_id
         return self.special_tokens.get(EOT_TOKEN) if self.eos_token_id is None else self.eos_token_id
 
     @property

@@ -89,7 +89,7 @@ def _class_of(folder: Path, config: Mapping[str, Any]) -> str | None:
     try:
         content = read_json(folder / "config.json", "utf-8-sig")
         name = content.get("tokenizer_class")
-    except (OSError, ValueError, RecursionError, AttributeError):  # whoever loads the model says so
+    except (OSError, ValueError, RecursionError, AttributeError):  # loading the model reports the error
         return None
     return name if isinstance(name, str) else None
 

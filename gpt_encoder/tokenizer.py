@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -17,6 +18,8 @@ import regex
 from gpt_config.collector import collector_paused
 from gpt_config.errors import InputError
 from gpt_config.locate import TOKENIZER_FILES, locate, published_name
+from gpt_config.unfinished import check_finished
+from gpt_config.whole_folder import whole_folder
 from gpt_encoder.byte_pair import BytePairMerger
 from gpt_encoder.char_tokenizer import CharTokenizer
 from gpt_encoder.chunk_cache import ChunkCache
@@ -108,7 +111,27 @@ class GPT2Tokenizer(Tokenizer):
 
         Raises WriteError if a file cannot be written.
         """
-        self._remove_other_files(Path(folder), write_vocabulary(Path(folder), self.vocabulary))
+        with whole_folder(folder) as new:
+            write_vocabulary(new, self.vocabulary)
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> GPT2Tokenizer:
+        """As in Tokenizer.
+
+        >>> GPT2Tokenizer.from_pretrained("gpt2").with_special_tokens(["<|user|>"]).special_tokens
+        {'<|endoftext|>': 50256, '<|user|>': 50257}
+        """
+        new = [token for token in dict.fromkeys(tokens) if token not in self.special_tokens]
+        for token in new:
+            if token in self.added_tokens or token in self.vocabulary.token_ids:
+                raise InputError(f"{token!r} is already an ordinary token of this vocabulary: choose another text")
+        vocabulary = replace(
+            self.vocabulary,
+            special_tokens={**self.special_tokens, **{text: self.vocab_size + n for n, text in enumerate(new)}},
+            extra_special_tokens=(*self.vocabulary.extra_special_tokens, *new),
+        )
+        made = type(self)(vocabulary)
+        made.end_token_id = self.end_token_id
+        return made
 
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
@@ -199,6 +222,7 @@ def load_tokenizer(name_or_folder: str | os.PathLike[str] = "gpt2") -> Tokenizer
 def _locate_tokenizer(name_or_folder: str | os.PathLike[str]) -> Path:
     if isinstance(name_or_folder, (str, os.PathLike)) and published_name(str(name_or_folder)):
         folder = Path(name_or_folder)
+        check_finished(folder)
         return folder if has_tokenizer(folder) else _SHIPPED_FOLDER
     return locate(name_or_folder, files=[TOKENIZER_FILES], complete=has_tokenizer)
 

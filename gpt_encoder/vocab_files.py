@@ -212,9 +212,8 @@ def _read_merges(merges: Path) -> list[tuple[str, str]]:
     return _pairs(merges, [line.split(" ") for line in lines[first:] if line])
 
 
-def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
-    """Write the four files of a tokenizer that this package and transformers read. Returns their names."""
-    # This file comes first because readers prefer it: after it is written, they load the new tokenizer.
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Write the four files of a tokenizer that this package and transformers read."""
     atomic_write_json(folder / "tokenizer.json", _tokenizer_json(vocabulary))
     atomic_write_json(folder / "vocab.json", dict(vocabulary.token_ids), indent=None)
     atomic_write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, vocabulary.merges), ""]))
@@ -230,7 +229,6 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> list[str]:
             "clean_up_tokenization_spaces": False,
         },
     )
-    return ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"]
 
 
 def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 # No test may use the network. These are set first, because the hub client and transformers read them once, on import.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,10 @@ import torch
 from gpt2 import GPT2
 from gpt2.quantization import kernels, layers
 from gpt_config import GPT2Config
+from gpt_config.cores import available_cores
 from gpt_encoder import GPT2Tokenizer, train_bpe
 from gpt_test import without_hypothesis
+from gpt_test.browser import start_browser
 
 try:
     from hypothesis import settings
@@ -30,12 +34,21 @@ else:
     settings.register_profile("gpt2", deadline=None, print_blob=True)
     settings.load_profile("gpt2")
 
+# `nohup` and a shell's `&` start processes that ignore these signals, and so would those that the tests start and signal.
+for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    _number = getattr(signal, _name, None)  # Windows has no SIGHUP
+    if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
+
 # The matrices of the tests are small, so one thread is as fast as several and leaves the other cores free. Processes that
 # the tests start read the variable. `OMP_NUM_THREADS=4 pytest ...` overrides this.
 THREADS_BY_DEFAULT = torch.get_num_threads()
 if "OMP_NUM_THREADS" not in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+HERE = Path(__file__).resolve().parent
+MOST_PROCESSES = 8  # each takes 0.7 GB
 
 TRAINING_TEXT = """Once upon a time there was a small cat who lived by the sea. Every day the cat went down to the water
 and looked at the boats. "Where do they go?" asked the cat. "Far away," said the old dog, "and then they come home again."
@@ -107,6 +120,13 @@ def small_folder(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path_fac
     return folder
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    started = start_browser()
+    yield started
+    started.quit()
+
+
 def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32, *, positions: float = 3.0) -> GPT2:
     """A model in eval mode. All parameters, also of norms and biases, are random and far from their initial values.
 
@@ -144,3 +164,20 @@ def transformers_twin(model: GPT2):
     result = twin.transformer.load_state_dict(model.state_dict())
     assert not result.missing_keys and not result.unexpected_keys
     return twin.eval()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole of the tests in a process per core where pytest-xdist is installed. `-n 0` runs them in one."""
+    option = config.option
+    paths = [Path(argument).resolve() for argument in config.args]
+    is_whole = paths == [HERE] and option.markexpr == "not slow" and not option.keyword
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # this is one of the processes
+    if is_whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
+        option.numprocesses, option.dist = min(available_cores().count, MOST_PROCESSES), "loadgroup"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the blocks of the pages: those of one page run one after another, and at the end would run alone."""
+    items.sort(key=lambda item: item.path.name != "test_documentation.py")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +169,7 @@ class PageRun:
     def _run_python(self, text: str) -> tuple[str, str]:
         if self._python is None or self._python.poll() is not None:
             self._python = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", _SESSION],
+                ["python", "-m", "gpt_test.page_session"],
                 cwd=self._folder,
                 env=dict(self._environment),
                 stdin=subprocess.PIPE,
@@ -191,19 +190,3 @@ def _difference(printed: str, expected: str | None) -> str:
     if expected is None or is_output(printed, expected):
         return ""
     return f"prints:\n{printed}\ninstead of:\n{expected}"
-
-
-# Runs blocks, one JSON text a line, in one namespace; answers each with what it printed and its traceback.
-_SESSION = """
-import contextlib, io, json, sys, traceback
-answers, names = sys.stdout, {"__name__": "__main__"}
-for line in sys.stdin:
-    printed, problem = io.StringIO(), ""
-    with contextlib.redirect_stdout(printed):
-        try:
-            exec(compile(json.loads(line), "<block>", "exec"), names)
-        except BaseException:
-            problem = traceback.format_exc()
-    answers.write(json.dumps([printed.getvalue(), problem]) + "\\n")
-    answers.flush()
-"""

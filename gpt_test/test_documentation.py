@@ -8,7 +8,6 @@ from __future__ import annotations
 import doctest
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from gpt_test.gpt_config.test_locate import cache_repository
 from gpt_test.offline_site import loads_from_elsewhere
 from gpt_test.page_blocks import LANGUAGES, Block, PageRun, read_blocks, without_blocks
 from gpt_test.test_floors import FLOOR_OF
+from gpt_test.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -34,18 +34,13 @@ MAX_README_WORDS = 1100
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """gpt2 in the hub's cache, and a `gpt2` command as pip would install it."""
     folder = tmp_path_factory.mktemp("documentation")
     GPT2(GPT2Config(n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder / "stand-in")
     (folder / "cache").mkdir()
     cache_repository(str(folder / "cache"), "gpt2", folder / "stand-in")
-    (folder / "bin").mkdir()
-    for name, target in (("gpt2", f'"{sys.executable}" -m gpt2'), ("python", f'"{sys.executable}"')):
-        script = folder / "bin" / name
-        script.write_text(f'#!/bin/sh\nexec {target} "$@"\n')
-        script.chmod(0o755)
-    return {
+    variables = {
         **os.environ,
         "HF_HUB_CACHE": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
@@ -54,6 +49,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONIOENCODING": "utf-8",
     }
+    with warm_python(str(folder / "socket"), variables) as python:
+        (folder / "bin").mkdir()
+        for name, text in (("python", python), ("gpt2", '#!/bin/sh\nexec python -m gpt2 "$@"\n')):
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
+        yield variables
 
 
 class Page:
@@ -184,7 +185,8 @@ def test_every_file_is_named() -> None:
 def test_every_option_is_named(command: str, page: str) -> None:
     from gpt2.cli.group import load_command
 
-    text = PAGES[f"docs/{page}.md"].read_text(encoding="utf-8")
+    # docs/options.md has the options that all commands have.
+    text = "".join(PAGES[f"docs/{name}.md"].read_text(encoding="utf-8") for name in (page, "options"))
     for parameter in load_command(command).params:
         for option in (*parameter.opts, *parameter.secondary_opts):
             assert not option.startswith("--") or re.search(rf"`{option}\b", text), f"docs/{page}.md has no {option}"

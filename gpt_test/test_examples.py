@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+PICTURES = {"induction_heads": 4, "what_the_model_has_learned": 5}  # the fewest that a notebook draws
+SLOW = {"induction_heads"}  # it trains a model
 
 
 def run(folder: Path, *arguments: object) -> str:
@@ -100,10 +102,30 @@ def test_rules_are_applied_to_the_logits() -> None:
     assert module.typical(1.0)(logits).isfinite().all()
 
 
+def test_a_text_under_a_constraint(tmp_path: Path) -> None:
+    program, answers = EXAMPLES / "constrained_text.py", (" cold", " thirsty", " a big red dog")
+    printed = run(tmp_path, program, "The sun was hot, and Tom was", "--choices", *answers)
+    assert printed.removeprefix("The sun was hot, and Tom was").removesuffix("\n") in answers
+    pattern = r" [A-Z][a-z]+ and [A-Z][a-z]+, (met|lived) in a [a-z ]+\."
+    printed = run(tmp_path, program, "Friends, named", "--regex", pattern)
+    assert re.fullmatch(f"Friends, named{pattern}\n", printed)
+
+
+def test_the_nearest_sentence_is_about_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Each pair of sentences of the program finds the other one, and a new sentence about eating finds eating."""
+    program = example("nearest_texts")
+    monkeypatch.setattr(sys, "argv", ["nearest_texts.py", "He ate a cake."])
+    program.main()
+    found = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()]
+    texts = [*program.SENTENCES, "He ate a cake."]
+    assert found == [texts[place] for place in (1, 0, 3, 8, 5, 4, 7, 6, 3)]
+
+
 def losses(printed: str) -> list[float]:
     return [float(found) for found in re.findall(r"loss:? (\d\S+)", printed)]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     program = EXAMPLES / "train_on_two_processes.py"
     one = run(tmp_path, program, "--out", "one", "--steps", 10)
@@ -114,28 +136,63 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     assert losses(two) == pytest.approx(losses(one), abs=2e-4)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (pip install -r requirements-dev.txt)")
+@pytest.mark.slow
+def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
+    printed = run(tmp_path, EXAMPLES / "train_a_student.py")
+    assert "begins with the layers [0, 2, 5] of 6" in printed
+    before, after = (float(found) for found in re.findall(r"loss.*: (\d\S+)", printed))
+    assert after < before
+    assert printed.splitlines()[-1].startswith("Once upon a time")
+
+
+@pytest.mark.slow
+def test_preferences_widen_the_margin(tmp_path: Path) -> None:
+    printed = run(tmp_path, EXAMPLES / "tune_on_preferences.py")
+    assert printed.count("answer:'It is red.'") == 2
+    for ids in re.findall(r"<\|assistant\|>: \[(.*)\]", printed):
+        first, *_, last = map(int, ids.split(", "))
+        assert (first, last) == (4096, 4097), "the new tokens come after those of gpt2-tiny"
+    margins = [float(found) for found in re.findall(r"margin (\S+)", printed)]
+    assert margins[0] == 0 and margins[-1] > 0.05 and "accuracy 1.00" in printed.splitlines()[-3]
+
+
+def cleared_notebook(path: Path):
+    """A notebook as nbformat reads it. It is stored without output."""
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (pip install -r requirements-dev.txt)")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed (pip install -r requirements-dev.txt)")
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install -r requirements-dev.txt)")
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None, f"{path.name}: clear all outputs"
+    return notebook
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_no_output(path: Path) -> None:
+    cleared_notebook(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem) for path in NOTEBOOKS],
+)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (pip install -r requirements-dev.txt)")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed (pip install -r requirements-dev.txt)")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install -r requirements-dev.txt)")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    notebook = cleared_notebook(path)
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output.get("name") == "stderr"], "a warning is printed"
-    if "learned" in path.stem:
-        assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
+    n_pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert n_pictures >= PICTURES.get(path.stem, 0)
 
 
-def test_there_are_two_notebooks() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["gpt2_from_the_inside.ipynb", "what_the_model_has_learned.ipynb"]
+def test_there_are_three_notebooks() -> None:
+    names = ["gpt2_from_the_inside", "induction_heads", "what_the_model_has_learned"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 def test_the_pictures_show_what_the_commands_print(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,19 +16,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gpt2.adapters.lora import add_lora, lora_modules, named_lora_parameters, saved_parameters, target_names
+from gpt2.adapters.lora import add_lora, lora_modules, named_lora_parameters, saved_parameters, target_configs
 from gpt2.adapters.targets import matching
 from gpt2.model import GPT2
 from gpt2.weights.files import read_file
 from gpt2.weights.folder import ADAPTER_CONFIG_FILE, adapter_file, is_model_folder
 from gpt2.weights.for_others import describe_tokenizer
 from gpt2.weights.reading import misfits
+from gpt2.weights.resize import resize
 from gpt2.weights.writing import write_tensors
 from gpt_config.adapter_config import AdapterConfig
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, ConfigError, InputError, WriteError
 from gpt_config.lora_config import LoRAConfig
 from gpt_config.shipped import shipped_models
+from gpt_config.unfinished import check_finished, unchanged
+from gpt_config.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
@@ -66,9 +70,9 @@ def save_adapter(
 ) -> None:
     """Write the adapters of `model` as a folder that peft and this package can load.
 
-    Each file is written completely or not at all. `base_model` is the name or folder of the model on which the adapters were
-    trained. Pass a `tokenizer` to write its files too, if it is not the base model's. With `head`, a linear layer without
-    bias, the adapter is that of a classifier.
+    All files are written, or none: see `save_model`. `base_model` is the name or folder of the model on which the adapters
+    were trained. Pass a `tokenizer` to write its files too, if it is not the base model's. With `head`, a linear layer
+    without bias, the adapter is that of a classifier.
 
     InputError if the model has no adapters. WriteError if the folder contains a model or cannot be written.
     """
@@ -88,11 +92,12 @@ def save_adapter(
         tensors |= {f"{_HEAD}{name}": parameter for name, parameter in head.named_parameters()}
     task_type = "CAUSAL_LM" if head is None else "SEQ_CLS"
     config = AdapterConfig(lora=lora, base_model=_stored_name(base_model), task_type=task_type)
-    write_tensors(folder / "adapter_model.safetensors", tensors)
-    atomic_write_json(folder / ADAPTER_CONFIG_FILE, config.to_dict())
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-        describe_tokenizer(folder, model.config)
+    with whole_folder(folder) as new:
+        write_tensors(new / "adapter_model.safetensors", tensors)
+        atomic_write_json(new / ADAPTER_CONFIG_FILE, config.to_dict())
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+            describe_tokenizer(new, model.config)
 
 
 def _stored_name(base_model: str | os.PathLike[str]) -> str:
@@ -105,13 +110,16 @@ def _stored_name(base_model: str | os.PathLike[str]) -> str:
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """Return the content of an adapter folder. CheckpointError names what is missing, damaged or not supported."""
     folder = Path(folder)
-    config = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE)
-    path = adapter_file(folder)
+    check_finished(folder)
+    with unchanged(folder):
+        config = AdapterConfig.from_json_file(folder / ADAPTER_CONFIG_FILE)
+        path = adapter_file(folder)
+        content = read_file(path)
     tensors: dict[str, Tensor] = {}
     saved: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     unknown = []
-    for key, tensor in read_file(path).items():
+    for key, tensor in content.items():
         if (found := _ADAPTER_KEY.fullmatch(key)) and found[1] not in tensors:
             tensors[found[1]] = tensor
         elif key.startswith(_HEAD) and config.task_type == "SEQ_CLS":
@@ -139,13 +147,15 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
     _check_task(adapter, head)
     lora = _without_idle_targets(adapter.config.lora, model)
     try:
-        names = target_names(model, lora)
+        own = target_configs(model, lora)
     except ConfigError as error:
         raise CheckpointError(f"the adapter in {adapter.folder} does not fit this model: {error}") from None
-    _check_fit(adapter, adapter.tensors, _shapes(model, names, lora))
+    _check_fit(adapter, adapter.tensors, _shapes(model, own))
     saved = _checked_saved(adapter, lora, model)
     if head is not None:
         _check_fit(adapter, adapter.head, {name: parameter.shape for name, parameter in head.named_parameters()})
+    if "wte.weight" in saved and len(saved["wte.weight"]) > model.config.vocab_size:
+        resize(model, len(saved["wte.weight"]))  # for tokens that were added before the adapter was trained
     add_lora(model, lora)
     parameters = dict(named_lora_parameters(model))
     with torch.no_grad():
@@ -160,31 +170,36 @@ def load_adapter(model: GPT2, adapter: Adapter | str | os.PathLike[str], *, head
 def _checked_saved(adapter: Adapter, lora: LoRAConfig, model: GPT2) -> dict[str, Tensor]:
     """Return the parameters that replace those of `model`. CheckpointError if they do not fit, or untie the head.
 
-    peft replaces only the input embedding by a saved `wte`. The head of a language model stays the old embedding, unless the
-    adapter has an `lm_head` too.
+    peft replaces only the input embedding by a `wte` of modules_to_save. The head of a language model stays the old
+    embedding, unless the adapter has an `lm_head` too. A `wte` that is saved without that, as with save_embedding_layers,
+    replaces both.
     """
     saved = dict(adapter.saved)
-    head = saved.pop("lm_head.weight", None)
-    _check_fit(adapter, saved, {name: model.get_parameter(name).shape for name in saved_parameters(model, lora)})
+    head, base = saved.pop("lm_head.weight", None), model.wte.weight
+    names = dict.fromkeys([*saved_parameters(model, lora), *({"wte.weight"} & saved.keys())])
+    shapes = {name: model.get_parameter(name).shape for name in names}
+    if "wte.weight" in shapes and "wte.weight" in saved and saved["wte.weight"].dim() == 2:
+        n_rows, width = shapes["wte.weight"]
+        shapes["wte.weight"] = torch.Size((max(n_rows, len(saved["wte.weight"])), width))
+    _check_fit(adapter, saved, shapes)
     if adapter.config.task_type == "CAUSAL_LM" and (head is not None or "wte.weight" in saved):
-        base = model.wte.weight
-        wte, head = saved.get("wte.weight", base), base if head is None else head
+        wte = saved.get("wte.weight", base)
+        head = head if head is not None else base if lora.saves("transformer.wte") else wte
         if wte.shape != head.shape or not torch.equal(wte.to(head), head):
             raise CheckpointError(
                 f"the adapter in {adapter.folder} makes wte and lm_head differ: this package supports only GPT-2's head, "
-                "which is the token embedding; save both with ensure_weight_tying=True in peft"
+                "which is the token embedding; train with modules_to_save=['lm_head'] and ensure_weight_tying=True in peft"
             )
     return saved
 
 
-def _shapes(model: GPT2, names: list[str], lora: LoRAConfig) -> dict[str, torch.Size]:
-    """Return the shapes that the parameters of adapters on the layers of these names would have."""
+def _shapes(model: GPT2, configs: Mapping[str, LoRAConfig]) -> dict[str, torch.Size]:
+    """Return the shapes that the parameters of adapters on these layers, each with its own config, would have."""
     shapes = {}
-    for name in names:
+    for name, config in configs.items():
         n_in, n_out = model.get_parameter(f"{name}.weight").shape
-        rank = lora.of_layer(f"transformer.{name}").rank
-        shapes[f"{name}.lora_A"] = torch.Size((rank, n_in))
-        shapes[f"{name}.lora_B"] = torch.Size((n_out, rank))
+        shapes[f"{name}.lora_A"] = torch.Size((config.rank, n_in))
+        shapes[f"{name}.lora_B"] = torch.Size((n_out, config.rank))
     return shapes
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.adapters.targets import matching
+from gpt2.adapters.targets import layer_configs, matching
 from gpt2.dropout import dropout
 from gpt2.model import GPT2, Conv1D
 from gpt2.quantization.quantize import check_can_learn
@@ -30,10 +30,10 @@ class LoRAConv1D(Conv1D):
     files. B is zero at first (section 4.1), so a new adapter does not change the output.
     """
 
-    def __init__(self, base: Conv1D, config: LoRAConfig, name: str = "") -> None:
-        """`config` is that of the whole adapter; `name`, such as "h.0.attn.c_attn", selects the rank and alpha."""
+    def __init__(self, base: Conv1D, config: LoRAConfig, own: LoRAConfig | None = None) -> None:
+        """`config` is that of the whole adapter; `own` has the rank and alpha of this layer, if they are others."""
         nn.Module.__init__(self)
-        self.config, own = config, config.of_layer(f"transformer.{name}")
+        self.config, own = config, own or config
         self.scale = own.scale
         self.weight, self.bias = base.weight, base.bias
         self.requires_grad_(False)
@@ -60,7 +60,7 @@ def add_lora(model: GPT2, config: LoRAConfig) -> None:
 
     After that, only the adapters and the modules that are saved as a whole require gradients.
 
-    ConfigError if a target matches no layer, or if the model already has adapters.
+    ConfigError if a target matches no layer, if a pattern takes seconds, or if the model already has adapters.
 
     >>> import gpt2
     >>> model = gpt2.GPT2.from_pretrained("gpt2-tiny")
@@ -69,10 +69,10 @@ def add_lora(model: GPT2, config: LoRAConfig) -> None:
     24576
     """
     check_can_learn(model)
-    modules = target_names(model, config)
+    modules = target_configs(model, config)
     model.requires_grad_(False)
-    for name in modules:
-        _replace(model, name, LoRAConv1D(_conv1d(model, name), config, name))
+    for name, own in modules.items():
+        _replace(model, name, LoRAConv1D(_conv1d(model, name), config, own))
     for name in saved_parameters(model, config):
         model.get_parameter(name).requires_grad_(True)
 
@@ -94,18 +94,22 @@ def merge_lora(model: GPT2) -> None:
         model.requires_grad_(True)
 
 
-def target_names(model: GPT2, config: LoRAConfig) -> list[str]:
-    """Return the names of the layers that get an adapter, such as "h.0.attn.c_attn". Errors are those of `add_lora`."""
+def target_configs(model: GPT2, config: LoRAConfig) -> dict[str, LoRAConfig]:
+    """Return the layers that get an adapter, such as "h.0.attn.c_attn", each with its own rank and alpha.
+
+    Errors are those of `add_lora`.
+    """
     if any(True for _ in lora_modules(model)):
         raise ConfigError("the model already has adapters: merge them first, or load the model again")
-    layers = [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
-    chosen = set()
+    layers = [_IN_MODEL + name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+    chosen: set[str] = set()
     for target in config.targets:
-        hits = {name.removeprefix(_IN_MODEL) for name in matching(config, target, [_IN_MODEL + name for name in layers])}
+        hits = matching(config, target, layers)
         if not hits:
             raise ConfigError(f"target_modules: {target!r} matches no layer of GPT-2, which has c_attn, c_proj and c_fc")
         chosen |= hits
-    return [name for name in layers if name in chosen]
+    configs = layer_configs(config, [name for name in layers if name in chosen])
+    return {name.removeprefix(_IN_MODEL): own for name, own in configs.items()}
 
 
 def saved_parameters(model: GPT2, config: LoRAConfig) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2.benchmark.engine import Engine, OpenableEngine, Place, Prompts
-from gpt2.benchmark.machine import free_memory, n_parameters
+from gpt2.benchmark.machine import free_memory
 from gpt2.benchmark.peers import CTranslate2Engine, LlamaEngine, TransformersEngine
 from gpt2.benchmark.results import LeftOutError
 from gpt2.benchmark.settings import DTYPES, OURS
@@ -75,7 +75,7 @@ def prepare_engine(name: str, subject: Subject, dtype: str) -> Path:
 
 def open_engine(name: str, path: Path, subject: Subject, dtype: str, place: Place) -> Engine:
     """The engine `name`, loaded from its prepared files. LeftOutError if it cannot take part or needs too much memory."""
-    needed, free = n_parameters(subject.config) * DTYPES[dtype], free_memory(place.device)
+    needed, free = subject.config.n_parameters * DTYPES[dtype], free_memory(place.device)
     if free is not None and needed > free:
         raise LeftOutError(f"not enough memory: its weights need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
     if name != OURS:

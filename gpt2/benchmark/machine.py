@@ -20,13 +20,15 @@ _PACKAGES = ("torch", "transformers", "ctranslate2", "llama-cpp-python", "gguf",
 
 def environment(threads: int, device: torch.device) -> dict[str, Any]:
     """What a reader needs to compare results: date, processor, cores, threads, accelerator, memory and versions."""
+    from gpt2.device import memory_of_machine
+
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": available_cores().count,
         "threads": threads,
         "device": _device_name(device),
-        "memory_gb": round(memory / 1e9, 1) if (memory := _meminfo("MemTotal")) is not None else None,
+        "memory_gb": round(memory / 1e9, 1) if (memory := memory_of_machine("MemTotal")) is not None else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := installed_version(name))},
@@ -43,12 +45,9 @@ def installed_version(package: str) -> str | None:
 
 def free_memory(device: str = "cpu") -> int | None:
     """Free memory of the device in bytes, without swapping; None if the system does not report it."""
-    if device == "cpu":
-        return _meminfo("MemAvailable")
-    import torch
+    from gpt2 import device as devices  # here, because it imports torch
 
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved by torch for reuse
-    return torch.cuda.mem_get_info(device)[0] + kept
+    return devices.free_memory(device)
 
 
 def peak_memory(device: str = "cpu") -> int:
@@ -70,16 +69,9 @@ def peak_memory(device: str = "cpu") -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def n_parameters(config: GPT2Config) -> int:
-    """The number of parameters of a model, with biases and norms."""
-    C, inner = config.n_embd, config.inner_dim
-    a_layer = 4 * C + (C + 1) * 3 * C + (C + 1) * C + (C + 1) * inner + (inner + 1) * C
-    return (config.vocab_size + config.n_positions) * C + config.n_layer * a_layer + 2 * C
-
-
 def read_per_token(config: GPT2Config) -> int:
     """The number of parameters read per token: all except the position embeddings, of which only one row is read."""
-    return n_parameters(config) - config.n_positions * config.n_embd
+    return config.n_parameters - config.n_positions * config.n_embd
 
 
 class WeightStream:
@@ -108,16 +100,6 @@ class WeightStream:
         for _ in range(self.N_READS):
             self._matrix @ self._vector
         synchronize(self._device)
-
-
-def _meminfo(name: str) -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def _device_name(device: torch.device) -> str:

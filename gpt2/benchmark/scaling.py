@@ -13,7 +13,6 @@ from typing import Any
 
 from gpt2.benchmark.bench import Bench
 from gpt2.benchmark.engines import generating_engines
-from gpt2.benchmark.machine import n_parameters
 from gpt2.benchmark.measure import Spread
 from gpt2.benchmark.results import Entrant, LeftOutError, Row
 from gpt2.benchmark.subject import is_preset
@@ -40,7 +39,7 @@ def scaling(bench: Bench) -> None:
 def _check_room(bench: Bench, size: str) -> None:
     if not is_preset(size):
         return  # the size of a named model is known only when it is loaded
-    needed = 4 * n_parameters(GPT2Config.preset(size)) + _BESIDE  # made in float32, even if it runs in another dtype
+    needed = 4 * GPT2Config.preset(size).n_parameters + _BESIDE  # made in float32, even if it runs in another dtype
     free, disk = bench.parts.free_memory(), shutil.disk_usage(bench.subject.work).free
     for what, there in (("memory", free), ("disk space in the temporary folder", disk)):
         if there is not None and needed > there:

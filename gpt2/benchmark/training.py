@@ -18,7 +18,7 @@ from torch import nn
 
 from gpt2 import model as architecture
 from gpt2.benchmark.bench import Bench
-from gpt2.benchmark.machine import free_memory, n_parameters, read_per_token
+from gpt2.benchmark.machine import free_memory, read_per_token
 from gpt2.benchmark.measure import Contender, take_turns
 from gpt2.benchmark.peers import load_transformers
 from gpt2.benchmark.results import Entrant, LeftOutError, Quantity, Row, timed_rows
@@ -110,7 +110,7 @@ def _learners(bench: Bench, dtype: str, makers: Mapping[str, MakeLearner]) -> di
 
 def _check_room(bench: Bench) -> None:
     # Weights, gradients and two moments in float32. Activations are not counted, because they depend on the batch.
-    needed, free = 16 * n_parameters(bench.subject.config), free_memory(bench.settings.device)
+    needed, free = 16 * bench.subject.config.n_parameters, free_memory(bench.settings.device)
     if free is not None and needed > free:
         raise LeftOutError(f"not enough memory: it needs more than {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
@@ -157,6 +157,9 @@ class _OneBatch(Objective):
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[Any], ...]:
         return self._batch
+
+    def share(self, step: int) -> float:
+        return 1.0
 
     def loss(self, model: architecture.GPT2) -> nn.Module:
         return LanguageModelLoss(model)

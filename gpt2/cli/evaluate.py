@@ -6,27 +6,30 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from gpt2.cli.classification_result import result_lines
 from gpt2.cli.group import CONTEXT_SETTINGS
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, load_model_option
+from gpt2.cli.option_sources import was_given
 from gpt2.cli.options import Choice, Command, option, pass_options, revision_option, threads_option, wrong_options
 from gpt_config.errors import DataError
 
 if TYPE_CHECKING:
     from gpt2.evaluation.figures import Figure
     from gpt2.evaluation.perplexity import Evaluation
+    from gpt2.finetuning.labels import Label
     from gpt2.pretrained import GPT2
+    from gpt2.training.corpus import Corpus
     from gpt_encoder.interface import Tokenizer
 
-_PERPLEXITY = "perplexity"
+_PERPLEXITY, _CLASSIFICATION = "perplexity", "classification"
 _ONLY_PERPLEXITY = ("context", "stride", "detokenize", "text_field")
 _ONLY_TASKS = ("limit", "per_item")
+_ONLY_CLASSIFICATION = ("text_column", "label_column")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class EvaluateOptions:
     limit: int | None
     per_item: str | None
     delimiter: str
+    text_column: str
+    label_column: str
     device: str
     dtype: str
     as_json: bool
@@ -60,7 +65,7 @@ _text, _tasks = partial(option, group="Perplexity"), partial(option, group="Othe
 @revision_option("What to measure")
 @_what(
     "--task",
-    type=Choice([_PERPLEXITY, "lambada", "hellaswag", "multiple_choice"]),
+    type=Choice([_PERPLEXITY, _CLASSIFICATION, "lambada", "hellaswag", "multiple_choice"]),
     default=_PERPLEXITY,
     show_default=True,
     help="What to measure: see above.",
@@ -68,7 +73,9 @@ _text, _tasks = partial(option, group="Perplexity"), partial(option, group="Othe
 @_text("--context", type=int, help="Tokens of a window.  [default: all positions of the model]")
 @_text("--stride", type=int, help="Tokens from window to window: fewer is slower, with more context.  [default: --context]")
 @_text("--detokenize", type=Choice(["wikitext", "ptb"]), help="Undo this corpus's spacing, but count its words.")
-@_text("--text_field", default="text", show_default=True, help="Field of a JSONL line that has the text.")
+@_text("--text_field", default="text", show_default=True, help="Field or column of JSON, CSV or Parquet with the text.")
+@option("--text_column", group="Classification", default="text", show_default=True, help="Column or field of the text.")
+@option("--label_column", group="Classification", default="label", show_default=True, help="Column or field of the label.")
 @_tasks("--limit", type=click.IntRange(1), help="Use the first N items only.  [default: all]")
 @_tasks("--per_item", metavar="PATH", help="Write a JSON line per item; the same call resumes an interrupted run from it.")
 @_tasks("--delimiter", default=" ", help="multiple_choice: text between context and choice.  [default: a space]")
@@ -83,8 +90,10 @@ def evaluate(ctx: click.Context, options: EvaluateOptions) -> None:
 
     \b
     perplexity       loss, perplexity, bits per byte, accuracy of texts. A FILE is text, JSONL,
-                     a folder of them, or a token file (.bin) of a training run. Documents are
+                     CSV, Parquet, a folder of them, or token ids (.bin, .npy). Documents are
                      scored one after another, each with <|endoftext|> before it.
+    classification   accuracy, macro F1 and confusion matrix of a run of gpt2 finetune --task
+                     classification, on the files that it reads: CSV, TSV, JSONL, Parquet
     lambada          JSONL {"text"}: the last word, predicted from all words before it
     hellaswag        JSONL of Rowan Zellers' format, or with ctx in place of ctx_a and ctx_b
     multiple_choice  JSONL of context, choices and answer (also: query, gold, label), or of
@@ -93,17 +102,21 @@ def evaluate(ctx: click.Context, options: EvaluateOptions) -> None:
     _check_options(ctx, options.task, options.files)
     if options.task == _PERPLEXITY:
         _evaluate_text(options)
+    elif options.task == _CLASSIFICATION:
+        _evaluate_classifier(options)
     else:
         _evaluate_task(options.files[0], options)
 
 
 def _check_options(ctx: click.Context, task: str, files: tuple[str, ...]) -> None:
-    only_others: tuple[str, ...] = _ONLY_TASKS if task == _PERPLEXITY else _ONLY_PERPLEXITY
+    only_others: tuple[str, ...] = () if task == _PERPLEXITY else _ONLY_PERPLEXITY
+    only_others += _ONLY_TASKS if task in (_PERPLEXITY, _CLASSIFICATION) else ()
+    only_others += () if task == _CLASSIFICATION else _ONLY_CLASSIFICATION
     only_others += () if task == "multiple_choice" else ("delimiter",)
     for name in only_others:
-        if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        if was_given(ctx, name):
             raise click.UsageError(f"--{name} has no meaning for the task {task}: leave it out, or choose another --task")
-    if task != _PERPLEXITY and len(files) > 1:
+    if task not in (_PERPLEXITY, _CLASSIFICATION) and len(files) > 1:
         raise click.UsageError(f"the task {task} takes one file, not {len(files)}")
 
 
@@ -112,11 +125,15 @@ def _evaluate_text(options: EvaluateOptions) -> None:
     from tqdm.auto import tqdm
 
     from gpt2.evaluation.perplexity import evaluate as evaluate_ids
+    from gpt2.training.corpus import Corpus
 
-    counts: dict[str, int] = {}
-    ids = _token_file(options.files, model.config.vocab_size, counts) or _text_ids(
-        tokenizer, model.config.vocab_size, options, counts
-    )
+    corpus, counts = Corpus(options.files, options.text_field), dict[str, int]()
+    for line in corpus.listing().lines():
+        click.echo(line, err=True)
+    if corpus.holds_tokens():
+        ids = _token_ids(corpus, tokenizer, model.config.vocab_size, counts)
+    else:
+        ids = _text_ids(corpus, tokenizer, model.config.vocab_size, options.detokenize, counts)
     bar = tqdm(unit="token", unit_scale=True, file=sys.stderr, disable=None, leave=False)
     with wrong_options(), bar:
         result = evaluate_ids(
@@ -132,31 +149,34 @@ def _evaluate_text(options: EvaluateOptions) -> None:
     _print_evaluation(result, counts, name, options.detokenize, options.as_json)
 
 
-def _token_file(files: tuple[str, ...], vocab_size: int, counts: dict[str, int]) -> Iterator[int] | None:
-    """The ids of a training run's token file, or None if the files are texts. Sets counts["bytes"]."""
-    if not any(file.endswith(".bin") for file in files):
-        return None
-    if len(files) > 1:
-        raise click.UsageError("a token file (.bin) must be the only FILE: name it alone, or texts")
-    from gpt2.training.token_file import TokenFile
+def _token_ids(corpus: Corpus, tokenizer: Tokenizer, vocab_size: int, counts: dict[str, int]) -> Iterator[int]:
+    """The ids of files of token ids, one after another. `counts["bytes"]` is complete after the last id."""
+    from gpt2.training.token_shards import bytes_of_ids, open_shard
 
-    file = TokenFile.open(files[0])
-    if file.vocab_size > vocab_size and file.largest_id() >= vocab_size:
-        raise DataError(f"{files[0]} has {file.vocab_size} token ids and the model {vocab_size}: name the model of that run")
-    counts["bytes"] = file.n_bytes
-    return (token for start in range(0, len(file), 1 << 16) for token in file.tokens[start : start + (1 << 16)].tolist())
+    shards = [open_shard(path, corpus.kind(path)) for path in corpus.files()]
+    for shard in shards:
+        shard.check(vocab_size, "the model")
+    sizes = bytes_of_ids(tokenizer.token_bytes, max(vocab_size, tokenizer.vocab_size), tokenizer.eot_token_id)
+    counts["bytes"] = 0
+    return _counted((ids for shard in shards for ids in shard.chunks()), sizes, counts)
 
 
-def _text_ids(tokenizer: Tokenizer, vocab_size: int, options: EvaluateOptions, counts: dict[str, int]) -> Iterator[int]:
+def _counted(parts: Iterator[Any], sizes: Any, counts: dict[str, int]) -> Iterator[int]:
+    for ids in parts:
+        counts["bytes"] += int(sizes[ids].sum())
+        yield from ids.tolist()
+
+
+def _text_ids(
+    corpus: Corpus, tokenizer: Tokenizer, vocab_size: int, spacing: str | None, counts: dict[str, int]
+) -> Iterator[int]:
     """The ids of all documents, with an end-of-text token before each. `counts` is complete after the last id."""
     from gpt2.evaluation.detokenize import DETOKENIZERS, count_words
-    from gpt2.training.corpus import Corpus
     from gpt2.weights.tokenizer import check_ids
 
-    corpus = Corpus([Path(file) for file in options.files], options.text_field)
     counts.update(bytes=0, words=0, replaced=0)
     separator = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
-    detokenize = DETOKENIZERS.get(options.detokenize or "")
+    detokenize = DETOKENIZERS.get(spacing or "")
     begins = True
     for piece in corpus.pieces():
         counts["words"] += count_words(piece.text) if detokenize else len(piece.text.split())
@@ -195,6 +215,48 @@ def _print_evaluation(result: Evaluation, counts: dict[str, int], name: str, cor
             click.echo(f"{label:16}{value:,.4f}" if isinstance(value, float) else f"{label:16}{value}")
     if corpus:
         click.echo(f"\n{table_beside(corpus)}")
+
+
+def _evaluate_classifier(options: EvaluateOptions) -> None:
+    if options.from_pretrained is None:
+        raise click.UsageError("the task classification needs a classifier: --from_pretrained FOLDER")
+    from gpt2.weights.folder import locate_model
+
+    locate_model(options.from_pretrained)
+    from gpt2.data.source import Source
+    from gpt2.finetuning.classification import encode_texts, measure
+    from gpt2.finetuning.classifier_files import load_classifier
+    from gpt2.finetuning.labelled import LabelledFiles
+    from gpt2.finetuning.records import files_of
+    from gpt2.weights.tokenizer import load_tokenizer_for
+
+    classifier = load_classifier(options.from_pretrained, device=options.device, dtype=options.dtype)
+    problem_type = classifier.problem_type or "single_label_classification"
+    files = LabelledFiles(
+        classifier.labels, problem_type, options.text_column, options.label_column, partial(click.echo, err=True)
+    )
+    texts: list[tuple[str, Label]] = []
+    for path in files_of(options.files):
+        for item in files.texts(Source(str(path))):
+            if item.label is None:
+                raise DataError(f"{path}, {item.place}: there is no label in {options.label_column!r}: name its column")
+            if unknown := files.unknown(item.label):
+                known = ", ".join(classifier.labels)
+                raise DataError(f"{path}, {item.place}: the label {unknown!r} is none of the classifier's ({known:.200})")
+            texts.append((item.text, item.label))
+    if not texts:
+        raise DataError(f"{options.files[0]} has no text: name a file with texts and labels")
+    tokenizer = load_tokenizer_for(classifier.transformer)
+    examples, n_cut = encode_texts(texts, classifier.labels, tokenizer, classifier.context)
+    if n_cut:
+        click.echo(f"warning: {n_cut} texts are cut to the {classifier.context} tokens of the training", err=True)
+    result = measure(classifier, examples, options.batch_size).to_dict()
+    if options.as_json:
+        values = {"model": options.from_pretrained, "task": _CLASSIFICATION, "texts": len(texts), **result}
+        click.echo(json_line(values))
+        return
+    for line in result_lines(result, f"{len(texts)} texts"):
+        click.echo(line)
 
 
 def _evaluate_task(file: str, options: EvaluateOptions) -> None:

@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-import sys
+import secrets
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from gpt2.cli.group import CONTEXT_SETTINGS, decode_argument, decode_utf8, read_stdin
-from gpt2.cli.json_lines import json_line, json_option
-from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, default_model, load_model_option
-from gpt2.cli.options import Command, option, pass_options, revision_option, threads_option, wrong_options
+from gpt2.cli.chat import ChatOptions, converse, is_on_a_terminal
+from gpt2.cli.generate_output import Layout, Loaded, write_results
+from gpt2.cli.generate_tasks import check_tasks, settings_of, tasks_of
+from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.json_lines import json_option
+from gpt2.cli.model_option import MODEL_HELP, TOKENIZER_HELP, load_model_option
+from gpt2.cli.option_sources import was_given
+from gpt2.cli.options import (
+    Command,
+    option,
+    options_from,
+    pass_options,
+    revision_option,
+    values_of,
+)
+from gpt2.cli.output_file import OutputFile
+from gpt2.cli.prompts import (
+    Prompt,
+    argument_prompt,
+    file_prompts,
+    has_escapes,
+    instruction_prompt,
+    is_json_name,
+    unescape,
+)
+from gpt2.cli.sampling_options import SamplingOptions, sampling_options, speed_options, warn_of_unused_options
 from gpt2.weights.folder import locate_model
-from gpt_config.errors import GPT2Warning, InputError
+from gpt_config.errors import GPT2Warning
 from gpt_config.generation_config import GenerationConfig, generation_settings
 from gpt_config.model_config import GENERATION_FILE
 
 if TYPE_CHECKING:
-    from gpt2.generation.completion import Completion
-    from gpt2.generation.steps import StepCounts
     from gpt2.pretrained import GPT2
-    from gpt_encoder.interface import Tokenizer
-
-_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
+class GenerateOptions(SamplingOptions):
     """The options of `gpt2 generate`."""
 
     prompt: str | None
     prompt_file: str | None
+    field: str | None
     instruction: str | None
     instruction_input: str | None
     from_pretrained: str | None
     model_name: str | None
-    max_tokens: int
-    do_sample: bool
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float
-    num_beams: int
-    num_samples: int
-    seed: int | None
-    stop: tuple[str, ...]
+    special_tokens: bool
+    escape: bool
     speculate: bool
     draft_model: str | None
     device: str
@@ -60,18 +66,10 @@ class GenerateOptions:
     batch_size: int
     stream: bool
     echo: bool
+    out: str | None
     as_json: bool
+    top_logprobs: int
     verbose: bool
-
-
-class _Loaded(NamedTuple):
-    """The model with its tokenizer and the name that it was loaded by, and the draft model if one was given."""
-
-    model: GPT2
-    tokenizer: Tokenizer
-    name: str
-    draft_model: GPT2 | None
-    steps: StepCounts  # counts the steps of generation
 
 
 _EXAMPLES = """\b
@@ -81,81 +79,120 @@ Examples:
   echo "The answer is" | gpt2 generate - --no_echo --speculate
 """
 # Options under the headings of --help.
-_prompt, _sampling = partial(option, group="Prompt and model"), partial(option, group="Sampling and length")
+_prompt = partial(option, group="Prompt and model")
 _speed, _output = partial(option, group="Speed"), partial(option, group="Output")
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=_EXAMPLES)
 @click.argument("prompt", required=False)
-@_prompt("--file", "prompt_file", metavar="FILE", help="Continue each line of FILE instead of PROMPT.")
+@_prompt("--file", "prompt_file", metavar="FILE", help="Continue each line of FILE, text or JSONL; - is standard input.")
+@_prompt("--field", metavar="NAME", help="The field of a JSONL --file that has the prompt.  [default: prompt, or text]")
 @_prompt("--instruction", metavar="TEXT", help="Ask a model that gpt2 finetune taught to respond, instead of PROMPT.")
 @_prompt("--input", "instruction_input", metavar="TEXT", help="The text that --instruction is about.")
 @_prompt("--from_pretrained", metavar="NAME", help=MODEL_HELP)
 @revision_option("Prompt and model")
 @_prompt("--model_name", metavar="NAME", help=TOKENIZER_HELP)
-@_sampling("--max_tokens", type=int, default=100, show_default=True, help="Generate at most this many tokens.")
-@_sampling("--do_sample", is_flag=True, help="Draw tokens at random. Without it: the most probable token (greedy).")
-@_sampling(
-    "--temperature", type=float, default=1.0, show_default=True, help="Below 1 is safer, above 1 more varied; 0 is greedy."
+@_prompt(
+    "--special_tokens", is_flag=True, help="Read <|endoftext|> and other special tokens in prompts as such, not as text."
 )
-@_sampling("--top_k", type=int, help="Draw among the k most probable tokens.  [default: all]")
-@_sampling("--top_p", type=float, help="Draw among the fewest tokens whose probabilities reach p.  [default: all]")
-@_sampling("--min_p", type=float, help="Draw among tokens at least p times as probable as the best.  [default: all]")
-@_sampling(
-    "--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1 makes tokens of the text less likely."
-)
-@_sampling(
-    "--num_beams", type=int, default=1, show_default=True, help="Search for the most probable text with this many beams."
-)
-@_sampling("--num_samples", type=int, default=1, show_default=True, help="Continuations of each prompt.")
-@_sampling("--seed", type=int, help="The same seed gives the same samples.  [default: a random one]")
-@_sampling("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given several times.")
-@_speed("--speculate", is_flag=True, help="Draft tokens and verify several at once: the same text, faster if it repeats.")
-@_speed("--draft_model", metavar="NAME", help="Draft with this smaller model of the same vocabulary: the same text.")
-@threads_option("Speed")
-@_speed("--device", default="auto", show_default=True, help=DEVICE_HELP)
-@_speed("--dtype", default="float32", show_default=True, help=DTYPE_HELP)
-@_speed("--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts of --file to run at once.")
+@_prompt("--escape", is_flag=True, help=r"Read \n, \t, \r and \\ in PROMPT, lines of --file and --stop as characters.")
+@sampling_options
+@speed_options
+@_speed("--batch_size", type=click.IntRange(min=1), default=8, show_default=True, help="Most texts to run at once.")
 @_output("--stream/--no_stream", default=True, show_default=True, help="Print text as it is generated, or at the end.")
 @_output("--echo/--no_echo", default=True, show_default=True, help="Print the prompt before its continuation.")
+@_output("--out", metavar="FILE", help="Write to FILE as results come. The same command goes on after an interruption.")
 @json_option("one per continuation, with prompt, completion, ids, logprobs, finish_reason, sample, seed, model, timings")
+@_output("--top_logprobs", type=int, default=0, metavar="N", help="With --json: the N best tokens of each step.")
 @_output("--verbose", is_flag=True, help="Report dtype, device, threads and steps on stderr.")
 @pass_options(GenerateOptions)
 def generate(ctx: click.Context, options: GenerateOptions) -> None:
     """Continue a text, or respond to an instruction.
 
-    PROMPT is the text to continue; "-" reads it from standard input, without its last line end. Only text goes to stdout;
-    notes and errors go to stderr.
+    PROMPT is the text to continue; "-" reads it from standard input, without its last line end. Without a prompt, on a
+    terminal, it is gpt2 chat. Only text goes to stdout; notes and errors go to stderr.
     """
-    if options.instruction is None:
-        if options.instruction_input is not None:
-            raise click.UsageError("--input is the text that --instruction is about: give --instruction too")
-        prompts = _read_prompts(options.prompt, options.prompt_file)
-    else:
-        prompts = [_instruction_prompt(options.instruction, options)]
-        if ctx.get_parameter_source("echo") is not ParameterSource.COMMANDLINE:
-            options = replace(options, echo=False)
-    config = _generation_config(options)
+    if _is_a_chat(options):
+        converse(ctx, options_from(ChatOptions, {**values_of(options), "system": "", "plain": False}))
+        return
+    prompts = _prompts(options)
+    if options.instruction is not None and not was_given(ctx, "echo"):
+        options = replace(options, echo=False)
+    if options.escape:
+        prompts = [replace(prompt, text=unescape(prompt.text)) for prompt in prompts] if not prompts[0].is_json else prompts
+        options = replace(options, stop=tuple(map(unescape, options.stop)))
+    out = None if options.out is None else OutputFile(options.out)
+    options = _with_seed(options, out)
+    speculate = options.speculate or options.draft_model is not None
+    config = options.generation_config(speculate=speculate, top_logprobs=options.top_logprobs)
+    tasks = tasks_of(prompts, options, config)
     draft_folder = None if options.draft_model is None else locate_model(options.draft_model)
     model, tokenizer, name = load_model_option(
         options.from_pretrained, device=options.device, dtype=options.dtype, tokenizer_name=options.model_name
     )
     from gpt2.generation.steps import StepCounts
 
-    loaded = _Loaded(model, tokenizer, name, _load_draft_model(draft_folder, options), StepCounts())
-    _warn_of_unused_options(ctx, config)
+    loaded = Loaded(model, tokenizer, name, _load_draft_model(draft_folder, options), StepCounts())
+    layout = Layout(
+        as_json=options.as_json or is_json_name(options.out or ""),
+        echo=options.echo,
+        stream=options.stream,
+        special_tokens=options.special_tokens,
+        batch_size=options.batch_size,
+    )
+    check_tasks(loaded, tasks, layout)
+    if out is not None:
+        ctx.call_on_close(out.close)
+        out.begin(settings_of(loaded, tasks, config, layout))
+    _warn(ctx, options, config)
     if options.verbose:
         click.echo(_how(model), err=True)
         if unapplied := _unapplied(model):
             click.echo(unapplied, err=True)
-    if len(prompts) > options.batch_size:
-        _print_batches(loaded, prompts, config, options)
-    elif options.as_json:
-        _print_json(loaded, prompts, config)
+    if out is not None and out.n_done == len(tasks):
+        click.echo(f"{options.out} is complete: it has the results of all prompts ({len(tasks)})", err=True)
     else:
-        _print_text(loaded, prompts, config, options)
+        write_results(loaded, tasks, layout, out)
     if options.verbose:
         click.echo(f"steps: {loaded.steps}", err=True)
+
+
+def _is_a_chat(options: GenerateOptions) -> bool:
+    given = (options.prompt, options.prompt_file, options.instruction, options.instruction_input, options.out)
+    return all(text is None for text in given) and options.num_samples == 1 and not options.as_json and is_on_a_terminal()
+
+
+def _prompts(options: GenerateOptions) -> list[Prompt]:
+    if options.instruction is not None:
+        if options.prompt is not None or options.prompt_file is not None:
+            raise click.UsageError("--instruction replaces PROMPT and --file: leave one out")
+        return [instruction_prompt(options.instruction, options.instruction_input, options.from_pretrained)]
+    if options.instruction_input is not None:
+        raise click.UsageError("--input is the text that --instruction is about: give --instruction too")
+    if options.field is not None and options.prompt_file is None:
+        raise click.UsageError("--field is the field of --file that has the prompt: give --file too")
+    if options.prompt_file is not None and options.prompt is None:
+        names = [field.name for field in fields(SamplingOptions)]
+        return file_prompts(options.prompt_file, options.field, names)
+    if options.prompt is None or options.prompt_file is not None:
+        raise click.UsageError("give either a PROMPT (or - for standard input), --file FILE or --instruction TEXT")
+    return [argument_prompt(options.prompt)]
+
+
+def _with_seed(options: GenerateOptions, out: OutputFile | None) -> GenerateOptions:
+    """The options with a seed, so that all prompts have the same one: the one that an earlier run into `out` has drawn."""
+    if options.seed is not None:
+        return options
+    drawn = None if out is None or out.begun_with is None else out.begun_with.get("seed")
+    return replace(options, seed=drawn if isinstance(drawn, int) else secrets.randbits(31))
+
+
+def _warn(ctx: click.Context, options: GenerateOptions, config: GenerationConfig) -> None:
+    warn_of_unused_options(ctx, config)
+    if not options.escape and (stop := next(filter(has_escapes, options.stop), None)):
+        warnings.warn(
+            f"--stop {stop!r} has a backslash, which is not read as a line end or a tab: add --escape", GPT2Warning, 2
+        )
 
 
 def _how(model: GPT2) -> str:
@@ -179,171 +216,9 @@ def _unapplied(model: GPT2) -> str:
     return f"not applied, because options set how to generate: {listed} of {GENERATION_FILE}" if listed else ""
 
 
-def _read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
-    if (prompt is None) == (prompt_file is None):
-        raise click.UsageError("give either a PROMPT (or - for standard input), --file FILE or --instruction TEXT")
-    if prompt_file is not None:
-        text = decode_utf8(Path(prompt_file).read_bytes(), prompt_file)
-        if not text:
-            raise InputError(f"{prompt_file} is empty: it needs at least one line, each a prompt")
-        return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    if prompt == "-":
-        return [read_stdin()]
-    assert prompt is not None
-    return [decode_argument(prompt, "the prompt")]
-
-
-def _instruction_prompt(instruction: str, options: GenerateOptions) -> str:
-    """The instruction in the template that the model was trained with, which is in its folder."""
-    if not instruction.strip():
-        raise click.UsageError("--instruction is empty: say what to do")
-    if options.prompt is not None or options.prompt_file is not None:
-        raise click.UsageError("--instruction replaces PROMPT and --file: leave one out")
-    from gpt2.finetuning.template import InstructionTemplate
-
-    template = InstructionTemplate.load(locate_model(options.from_pretrained or default_model()))
-    given = decode_argument(options.instruction_input or "", "--input")
-    return template.prompt(decode_argument(instruction, "--instruction"), input=given)
-
-
-def _generation_config(options: GenerateOptions) -> GenerationConfig:
-    stop = tuple(decode_argument(text, "--stop") for text in options.stop)
-    with wrong_options():
-        return GenerationConfig(
-            max_new_tokens=options.max_tokens,
-            do_sample=options.do_sample,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            num_beams=options.num_beams,
-            speculate=options.speculate or options.draft_model is not None,
-            num_return_sequences=options.num_samples,
-            stop=stop,
-            seed=options.seed,
-        )
-
-
-def _warn_of_unused_options(ctx: click.Context, config: GenerationConfig) -> None:
-    given = [name for name in _SAMPLING_OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given and not config.do_sample and not (given == ["temperature"] and config.temperature == 0):
-        names = ", ".join(f"--{name}" for name in given)
-        have = "has" if len(given) == 1 else "have"
-        warnings.warn(f"{names} {have} no effect without --do_sample: nothing is drawn at random", GPT2Warning, 2)
-    n_samples = config.num_return_sequences
-    if n_samples > 1 and config.greedy and config.num_beams == 1:
-        warnings.warn(f"--num_samples {n_samples} gives the same text each time: add --do_sample", GPT2Warning, 2)
-
-
 def _load_draft_model(folder: Path | None, options: GenerateOptions) -> GPT2 | None:
     if folder is None:
         return None
     from gpt2.pretrained import load_model
 
     return load_model(folder, device=options.device, dtype=options.dtype)
-
-
-def _print_json(loaded: _Loaded, prompts: list[str], config: GenerationConfig) -> None:
-    from gpt2.generation.completion import complete
-
-    completions = complete(
-        loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model, on_step=loaded.steps
-    )
-    for completion in completions:
-        click.echo(json_line(_as_dict(completion, loaded.name, one_by_one=config.num_beams == 1)))
-
-
-def _as_dict(completion: Completion, name: str, *, one_by_one: bool) -> dict[str, Any]:
-    decode_seconds = completion.seconds - completion.seconds_to_first_token
-    has_speed = one_by_one and len(completion.ids) > 1 and decode_seconds > 0
-    return {
-        "prompt": completion.prompt,
-        "completion": completion.text,
-        "prompt_ids": completion.prompt_ids,
-        "ids": completion.ids,
-        "logprobs": completion.logprobs,
-        "finish_reason": completion.finish_reason,
-        "sample": completion.index,
-        "seed": completion.seed,
-        "model": name,
-        "timings": {
-            "first_token_seconds": round(completion.seconds_to_first_token, 4),
-            "seconds": round(completion.seconds, 4),
-            "tokens_per_second": round((len(completion.ids) - 1) / decode_seconds, 2) if has_speed else None,
-        },
-    }
-
-
-def _print_batches(loaded: _Loaded, prompts: list[str], config: GenerationConfig, options: GenerateOptions) -> None:
-    """Print the texts of more prompts than a batch holds, in order, each as soon as it is done; with a bar on a terminal."""
-    from tqdm.auto import tqdm
-
-    from gpt2.generation.completion import complete_in_batches
-
-    in_order = complete_in_batches(
-        loaded.model,
-        loaded.tokenizer,
-        prompts,
-        config,
-        batch_size=options.batch_size,
-        logprobs=options.as_json,
-        draft_model=loaded.draft_model,
-        on_step=loaded.steps,
-    )
-    with tqdm(total=len(prompts), unit="prompt", disable=None, leave=False, dynamic_ncols=True, file=sys.stderr) as bar:
-        for place, completions in enumerate(in_order):
-            bar.clear()
-            for completion in completions:
-                if options.as_json:
-                    click.echo(json_line(_as_dict(completion, loaded.name, one_by_one=config.num_beams == 1)))
-                    continue
-                click.echo(_heading(place, len(prompts), completion.index), err=True)
-                click.echo(completion.prompt * options.echo + completion.text)
-            bar.update()
-
-
-def _heading(place: int, n_prompts: int, sample: int) -> str:
-    return f"== prompt {place + 1} of {n_prompts}, sample {sample + 1} =="
-
-
-def _print_text(loaded: _Loaded, prompts: list[str], config: GenerationConfig, options: GenerateOptions) -> None:
-    several = len(prompts) * config.num_return_sequences > 1
-    for row, pieces in _texts_in_order(loaded, prompts, config):
-        place, sample = divmod(row, config.num_return_sequences)
-        if several:
-            click.echo(_heading(place, len(prompts), sample), err=True)
-        first = next(pieces, "")  # before the prompt is printed: if the model fails, stdout stays empty
-        if options.echo:
-            click.echo(prompts[place], nl=False)
-        for piece in chain([first], pieces) if options.stream else [first + "".join(pieces)]:
-            click.echo(piece, nl=False)
-        click.echo()
-
-
-def _texts_in_order(loaded: _Loaded, prompts: list[str], config: GenerationConfig) -> Iterator[tuple[int, Iterator[str]]]:
-    """(row, its text in pieces) for each row in order.
-
-    The pieces of a row come as they are generated, after those that were generated while earlier rows were read.
-    """
-    from gpt2.generation.completion import stream_batch
-
-    n_rows = len(prompts) * config.num_return_sequences
-    waiting: list[list[str]] = [[] for _ in range(n_rows)]
-    ended = [False] * n_rows
-    events = stream_batch(
-        loaded.model, loaded.tokenizer, prompts, config, draft_model=loaded.draft_model, on_step=loaded.steps
-    )
-
-    def pieces(row: int) -> Iterator[str]:
-        while True:
-            yield from waiting[row]
-            waiting[row].clear()
-            if ended[row]:
-                return
-            other, piece, completion = next(events)
-            waiting[other].append(piece)
-            ended[other] = ended[other] or completion is not None
-
-    for row in range(n_rows):
-        yield row, pieces(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import os
+import keyword
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ from typing import NoReturn
 import click
 
 from gpt2 import __version__
+from gpt2.cli.streams import close_stdout, standard_streams
 from gpt_config.errors import GPT2Error, GPT2Warning, InputError, one_line
 
 # Heading of `gpt2 --help`: its commands. Each is the function of that name in the module of that name.
 _SECTIONS = {
-    "Generate": ("generate", "classify"),
-    "Train and fine-tune": ("train", "finetune"),
+    "Generate": ("generate", "chat", "serve", "classify", "embed"),
+    "Train and fine-tune": ("data", "train", "finetune"),
     "Measure": ("evaluate", "score", "benchmark", "verify"),
-    "Inspect and convert": ("tokenize", "quantize", "merge"),
+    "Inspect and convert": ("inspect", "tokenize", "quantize", "dequantize", "merge", "export", "import"),
 }
-_NAMES = [name for names in _SECTIONS.values() for name in names]
+COMMAND_NAMES = [name for names in _SECTIONS.values() for name in names]
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -32,15 +33,15 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands."""
-        return _NAMES
+        return COMMAND_NAMES
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command of that name, or None."""
-        return load_command(name) if name in _NAMES else None
+        return load_command(name) if name in COMMAND_NAMES else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands under their headings, each with the first sentence of its docstring."""
-        width = max(map(len, _NAMES))
+        width = max(map(len, COMMAND_NAMES))
         for heading, names in _SECTIONS.items():
             with formatter.section(heading):
                 # Without a limit a long sentence is wrapped; click's default cuts it off.
@@ -59,7 +60,11 @@ def cli(ctx: click.Context) -> None:
 
 def load_command(name: str | None) -> click.Command:
     """The command of that name; without a name `gpt2`, which has them all."""
-    return cli if name is None else getattr(import_module(f"gpt2.cli.{name}"), name)
+    if name is None:
+        return cli
+    function = f"{name}_" if keyword.iskeyword(name) else name
+    command: click.Command = getattr(import_module(f"gpt2.cli.{function}"), function)
+    return command
 
 
 def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> NoReturn:
@@ -70,28 +75,31 @@ def run(command: click.Command, args: Sequence[str] | None, prog_name: str) -> N
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", GPT2Warning)  # Python's default is once per line: two prompts may both be too long
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal cannot show is replaced; without this it would be a traceback.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    with standard_streams():
+        status = _status_of(command, args, prog_name)
+    sys.exit(status)
+
+
+def _status_of(command: click.Command, args: Sequence[str] | None, prog_name: str) -> int:
     try:
         command.main(args, prog_name, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
-        status = 0
+        return 0
     except BrokenPipeError:
-        status = _close_stdout()
+        return close_stdout()
     except click.UsageError as error:
-        status = _fail(f"{error.format_message().rstrip('.')} (see {_path(error, prog_name)} --help)", 2)
+        return _fail(f"{error.format_message().rstrip('.')} (see {_path(error, prog_name)} --help)", 2)
     except (GPT2Error, click.ClickException) as error:
-        status = _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 1)
+        return _fail(error.format_message() if isinstance(error, click.ClickException) else str(error), 1)
     except OSError as error:
-        status = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        if sys.stdout is not None and error.filename is None:
+            close_stdout()  # perhaps it is full: Python's flush at exit would print the error again
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        status = _fail("out of memory: use a smaller model, fewer samples, a smaller --batch_size, or --dtype bfloat16", 1)
-    sys.exit(status)
+        return _fail("out of memory: use a smaller model, fewer samples, a smaller --batch_size, or --dtype bfloat16", 1)
 
 
 def _fail(message: str, status: int) -> int:
@@ -101,12 +109,6 @@ def _fail(message: str, status: int) -> int:
 
 def _path(error: click.UsageError, prog_name: str) -> str:
     return error.ctx.command_path if error.ctx else prog_name
-
-
-def _close_stdout() -> int:
-    # The reader of stdout is gone. Redirect it, because Python's flush at exit would print an error.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1  # click's status for a closed pipe
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -121,7 +123,8 @@ def read_stdin() -> str:
     """All of standard input as text, without its last line end. InputError if it is closed or not UTF-8."""
     if sys.stdin is None:
         raise InputError("standard input is closed: give the text as an argument")
-    return decode_utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+    text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def decode_argument(text: str, name: str) -> str:
@@ -130,8 +133,13 @@ def decode_argument(text: str, name: str) -> str:
 
 
 def decode_utf8(content: bytes, source: str) -> str:
-    """`content` as text, without a byte-order mark. InputError names `source` and the first byte that is not UTF-8."""
+    """`content` as text, without a byte-order mark, which may be that of UTF-16.
+
+    InputError names `source` and the first byte that is not UTF-8.
+    """
     try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(

@@ -7,14 +7,13 @@ with an item per token, and an object of a single token has `id`, `piece`, `byte
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from gpt2.cli.options import option
+from gpt_config.json_text import to_json
 
 
 def json_option(content: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
@@ -25,12 +24,4 @@ def json_option(content: str) -> Callable[[click.decorators.FC], click.decorator
 
 def json_line(values: Mapping[str, Any]) -> str:
     """The object as one line of ASCII, without the line end."""
-    return json.dumps(_finite(values), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    return to_json(values)

@@ -7,37 +7,30 @@ from pathlib import Path
 import click
 
 from gpt2.cli.group import CONTEXT_SETTINGS
+from gpt2.cli.model_folder import check_is_new, dtype_option, out_option, write_model
 from gpt2.cli.options import Command
-from gpt2.weights.folder import ADAPTER_CONFIG_FILE, holds_model_files, is_adapter_folder, locate_model
+from gpt2.weights.folder import ADAPTER_CONFIG_FILE, is_adapter_folder, locate_model
 from gpt_config.errors import CheckpointError
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("adapter")
-@click.option(
-    "--out", required=True, metavar="FOLDER", help="Folder of the merged model: a new one, or one without a model."
-)
+@out_option("merged")
+@dtype_option()
 @click.option(
     "--from_pretrained", metavar="NAME", help="The model that the adapter was trained on.  [default: named in the adapter]"
 )
-def merge(adapter: str, out: str, from_pretrained: str | None) -> None:
+def merge(adapter: str, out: Path, dtype: str, from_pretrained: str | None) -> None:
     """Merge a LoRA adapter into its model.
 
     ADAPTER is a folder or hub name of LoRA weights in peft's format. --out becomes an ordinary model folder with its
     tokenizer. Merging is optional: other commands take an adapter as --from_pretrained too, and merge it at each start.
     """
-    if not out:
-        raise click.UsageError("--out is empty: name a folder")
     folder = locate_model(adapter)
     if not is_adapter_folder(folder):
         raise CheckpointError(f"{adapter} contains no {ADAPTER_CONFIG_FILE}: name the folder of an adapter")
-    if holds_model_files(Path(out)):
-        raise click.UsageError(f"--out {out} already contains a model or an adapter: choose another folder")
-    from gpt2.finetuning.template import TEMPLATE_FILE, InstructionTemplate
+    check_is_new(out)
     from gpt2.pretrained import load_merged
 
-    model = load_merged(folder, from_pretrained)
-    model.save_pretrained(out)
-    if (folder / TEMPLATE_FILE).exists():
-        InstructionTemplate.load(folder).save(out)
+    write_model(load_merged(folder, from_pretrained), out, folder, dtype)
     click.echo(f"done: the merged model is in {out}", err=True)

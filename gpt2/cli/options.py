@@ -16,8 +16,10 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import click
 
+from gpt2.cli import option_sources
 from gpt_config.cores import MOST_THREADS, fixed_threads, process_limit
 from gpt_config.errors import ConfigError, GPT2Error
+from gpt_config.new_tokens import new_tokens
 
 
 class Dataclass(Protocol):
@@ -31,7 +33,9 @@ Options = TypeVar("Options", bound=Dataclass)
 # Fields of configs whose option has another name; every other option has the name of its field.
 _OPTION_OF_FIELD = {
     "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
     "num_return_sequences": "num_samples",
+    "stop_at_eot": "ignore_eot",
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), "dropout"),
 }
 
@@ -43,6 +47,8 @@ _REMEDIES = {
     "tokenizer": ("--model_name", "NAME"),
     "base_model": ("gpt2 merge --from_pretrained", "NAME"),
     "merge": ("gpt2 merge --out FOLDER", "ADAPTER"),
+    "dequantize": ("gpt2 dequantize --out FOLDER", "MODEL"),
+    "import": ("gpt2 import --out FOLDER", "FILE"),
     "task": ("gpt2 finetune --task", "TASK"),
 }
 
@@ -58,10 +64,32 @@ class Option(click.Option):
         super().__init__(*args, **settings)
         self.group = group
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value in the option's type."""
+        value = super().type_cast_value(ctx, value)
+        option_sources.remember(ctx, self, value)
+        return value
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """The value of the option's variable. It is one value, also if the option may be given several times."""
+        value = self.resolve_envvar_value(ctx)
+        return (value,) if self.multiple and value is not None else super().value_from_envvar(ctx)
+
 
 def option(*names: str, group: str | None = None, **settings: Any) -> Callable[[click.decorators.FC], click.decorators.FC]:
     """`click.option`, listed by --help under the heading `group`."""
     return click.option(*names, cls=Option, group=group, **settings)
+
+
+def options_together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A decorator that adds several options to a command, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return decorate
 
 
 class Choice(click.Choice[str]):
@@ -71,6 +99,19 @@ class Choice(click.Choice[str]):
         """The declared name."""
         declared = {_with_underscores(choice): choice for choice in self.choices}
         return super().convert(declared.get(_with_underscores(str(value)), value), param, ctx)
+
+
+class NewTokens(click.ParamType[tuple[str, ...]]):
+    """New special tokens with commas between them, as a tuple."""
+
+    name = "text,text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The texts."""
+        try:
+            return new_tokens(value)
+        except ConfigError as error:
+            raise click.UsageError(in_options_terms(error), ctx) from None
 
 
 def _with_underscores(name: str) -> str:
@@ -193,15 +234,41 @@ def _computing_with(count: int) -> Iterator[None]:
 
 @contextmanager
 def wrong_options() -> Iterator[None]:
-    """Turn a ConfigError into a UsageError that names the option."""
+    """Turn a ConfigError into a UsageError that names the option, and the variable or file that it comes from."""
     try:
         yield
     except ConfigError as error:
-        raise click.UsageError(in_options_terms(error)) from None
+        place = _origin(option_of(error.field)) if error.field else ""
+        raise click.UsageError(in_options_terms(error) + (f" (set by {place})" if place else "")) from None
+
+
+def _origin(name: str) -> str:
+    ctx = click.get_current_context(silent=True)
+    parameters = ctx.command.params if ctx else []
+    places = [option_sources.origin(ctx, parameter) for parameter in parameters if ctx and name in parameter.opts]
+    return next(iter(places), "")
 
 
 class Command(click.Command):
-    """A command with its options in groups, which `-` and `_` may both spell. Its errors name its own options."""
+    """A command with its options in groups, which `-` and `_` may both spell. Its errors name its own options.
+
+    Options also come from the environment and from a file: see `option_sources`.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.params += option_sources.source_options()
+        option_sources.name_variables(self)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line, the environment and the file."""
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            option_sources.name_origin(ctx, error)
+            raise
+        option_sources.warn_of_unknown_variables(self)
+        return rest
 
     def make_parser(self, ctx: click.Context) -> Any:
         """The parser of the command line. `--top-k` is `--top_k`.
@@ -233,6 +300,9 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command. Its errors become a ClickException."""
+        if option_sources.shows(ctx):
+            click.echo(option_sources.show(ctx))
+            return None
         if _REVISION in ctx.meta:
             of, revision = ctx.meta[_REVISION]
             ctx.params[of] = f"{ctx.params[of] or 'gpt2'}@{revision}"

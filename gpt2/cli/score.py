@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from gpt2.cli.group import CONTEXT_SETTINGS, decode_utf8, read_stdin
+from gpt2.cli.group import CONTEXT_SETTINGS, read_stdin
 from gpt2.cli.json_lines import json_line, json_option
 from gpt2.cli.model_option import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, TOKENIZER_HELP, load_model_option
+from gpt2.cli.option_sources import outranks, was_given
 from gpt2.cli.options import Choice, Command, option, pass_options, revision_option, threads_option, wrong_options
 from gpt_config.errors import DataError
 
@@ -71,11 +70,12 @@ class ScoreOptions:
 def score(ctx: click.Context, options: ScoreOptions) -> None:
     """Show log-probability, surprisal and rank of each token.
 
-    A FILE of "-" is standard input, without its last line end. Surprisal is in bits. The first token is predicted from
+    A FILE is a text, or JSONL, CSV or Parquet with the field text, each document of which is scored alone. "-" is
+    standard input, without its last line end. Surprisal is in bits. The first token is predicted from
     <|endoftext|>. Rank 1 is the most probable token. The totals of each FILE come last.
     """
     style = _style(ctx, options)
-    texts = [(file, read_stdin() if file == "-" else _read(file)) for file in options.files]
+    texts = [text for file in options.files for text in ([(file, read_stdin())] if file == "-" else _read(file))]
     model, tokenizer, model_name = load_model_option(
         options.from_pretrained, device=options.device, dtype=options.dtype, tokenizer_name=options.model_name
     )
@@ -101,17 +101,33 @@ def _style(ctx: click.Context, options: ScoreOptions) -> str:
     """The format. UsageError if --json and --format ask for different ones."""
     if not options.as_json:
         return options.style
-    if options.style != "json" and ctx.get_parameter_source("style") is ParameterSource.COMMANDLINE:
+    if options.style != "json" and was_given(ctx, "style") and not outranks(ctx, "as_json", "style"):
         raise click.UsageError(f"--json is --format json: leave out --json or --format {options.style}")
     return "json"
 
 
-def _read(file: str) -> str:
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file} ({error.strerror}): check the path") from None
-    return decode_utf8(content, file)
+def _read(file: str) -> list[tuple[str, str]]:
+    """(Name, text) of a text file, or of each document of a file of records."""
+    from gpt2.data.kind import TEXT, kind_of
+    from gpt2.data.source import Source
+    from gpt2.data.text import TextBlocks, replaced
+    from gpt2.training.corpus import Corpus
+
+    source = Source(file)
+    kind = kind_of(source)
+    if kind.name == TEXT:
+        text, n_wrong = replaced("".join(TextBlocks(source, kind.encoding)))
+        if n_wrong:
+            raise DataError(f"{file} is not UTF-8 text ({n_wrong} of its bytes are not): convert it")
+        return [(file, text)]
+    found: list[tuple[str, str]] = []
+    parts: list[str] = []
+    for piece in Corpus([file]).pieces():
+        parts.append(piece.text)
+        if piece.ends:
+            found.append((f"{file}, document {len(found) + 1}", "".join(parts)))
+            parts = []
+    return found
 
 
 def _as_dict(name: str, model_name: str, scores: list[TokenScore], sums: Totals) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpt_config.errors import CheckpointError
+
 _Z = 1.959963984540054  # 95% of a normal distribution lie within this many standard deviations of the mean
 
 
@@ -44,6 +46,12 @@ def perplexity(name: str, log_probs: Sequence[float]) -> Figure:
         return Figure(name, value, None, None, None)
     error = math.sqrt(math.fsum((x + mean) ** 2 for x in log_probs) / (n - 1) / n)
     return Figure(name, value, value * error, bounded_exp(mean - _Z * error), bounded_exp(mean + _Z * error))
+
+
+def check_not_nan(value: float) -> None:
+    """Raise CheckpointError if `value`, a sum over what a model computed, is NaN: no figure of that model has a meaning."""
+    if math.isnan(value):
+        raise CheckpointError("the model computes NaN: its weights are damaged, or its dtype is too narrow; try float32")
 
 
 def bounded_exp(value: float) -> float:

@@ -17,6 +17,7 @@ import torch
 from gpt2.evaluation.items import Item
 from gpt2.model import GPT2
 from gpt_config.errors import DataError, WriteError
+from gpt_config.json_text import to_json
 from gpt_encoder.interface import Tokenizer
 
 
@@ -50,7 +51,7 @@ class ItemLog:
         records = list(records)
         lines = []
         for number, record in enumerate(records, len(self.records)):
-            lines.append(json.dumps({"item": number, **self._identity, **record}, ensure_ascii=False) + "\n")
+            lines.append(to_json({"item": number, **self._identity, **record}, ensure_ascii=False) + "\n")
         try:
             with self.path.open("ab") as file:
                 file.write("".join(lines).encode("utf-8"))

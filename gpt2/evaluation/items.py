@@ -6,14 +6,15 @@ knows the file formats and the tokenizer interface, not models.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from gpt2.data.kind import JSONL, TEXT, Kind, kind_of
+from gpt2.data.records import BadRecord, records_of
+from gpt2.data.source import Source
 from gpt_config.errors import DataError
 from gpt_encoder.interface import Tokenizer
 
@@ -40,17 +41,17 @@ def read_items(path: str | os.PathLike[str], task: str, *, delimiter: str = " ")
     malformed line; the message gives the line number.
     """
     items = []
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}): check the path") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    source = Source(str(path))
+    kind = kind_of(source)
+    if kind.name == TEXT:
+        kind = Kind(JSONL, kind.encoding)  # each line that is not JSON gets an error of its own
+    for place, fields in records_of(source, kind=kind):
         try:
-            items.append(TASKS[task](_fields(line), delimiter))
+            if isinstance(fields, BadRecord):
+                raise _BadLine(str(fields))
+            items.append(TASKS[task](dict(fields), delimiter))
         except _BadLine as error:
-            raise DataError(f"{path}, line {number}: {error}: fix or remove the line") from None
+            raise DataError(f"{path}, {place}: {error}: fix or remove it") from None
     if not items:
         raise DataError(f"{path} has no items: a {task} file has one JSON object per line")
     return items
@@ -76,16 +77,6 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 class _BadLine(Exception):
     pass
-
-
-def _fields(line: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise _BadLine(f"not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise _BadLine(f"a JSON {type(fields).__name__} instead of an object")
-    return fields
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

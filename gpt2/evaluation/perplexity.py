@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from gpt2.evaluation.figures import bounded_exp
+from gpt2.dropout import in_mode
+from gpt2.evaluation.figures import bounded_exp, check_not_nan
 from gpt2.evaluation.windows import predictions
 from gpt2.model import GPT2
 from gpt_config.errors import DataError
@@ -60,14 +61,17 @@ def evaluate(
     The first token has no context, so let it be the end-of-text token. Windows of `context` tokens (default: all positions
     of the model) advance by `stride` (default: a full window), so every token except those at the start has at least
     `context - stride` tokens before it. `progress` is called with the number of tokens scored since its last call.
-    DataError if there are fewer than two tokens; ConfigError if a size is invalid.
+    Dropout is off in either mode of the model. DataError if there are fewer than two tokens; ConfigError if a size is
+    invalid; CheckpointError if the model computes NaN.
     """
     total, right, n_tokens = 0.0, 0, 0
-    for logits, targets in predictions(model, ids, context=context, stride=stride, batch_size=batch_size):
-        total += F.cross_entropy(logits, targets, reduction="sum").item()
-        right += int((logits.argmax(-1) == targets).sum())
-        n_tokens += len(targets)
-        progress(len(targets))
+    with in_mode(model, is_training=False):
+        for logits, targets in predictions(model, ids, context=context, stride=stride, batch_size=batch_size):
+            total += F.cross_entropy(logits, targets, reduction="sum").item()
+            check_not_nan(total)
+            right += int((logits.argmax(-1) == targets).sum())
+            n_tokens += len(targets)
+            progress(len(targets))
     if n_tokens == 0:
         raise DataError("the text has fewer than two tokens, so there is nothing to predict: give more text")
     return Evaluation(total / n_tokens, right / n_tokens, n_tokens)

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gpt2.dropout import in_mode
+from gpt2.evaluation.figures import check_not_nan
 from gpt2.evaluation.windows import at_least_float32
 from gpt2.fast.threads import step
 from gpt2.model import GPT2
-from gpt_config.errors import CheckpointError, InputError
+from gpt_config.errors import InputError
 from gpt_config.validation import check_whole
 
 
@@ -99,9 +101,7 @@ def log_likelihoods(
     rows.sort(key=lambda row: len(row.ids), reverse=True)  # longest first, so that a lack of memory shows at once
     totals, n_misses = torch.zeros(n_scores, dtype=torch.float64), torch.zeros(n_scores, dtype=torch.int64)
     n_left = torch.tensor([n for row in lengths for n in row], dtype=torch.int64)
-    was_training = model.training
-    model.eval()
-    try:
+    with in_mode(model, is_training=False):
         for hidden, wanted in _scored_states(model, rows, batch_size, limits):
             with step((id(model), "scores"), model.device, work=len(hidden)):
                 log_probs, is_miss, places = _look_up(model, hidden, wanted, limits)
@@ -110,10 +110,7 @@ def log_likelihoods(
             n_open = int(n_left.count_nonzero())
             n_left.index_add_(0, places, torch.full_like(places, -1))
             progress(n_open - int(n_left.count_nonzero()))
-    finally:
-        model.train(was_training)
-    if bool(totals.isnan().any()):
-        raise CheckpointError("the model computes NaN: its weights are damaged, or its dtype is too narrow; try float32")
+    check_not_nan(float(totals.sum()))
     found = iter(zip(totals.tolist(), n_misses.tolist(), strict=True))
     return [[Score(total, misses == 0, n) for n, (total, misses) in zip(row, found, strict=False)] for row in lengths]
 

@@ -9,6 +9,7 @@ per character for `accuracy_norm`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -41,7 +42,7 @@ def run_task(
     `progress` is called with all records so far. ConfigError if `batch_size` is invalid.
     """
     check_whole("batch_size", batch_size, 1)
-    records = [] if log is None else log.records[: len(items)]
+    records = [] if log is None else [_restored(record) for record in log.records[: len(items)]]
     progress(records)
     for start in range(len(records), len(items), size := batch_size * _BATCHES_AT_ONCE):
         part = items[start : start + size]
@@ -78,6 +79,17 @@ def _score(model: GPT2, tokenizer: Tokenizer, items: Sequence[Item], batch_size:
         n_requests.append(len(groups))
     scores = iter(log_likelihoods(model, requests, batch_size=batch_size))
     return [[score for _ in range(n) for score in next(scores)] for n in n_requests]
+
+
+def _restored(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record from a log. JSON has no infinity, so the logarithm of a probability of 0 is null there."""
+    if "log_probs" in record:
+        return {**record, "log_probs": [_log_prob(value) for value in record["log_probs"]]}
+    return {**record, "log_prob": _log_prob(record["log_prob"])} if "log_prob" in record else record
+
+
+def _log_prob(value: float | None) -> float:
+    return -math.inf if value is None else value
 
 
 def _record(item: Item, scores: list[Score]) -> dict[str, Any]:

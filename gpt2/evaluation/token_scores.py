@@ -9,7 +9,8 @@ from itertools import chain
 
 import torch
 
-from gpt2.evaluation.figures import bounded_exp
+from gpt2.dropout import in_mode
+from gpt2.evaluation.figures import bounded_exp, check_not_nan
 from gpt2.evaluation.windows import predictions
 from gpt2.model import GPT2
 from gpt2.weights.tokenizer import check_ids
@@ -69,13 +70,16 @@ def score_tokens(
 ) -> list[TokenScore]:
     """A TokenScore for each token of `text`. A text of any length is scored in windows, as in `evaluate`.
 
-    The first token is predicted from `<|endoftext|>`. If the vocabulary has none, the first token is not scored. ConfigError
-    if a size is invalid.
+    The first token is predicted from `<|endoftext|>`. If the vocabulary has none, the first token is not scored. Dropout is
+    off in either mode of the model. ConfigError if a size is invalid; CheckpointError if the model computes NaN.
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
     check_ids(ids, tokenizer, model.config.vocab_size)
     first = [] if tokenizer.eot_token_id is None else [tokenizer.eot_token_id]
-    found = chain([(None, None)] * (1 - len(first)), _predicted(model, [*first, *ids], context, stride, batch_size))
+    with in_mode(model, is_training=False):
+        predicted = list(_predicted(model, [*first, *ids], context, stride, batch_size))
+    check_not_nan(math.fsum(log_prob for log_prob, _ in predicted))
+    found = chain([(None, None)] * (1 - len(first)), predicted)
     scores, start = [], 0
     for token_id, (log_prob, rank) in zip(ids, found, strict=False):
         piece = tokenizer.decode_bytes([token_id])

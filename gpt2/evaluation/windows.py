@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -65,7 +66,7 @@ def predictions(
         )
     all_windows = windows(ids, context, stride)
     # A window is shorter than `context` only if the text has no other, so all windows of a batch have the same length.
-    while batch := list(islice(all_windows, batch_size)):
+    while batch := list(islice(all_windows, min(batch_size, sys.maxsize))):
         yield from _predictions_of(model, batch)
 
 

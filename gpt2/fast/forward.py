@@ -98,6 +98,34 @@ def run_blocks_of_each(x: Tensor, past: int, mask: Tensor | None, caches: list[T
     return x.view(B, T, C)
 
 
+def run_slots(tokens: Tensor, lengths: list[int], slots: list[int], caches: list[Tensor], parts: PlanParts) -> Tensor:
+    """Return the hidden states (B, C) of one token (B,) for each of B rows.
+
+    Row b is in slot `slots[b]` of the caches (2, slots, H, S, D), after `lengths[b]` tokens. The products are computed for
+    all rows together, and attention row by row, each over its own tokens, so there is no padding.
+    """
+    ends, B = parts.ends, tokens.size(0)
+    x = F.embedding(tokens, ends.wte)
+    row_scales = ends.row_scales
+    if row_scales is not None:
+        x = x * F.embedding(tokens, row_scales)
+    x = x + F.embedding(torch.tensor(lengths, device=tokens.device), ends.wpe)  # (B, C)
+    for i, block in enumerate(parts.blocks):
+        cache = caches[i]
+        qkv = product(normed(x, block.norm_1), block.c_attn).view(B, 3, cache.size(2), cache.size(4))  # (B, 3, H, D)
+        ys: list[Tensor] = []
+        for b, heads in enumerate(qkv.unbind()):
+            row = cache.select(1, slots[b])  # (2, H, S, D)
+            row.select(2, lengths[b]).copy_(heads[1:])
+            k, v = row.narrow(2, 0, lengths[b] + 1).unsqueeze(1).unbind()  # (1, H, S, D) each
+            q = heads[0].unsqueeze(0).unsqueeze(2)  # (1, H, 1, D)
+            ys.append(F.scaled_dot_product_attention(q, k, v, scale=block.scale).flatten())
+        x += product(torch.stack(ys), block.attn_proj)  # (B, C)
+        y = product(normed(x, block.norm_2), block.c_fc)
+        x += product(activated(y, block.activation), block.mlp_proj)
+    return normed(x, ends.norm)
+
+
 def stored(qkv: Tensor, T: int, past: int, cache: Tensor) -> Tensor:
     """Split rows (B * T, 3 C) into heads (3, B, H, T, D), and store keys and values in the cache (2, B, H, S, D)."""
     heads = qkv.view(-1, T, 3, cache.size(2), cache.size(4)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
@@ -140,5 +168,6 @@ def activated_each(x: Tensor, activation: str) -> Tensor:
 
 
 scripted_run_model = Scripted(run_model)
+scripted_run_slots = Scripted(run_slots)
 scripted_run_model_of_each = Scripted(run_model_of_each)
 scripted_greedy_tokens = Scripted(greedy_tokens)

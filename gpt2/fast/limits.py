@@ -81,6 +81,12 @@ class FastLimits:
     # False: bfloat16 layers compute as in the model, without packing.
     pack_bfloat16: bool = True
 
+    # Steps of several rows in float32 before the weights are packed: packing takes as long as it saves in that many.
+    steps_before_packing: int = 24
+
+    # Rows. More are multiplied as fast without packing.
+    packed_rows: int = 256
+
     # Whether the CPU multiplies matrices of bfloat16 and int8 faster than those of float32. None: `device` detects it.
     matrix_units: bool | None = None
 

@@ -42,7 +42,7 @@ def fast_linear(layer: Conv1D | Int8Linear, limits: FastLimits = FAST, *, is_lif
     if _can_pack(layer.weight, limits):
         return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach(), limits)
     # A bias of shape (1, n_out) is added slightly faster to a single row, with the same result.
-    return FastLinear("float", layer.weight, layer.bias[None], layer.weight, None, 0)
+    return FastLinear("float", layer.weight, layer.bias[None], layer.weight, None)
 
 
 def fast_head(head: TokenEmbedding | Int8Embedding, limits: FastLimits = FAST) -> FastLinear:
@@ -51,7 +51,7 @@ def fast_head(head: TokenEmbedding | Int8Embedding, limits: FastLimits = FAST) -
         return fast_linear(head)
     if _can_pack(head.weight, limits):
         return _fast_bfloat16(head, head.weight, None, limits)
-    return FastLinear("float head", head.weight, None, head.weight, None, 0)
+    return FastLinear("float head", head.weight, None, head.weight, None)
 
 
 def fast_norm_and_linear(
@@ -71,10 +71,11 @@ def _fast_int8(layer: Int8Linear, is_lifted: bool) -> FastLinear:
     packed = layer.packed_weight()
     if packed is None:
         scale = layer.scale / rounding.LIFT if is_lifted else layer.scale
-        return FastLinear("plain int8", layer.weight_int8, layer.bias, scale, None, 0)
+        return FastLinear("plain int8", layer.weight_int8, layer.bias, scale, None)
     units_and_sums = layer.units_and_sums()
     other = layer.scale if units_and_sums is None else units_and_sums
-    return FastLinear("lifted int8" if is_lifted else "int8", layer.weight_int8, layer.bias, other, packed, 0)
+    kind = "lifted int8" if is_lifted else "int8"
+    return FastLinear(kind, layer.weight_int8, layer.bias, other, packed, n_steps=layer.n_steps)
 
 
 @torch.no_grad()
@@ -88,6 +89,25 @@ def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None, limits
     kind = "bfloat16" if uses_matrix_units(limits) else "bfloat16 or float32"
     packed = _packed.of(layer, state_with_contents(weight), pack)
     return FastLinear(kind, packed, bias, weight.detach(), None, limits.rows_for_float32)
+
+
+@torch.no_grad()
+def packed_float32(layer: nn.Module, linear: FastLinear) -> FastLinear:
+    """Return the `FastLinear` of a float32 layer with weights packed by oneDNN: see `packed_rows`."""
+    weight = linear.weight if linear.kind == "float head" else linear.weight.t()  # (n_out, n_in)
+
+    def pack() -> Tensor:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
+        return packed
+
+    bias = None if linear.bias is None else linear.bias[0].detach()
+    packed = _packed.of(layer, state_with_contents(linear.weight), pack)
+    return linear._replace(kind="packed float32", weight=packed, bias=bias)
+
+
+def is_kept_packed(layer: nn.Module) -> bool:
+    """Return whether there are packed weights of this layer, perhaps of another state."""
+    return layer in _packed
 
 
 def uses_matrix_units(limits: FastLimits) -> bool:
@@ -106,7 +126,7 @@ def product(x: Tensor, layer: FastLinear) -> Tensor:
     if kind == "int8" or kind == "lifted int8":
         packed = layer.packed
         assert packed is not None
-        return int8_product(x, packed, bias, kind == "lifted int8")
+        return int8_product(x, packed, bias, kind == "lifted int8", layer.n_steps)
     if kind == "plain int8":
         return plain_int8_product(x, weight, layer.other, bias)
     if kind == "bfloat16 or float32" and x.size(0) >= layer.rows_for_float32:
@@ -126,7 +146,7 @@ def product_of_each(x: Tensor, layer: FastLinear) -> Tensor:
     if layer.kind == "int8" or layer.kind == "lifted int8":
         packed = layer.packed
         assert packed is not None
-        return int8_product_of_each(x, packed, layer.bias, layer.other, layer.kind == "lifted int8")
+        return int8_product_of_each(x, packed, layer.bias, layer.other, layer.kind == "lifted int8", layer.n_steps)
     return torch.cat([product(row, layer) for row in x.split(1)])
 
 
@@ -162,18 +182,23 @@ def _multiplies_rows_alike(linear: FastLinear) -> bool:
 
 
 def _can_pack(weight: Tensor, limits: FastLimits) -> bool:
-    """Return whether oneDNN can pack this weight, which requires AVX-512 or newer instructions.
-
-    The operators are private to torch. If they are missing, nothing is packed.
-    """
+    """Return whether oneDNN can pack this weight in bfloat16, which requires AVX-512 or newer instructions."""
     takes_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return limits.pack_bfloat16 and _onednn_packs(weight, torch.bfloat16) and bool(takes_bfloat16())
+
+
+def can_pack_float32(weight: Tensor) -> bool:
+    """Return whether oneDNN can pack this weight in float32."""
+    return _onednn_packs(weight, torch.float32)
+
+
+def _onednn_packs(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether this weight has the dtype and can be packed. torch's operators are private and may be missing."""
     return (
-        limits.pack_bfloat16
-        and weight.dtype == torch.bfloat16
+        weight.dtype == dtype
         and weight.device.type == "cpu"
         and not weight.is_inference()  # an inference tensor has no version, so changes could not be detected
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and bool(takes_bfloat16())
     )

@@ -9,7 +9,7 @@ difference, the model itself is called. In float32, its results are equal to the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from gpt2.fast.forward import (
     scripted_greedy_tokens,
     scripted_run_model,
     scripted_run_model_of_each,
+    scripted_run_slots,
 )
 from gpt2.fast.int8_matrix import MatrixBlocks, MatrixLinear, MatrixRows
 from gpt2.fast.limits import FAST, FastLimits
@@ -36,6 +37,7 @@ from gpt2.fast.linear import (
     scripted_product,
     scripted_product_of_each,
 )
+from gpt2.fast.packed_rows import PackedRows
 from gpt2.fast.plan_parts import BlockParts, Ends, Norm, PlanParts
 from gpt2.fast.scripted import Scripted
 from gpt2.fast.threads import step
@@ -59,6 +61,9 @@ class DecodePlan:
         parts = _parts_of(model, limits)
         self._parts = parts
         self._runs = Runs(parts, limits)
+        self._packed_rows: PackedRows | None = PackedRows(model, parts, limits)  # None: they are packed, or cannot be
+        self._packed: PlanParts | None = None
+        self._packed_runs: Runs | None = None
         # torch has kernels for int8 times int8 on a CPU only.
         self._is_int8 = parts.blocks[0].c_attn.packed is not None
         self._matrix_rows = MatrixRows(limits) if self._is_int8 else None
@@ -81,7 +86,7 @@ class DecodePlan:
             mask = visible_slots(past, T, attention_mask, input_ids.device)
             x = normed(self._matrix_blocks.run(x, past, mask, caches), self._parts.ends.norm)
         elif _is_few(B * T, self._limits):
-            x = self._runs.run_model(input_ids, attention_mask, past, caches, self._runs.parts)
+            x = self._runs.run_model(input_ids, attention_mask, past, caches, self._parts_for(B * T))
         else:
             x = self._in_steps(input_ids, attention_mask, past, caches)
         kv_cache.advance(T)
@@ -92,16 +97,34 @@ class DecodePlan:
         (B, T), device, ends = input_ids.shape, input_ids.device, self._parts.ends
         mask = visible_slots(past, T, attention_mask, device)
         x = embedded(input_ids, attention_mask, past, ends)  # (B, T, C)
-        for cache, block in zip(caches, self._parts.blocks, strict=True):
+        parts = self._parts if self._packed is None or self._limits.packed_rows < B * T else self._packed
+        for cache, block in zip(caches, parts.blocks, strict=True):
             with step((id(self._model), "block", (B * T).bit_length()), device, work=B * T):
                 x = run_blocks(x, past, mask, [cache], [block])
         return normed(x, ends.norm)
+
+    def hidden_states_of_slots(
+        self, tokens: Sequence[int], lengths: Sequence[int], slots: Sequence[int], layers: list[Tensor]
+    ) -> Tensor:
+        """Return the hidden states (B, C) of one token for each of B rows: see `forward.run_slots`."""
+        on_device = torch.tensor(tokens, device=self._parts.ends.wpe.device)
+        x: Tensor = self._runs.run_slots(on_device, list(lengths), list(slots), layers, self._parts_for(len(tokens)))
+        return x
+
+    def _parts_for(self, n_rows: int) -> PlanParts:
+        """Return the weights in the layout that is the fastest for this many rows: see `packed_rows`."""
+        if self._packed_rows is not None and self._packed_rows.is_due(n_rows):
+            self._packed = self._packed_rows.pack()
+            self._packed_runs = None if self._packed is None else Runs(self._packed, self._limits)
+            self._packed_rows = None
+        return self._runs.parts if n_rows == 1 or self._packed_runs is None else self._packed_runs.parts
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Return the logits (N, V) of rows (N, C)."""
         if self._has_int8_head and self._matrix_rows and self._matrix_rows.pay(len(hidden_states), is_prompt=False):
             return self._matrix_head(hidden_states)
-        y: Tensor = self._product(hidden_states, self._parts.ends.head)
+        parts = self._parts if len(hidden_states) == 1 or self._packed is None else self._packed
+        y: Tensor = self._product(hidden_states, parts.ends.head)
         return y
 
     def greedy_tokens(self, token: int, n: int, vocab_size: int | None, kv_cache: KVCache) -> list[tuple[int, float]]:
@@ -182,7 +205,7 @@ class Runs:
             return scripted if limits.use_torchscript else scripted.function
 
         self.run_model, self.run_model_of_each = chosen(scripted_run_model), chosen(scripted_run_model_of_each)
-        self.greedy_tokens = chosen(scripted_greedy_tokens)
+        self.greedy_tokens, self.run_slots = chosen(scripted_greedy_tokens), chosen(scripted_run_slots)
         self.product, self.product_of_each = chosen(scripted_product), chosen(scripted_product_of_each)
         # Convert the list once here, and not at every call.
         blocks = scripted_run_model.list_of(parts.blocks) if limits.use_torchscript else parts.blocks

@@ -21,23 +21,25 @@ import torch
 
 from gpt_config.cores import process_limit
 
-try:
-    import resource
-except ModuleNotFoundError:  # Windows: steps are then compared with earlier ones only
-    resource = None  # type: ignore[assignment]
+# Seconds of a core that the calling thread has used. Windows counts them in steps of 16 ms, which are too long.
+_has_thread_clock = time.get_clock_info("thread_time").resolution < 1e-4
 
 
 @dataclass(frozen=True)
 class TrialLimits:
     """When another number of threads is tried."""
 
-    # Two steps in a row that take this many times their usual time are slow, and a single one that takes so many.
+    # Two steps in a row are slow if each takes this many times the usual time.
     slow: float = 2.0
+
+    # A single step is slow if it takes this many times the usual time.
     very_slow: float = 8.0
 
-    # A step is crowded if the kernel took cores from its threads more often than this per second: 100 to 300 times beside a
-    # busy process, a few times alone. Then less is slow, and the first step of a kind is, which has no usual time.
-    preemptions: float = 50.0
+    # A step is crowded if the calling thread had a core for less than this part of its time: on two cores 0.5 beside a busy
+    # process, 0.97 to 1 alone. The first step of a kind, which has no usual time, is slow if it is crowded.
+    crowded: float = 0.75
+
+    # `slow` for a crowded step.
     slow_if_crowded: float = 1.4
 
     # Fewer threads are better if a step takes less than this part of the slow one.
@@ -72,7 +74,7 @@ class _Wait:
         self.until, self.seconds = until, 0.0
 
     def extend(self, now: float, lost: float) -> None:
-        """The last trial failed, and took so many seconds longer than a step without it."""
+        """The last trial failed, and took `lost` seconds longer than a step without it."""
         self.seconds = min(self.limits.longest_wait, max(self.limits.first_wait, 2 * self.seconds))
         self.until = now + max(self.seconds, self.limits.per_second_lost * lost)
 
@@ -95,14 +97,14 @@ class _Kind:
 class ThreadCount:
     """The number of threads for the next step of some kind: `of(kind)`, from 1 to `most`. It learns from `measured`.
 
-    If steps are slow, or the first of its kind lost its cores often, the next step runs with half as many threads; if that
+    If steps are slow, or the first of its kind is crowded, the next step runs with half as many threads; if that
     is faster, it stays so. While there are fewer than `most`, more are tried now and then, and stay unless they are slower:
     half of the way up to a number that was too slow, and from time to time all. Each kind has its own number, because
     decoding may wait for memory, which one core uses up, where a prompt is computed faster by all. A new kind begins with
     the last number that was chosen.
 
     >>> threads = ThreadCount(2)
-    >>> threads.measured("decode", 0.7, preemptions=100)  # beside a busy process
+    >>> threads.measured("decode", 0.7, share=0.5)  # beside a busy process
     >>> threads.of("decode")
     1
     """
@@ -119,10 +121,10 @@ class ThreadCount:
         known = self._kinds.get(kind)
         return self.latest if known is None else known.trial or known.count
 
-    def measured(self, kind: Hashable, seconds: float, work: float = 1.0, *, preemptions: int = 0) -> None:
+    def measured(self, kind: Hashable, seconds: float, work: float = 1.0, *, share: float = 1.0) -> None:
         """A step has taken `seconds` with `of(kind)` threads. Steps of one `kind` cost the same per unit of `work`.
 
-        `preemptions`: how often the kernel has taken a core from one of its threads.
+        `share`: the part of the time in which the calling thread had a core.
         """
         self._now += seconds
         known = self._kinds.get(kind)
@@ -134,7 +136,7 @@ class ThreadCount:
             self._judge(known, known.trial, cost, work)
         else:
             known.latest = cost
-            is_crowded = preemptions > self._limits.preemptions * seconds
+            is_crowded = share < self._limits.crowded
             slow = self._limits.slow_if_crowded if is_crowded else self._limits.slow
             known.n_slow = known.n_slow + 1 if usual is not None and cost > slow * usual else 0
             is_slow = is_crowded if usual is None else known.n_slow > 1 or cost > self._limits.very_slow * usual
@@ -232,25 +234,20 @@ def step(kind: Hashable, device: torch.device, work: float = 1.0) -> Iterator[No
             return
         n_threads = count.of(kind)
         _set_threads(n_threads)
-        n_measured, preemptions, start = _active.n_measured, _preemptions(), time.perf_counter()
+        n_measured, start, used = _active.n_measured, time.perf_counter(), time.thread_time()
         yield
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.thread_time() - used
         if _active.n_measured == n_measured:
             _active.n_measured += 1
             with _measuring:
                 if count.of(kind) == n_threads:  # otherwise another Python thread has begun or ended a trial since
-                    count.measured(kind, seconds, work, preemptions=_preemptions() - preemptions)
+                    count.measured(kind, seconds, work, share=used / seconds if _has_thread_clock else 1.0)
             _set_threads(count.of(kind))
 
 
 def _set_threads(count: int) -> None:
     if count != torch.get_num_threads():  # to set the same number again made a prompt 8% slower
         torch.set_num_threads(count)
-
-
-def _preemptions() -> int:
-    """How often the kernel has taken a core from a thread of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def thread_report() -> str:

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gpt2.dropout import in_mode
+from gpt2.evaluation.figures import check_not_nan
 from gpt2.finetuning.classifier import GPT2Classifier
-from gpt2.finetuning.label_results import THRESHOLD, MultiLabelResult, RegressionResult, f1
+from gpt2.finetuning.label_results import THRESHOLD, MultiLabelResult, RegressionResult, f1, macro_f1
 from gpt2.finetuning.labels import Label, Target, target_of
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
 from gpt2.model import GPT2
@@ -166,6 +168,10 @@ class _ValidationRows:
         examples = self._batches[step]
         return _batch(examples, self.count * len(examples) / self._n_examples)
 
+    def share(self, step: int) -> float:
+        """Return the same weight for all batches: the losses of the rows already have theirs."""
+        return 1 / self.count
+
 
 def _batch(examples: Sequence[LabelledText], weights: NDArray[np.float32] | float) -> Batch:
     """Return ids, last positions, labels and weights of `examples`. `weights` has one per label, or is one for all rows."""
@@ -183,14 +189,16 @@ def classify(
 ) -> Iterator[tuple[int, list[float]]]:
     """Yield (row number, score of each label) for rows of 1 to `context` token ids, in no particular order.
 
-    The scores are those of `GPT2Classifier.scores`: probabilities, or the values of a regression.
+    The scores are those of `GPT2Classifier.scores`: probabilities, or the values of a regression. Dropout is off in either
+    mode of the classifier. CheckpointError if it computes NaN.
     """
-    classifier.eval()
     device = classifier.score.weight.device
     for batch in in_order_of_length([len(ids) for ids in rows], batch_size):
         last = torch.tensor(classifier.last_positions([rows[row] for row in batch]), device=device)
         ids = torch.from_numpy(pad([rows[row] for row in batch], 0)).to(device)
-        scores = classifier.scores(classifier.logits(classifier.transformer.hidden_states(ids), last))
+        with in_mode(classifier, is_training=False):
+            scores = classifier.scores(classifier.logits(classifier.transformer.hidden_states(ids), last))
+        check_not_nan(scores.sum().item())
         yield from zip(batch, scores.tolist(), strict=True)
 
 
@@ -214,12 +222,15 @@ class ClassificationResult:
         actual, predicted = sum(self.confusion[place]), sum(row[place] for row in self.confusion)
         return 2 * right / (actual + predicted) if actual + predicted else 0.0
 
+    def _occurs(self) -> list[bool]:
+        return [any(row) or any(other[place] for other in self.confusion) for place, row in enumerate(self.confusion)]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return metrics and counts as a dict that JSON can represent."""
+        """Return metrics and counts as a dict that JSON can represent. `macro_f1` is over the labels that occur."""
         return {
             "accuracy": self.accuracy,
             "f1": {label: self.f1(label) for label in self.labels},
-            "macro_f1": sum(map(self.f1, self.labels)) / len(self.labels),
+            "macro_f1": macro_f1(list(map(self.f1, self.labels)), self._occurs()),
             "labels": list(self.labels),
             "confusion": self.confusion,
         }
@@ -231,12 +242,16 @@ Result = ClassificationResult | MultiLabelResult | RegressionResult
 def measure(classifier: GPT2Classifier, examples: Sequence[LabelledText], batch_size: int = 32) -> Result:
     """Classify `examples` and compare with their labels, as the classifier's `problem_type` needs."""
     scores = dict(classify(classifier, [example.ids for example in examples], batch_size))
-    labels: list[Any] = [example.label for example in examples]
+    return result_of(classifier, [example.label for example in examples], [scores[row] for row in range(len(examples))])
+
+
+def result_of(classifier: GPT2Classifier, targets: Sequence[Any], scores: Sequence[Sequence[float]]) -> Result:
+    """Compare the scores of texts, as from `classify`, with their targets, as from `target_of`."""
     if classifier.problem_type == "regression":
-        return RegressionResult(labels, [scores[row][0] for row in range(len(examples))])
+        return RegressionResult(list(targets), [row[0] for row in scores])
     if classifier.problem_type == "multi_label_classification":
-        return MultiLabelResult.of(classifier.labels, labels, [scores[row] for row in range(len(examples))])
+        return MultiLabelResult.of(classifier.labels, targets, scores)
     confusion = [[0] * len(classifier.labels) for _ in classifier.labels]
-    for row, label in enumerate(labels):
-        confusion[label][int(np.argmax(scores[row]))] += 1
+    for label, row in zip(targets, scores, strict=True):
+        confusion[label][int(np.argmax(row))] += 1
     return ClassificationResult(classifier.labels, confusion)

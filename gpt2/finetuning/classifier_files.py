@@ -19,10 +19,12 @@ from gpt2.weights.folder import is_adapter_folder, locate_model
 from gpt2.weights.for_others import describe_tokenizer
 from gpt2.weights.names import published_names
 from gpt2.weights.reading import assemble, read_config
-from gpt2.weights.writing import write_tensors
+from gpt2.weights.writing import write_weights
 from gpt_config.atomic_write import atomic_write_json
 from gpt_config.errors import CheckpointError, ConfigError, Remedy
 from gpt_config.file_reading import read_json
+from gpt_config.unfinished import unchanged
+from gpt_config.whole_folder import whole_folder
 from gpt_encoder.interface import Tokenizer
 from gpt_encoder.tokenizer import has_tokenizer
 
@@ -33,29 +35,35 @@ _N_LABELS = 2
 
 
 def save_classifier(
-    classifier: GPT2Classifier, folder: str | os.PathLike[str], tokenizer: Tokenizer, *, base_model: str | None = None
+    classifier: GPT2Classifier,
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    base_model: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "50GB",
 ) -> None:
     """Write config.json with the labels, model.safetensors, classifier.json and the tokenizer's files.
 
-    Each file is written completely or not at all. With `base_model`, the name of the model on which an adapter was trained,
-    the adapter and the head are written in peft's format instead of the weights. classifier.json contains the context, for
-    which these formats have no field, and what an adapter's format has no field for.
+    All files are written, or none: see `save_model`, also for `dtype` and `max_shard_size`. With `base_model`, the name of
+    the model on which an adapter was trained, the adapter and the head are written in peft's format instead of the weights.
+    classifier.json contains the context, for which these formats have no field, and what an adapter's format has no field
+    for.
     """
-    folder = Path(folder)
     pad = tokenizer.eot_token_id if classifier.pad_token_id is None else classifier.pad_token_id
     config = classifier.to_config()
     own = {"labels": list(classifier.labels), "context": classifier.context, "problem_type": config["problem_type"]}
-    atomic_write_json(folder / _FILE, own)
-    if base_model is not None:
-        save_adapter(classifier.transformer, folder, base_model=base_model, tokenizer=tokenizer, head=classifier.score)
-        describe_tokenizer(folder, classifier.transformer.config, needs_padding=True)
-        return
-    write_tensors(folder / "model.safetensors", dict(classifier.named_parameters()))
-    dtype = str(classifier.score.weight.dtype).removeprefix("torch.")
-    shape = classifier.transformer.config.to_dict()
-    atomic_write_json(folder / "config.json", {**shape, **config, "pad_token_id": pad, "dtype": dtype})
-    tokenizer.save_pretrained(folder)
-    describe_tokenizer(folder, classifier.transformer.config, needs_padding=True)
+    with whole_folder(folder) as new:
+        atomic_write_json(new / _FILE, own)
+        if base_model is not None:
+            save_adapter(classifier.transformer, new, base_model=base_model, tokenizer=tokenizer, head=classifier.score)
+        else:
+            target = classifier.score.weight.dtype if dtype is None else resolve_dtype(dtype)
+            write_weights(new, dict(classifier.named_parameters()), dtype=target, max_shard_size=max_shard_size)
+            values = {**classifier.transformer.config.to_dict(), **config, "pad_token_id": pad}
+            atomic_write_json(new / "config.json", {**values, "dtype": str(target).removeprefix("torch.")})
+            tokenizer.save_pretrained(new)
+        describe_tokenizer(new, classifier.transformer.config, needs_padding=True)
 
 
 def load_classifier(
@@ -100,9 +108,10 @@ def _from_adapter(folder: Path) -> GPT2Classifier:
 
 def _read(folder: Path) -> tuple[GPT2, Tensor | None]:
     """Return the model in `folder`, and the weight of the classifier's head if there is one."""
-    tensors = published_names(read_tensors(folder), folder)
+    with unchanged(folder):
+        config, tensors = read_config(folder), published_names(read_tensors(folder), folder)
     head = tensors.pop("score.weight", None)
-    transformer = assemble(GPT2, read_config(folder), tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
+    transformer = assemble(GPT2, config, tensors, folder, device=torch.device("cpu"), dtype=torch.float32)
     transformer.pretrained_from = folder
     return transformer, head
 

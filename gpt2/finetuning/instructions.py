@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gpt2.finetuning.records import BadRecord, Fields, text_of
 from gpt2.finetuning.rows import LengthSortedRows, in_order_of_length, pad
 from gpt2.finetuning.template import InstructionTemplate
+from gpt2.generation.prompts import encode_prompt
 from gpt2.model import GPT2
 from gpt2.training.loss import sum_of_losses
 from gpt2.training.objective import Batch, Objective, perplexity
@@ -118,11 +119,10 @@ def make_examples(
         is_learned: list[bool] = []
         for turn in turns:
             # Encoded separately, because a prompt is encoded without its response when the model is used.
-            prompt = tokenizer.encode(
-                template.prompt(turn.instruction, input=turn.input, system=turn.system), add_special_tokens=turn is turns[0]
-            )
+            asked = template.prompt(turn.instruction, input=turn.input, system=turn.system)
+            prompt = encode_prompt(tokenizer, asked, add_special_tokens=turn is turns[0])
             answer = template.answer(turn.response, thought=turn.thought)
-            response = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eot_token_id]
+            response = [*encode_prompt(tokenizer, answer, add_special_tokens=False), tokenizer.eot_token_id]
             ids += prompt + response
             is_learned += [False] * len(prompt) + [True] * len(response)
         if len(ids) > context and (too_long == "drop" or not any(is_learned[:context])):
@@ -195,6 +195,10 @@ class _ValidationRows:
         """Return all rows in each process. With this share, the mean over batches is the mean over all learned tokens."""
         inputs, targets, share = _batch(self._batches[step], 0, 1)
         return inputs, targets, np.full_like(share, self.count * len(share) / self._n_learned)
+
+    def share(self, step: int) -> float:
+        """Return the same weight for all batches: the losses of the rows already have theirs."""
+        return 1 / self.count
 
 
 def _n_learned(example: Example) -> int:

@@ -18,6 +18,12 @@ def f1(n_right: int, n_predicted: int, n_actual: int) -> float:
     return 2 * n_right / (n_actual + n_predicted) if n_actual + n_predicted else 0.0
 
 
+def macro_f1(by_label: Sequence[float], occurs: Sequence[bool]) -> float:
+    """Return the mean F1 of the labels that occur in the texts or were predicted, as scikit-learn does; 0 if none does."""
+    values = [value for value, is_there in zip(by_label, occurs, strict=True) if is_there]
+    return sum(values) / len(values) if values else 0.0
+
+
 @dataclass(frozen=True)
 class MultiLabelResult:
     """Counts of texts for each label: with the label (`actual`), with it predicted (`predicted`), and with both (`right`).
@@ -53,7 +59,7 @@ class MultiLabelResult:
         return {
             "accuracy": self.accuracy,
             "micro_f1": f1(sum(self.right), sum(self.predicted), sum(self.actual)),
-            "macro_f1": sum(by_label) / len(self.labels),
+            "macro_f1": macro_f1(by_label, [a + p > 0 for a, p in zip(self.actual, self.predicted, strict=True)]),
             "f1": dict(zip(self.labels, by_label, strict=True)),
             "labels": list(self.labels),
             "actual": self.actual,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
+from gpt2.data.tables import SEPARATORS
 from gpt2.finetuning.records import BadRecord, Fields, text_of
 from gpt2.training.batches import shuffled
 from gpt_config.errors import DataError
+
+_WHOLE, _NUMBER = re.compile(r"^(-?\d+)\.0+$"), re.compile(r"-?\d+(\.\d+)?")
 
 # What a record says: a label, several labels, or a number.
 Label = str | tuple[str, ...] | float
@@ -31,20 +35,30 @@ def label_of(fields: Fields, name: str, problem_type: str) -> Label:
 
 
 def _one(value: object, fields: Fields, name: str) -> str:
-    text = str(value) if isinstance(value, int) else text_of(fields, name)  # a label in JSON may be an integer
-    return " ".join(text.split())
+    if isinstance(value, float) and not math.isfinite(value):  # as a table of pandas marks a missing number
+        raise BadRecord(f"the field {name!r} is {value!r}, not a label")
+    return tidy_label(value if isinstance(value, int | float) else text_of(fields, name))
+
+
+def tidy_label(value: object) -> str:
+    """The name of a label: without spare spaces, and 1 for 1.0, which other programs write for the same label."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = " ".join(str(value).split())
+    return _WHOLE.sub(r"\1", text)
 
 
 def _several(values: object, fields: Fields, name: str) -> tuple[str, ...]:
-    if isinstance(values, int):
+    if isinstance(values, int | float):
         values = [values]
     if not isinstance(values, list):
         text_of(fields, name)  # raises BadRecord if the field is missing
         values = []
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
+        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not (is_whole or isinstance(value, str)):
             raise BadRecord(f"the field {name!r} contains {value!r}: write labels as texts or whole numbers")
-    names = (" ".join(str(value).split()) for value in values)
+    names = map(tidy_label, values)
     return tuple(dict.fromkeys(label for label in names if label))
 
 
@@ -67,13 +81,30 @@ def _float(value: str | float) -> float:
 
 
 def names_of(labels: Sequence[Label], label_column: str) -> list[str]:
-    """Return the sorted names of all labels; the column's name alone if they are numbers."""
+    """Return the sorted names of all labels; the column's name alone if they are the values of a regression.
+
+    Names that are all numbers are in numerical order, so that label 2 comes before label 10.
+    """
     names: set[str] = set()
     for label in labels:
         if isinstance(label, float):
             return [label_column]
         names.update((label,) if isinstance(label, str) else label)
+    if all(map(_NUMBER.fullmatch, names)):
+        return sorted(names, key=lambda name: (float(name), name))
     return sorted(names)
+
+
+def suspicion_of(labels: Sequence[Label]) -> str:
+    """Say that labels contain a character that may separate the columns of their table; "" if none does."""
+    names = sorted({label for label in labels if isinstance(label, str)})
+    for separator in SEPARATORS:
+        if found := [name for name in names if separator in name]:
+            return (
+                f"{len(found)} of {len(names)} labels contain {separator!r}, such as {found[0]!r:.80}: "
+                "is it the separator of the columns?"
+            )
+    return ""
 
 
 def target_of(label: Label, names: Sequence[str]) -> Target:

@@ -1,26 +1,42 @@
-"""Read records from CSV, TSV, JSON and JSONL files, each with its line or item number. Does not depend on the task."""
+"""Make objects from the records of files, and report the bad ones with file and line. Does not depend on the task."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
+import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from gpt2.data.folders import list_files
+from gpt2.data.kind import TABLE, TEXT, kind_of
+from gpt2.data.records import (
+    BadRecord,
+    Columns,
+    Fields,
+    check_is_unicode,
+    names_in_first_row,
+    numbered_columns,
+    records_of,
+    text_of,
+)
+from gpt2.data.source import Source
 from gpt_config.errors import DataError, GPT2Warning
 
+__all__ = [
+    "BadRecord",
+    "Fields",
+    "Records",
+    "files_of",
+    "fingerprint_of",
+    "has_tables",
+    "labelled_columns",
+    "read_records",
+    "text_of",
+]
+
 T = TypeVar("T")
-Fields = Mapping[str, Any]
-
-
-class BadRecord(Exception):
-    """Why a record cannot be used. `read_records` adds the file and the line."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +48,20 @@ class Records(Generic[T]):
 
 
 def read_records(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | Source],
     make: Callable[[Fields], T],
     *,
-    columns: Callable[[list[str]], tuple[str, ...] | None] = lambda first_row: None,
+    columns: Columns = names_in_first_row,
+    wanted: tuple[str, ...] = (),
+    label_at: int = 0,
     skip_bad: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Records[T]:
-    """Return `make(fields)` of each record of the files.
+    """Return `make(fields)` of each record of the files, and of the data files in folders.
 
     `columns` gets the first row of each table (CSV, TSV). It returns the names of the columns, or None if that row contains
-    them.
+    them. `wanted` and `label_at` help to find the separator of a table: see `gpt2.data.tables.dialect_of`. `tell` gets lines
+    on what is read.
 
     A record is bad if its format is not valid, or if `make` raises BadRecord. A bad record is a DataError that names its
     line. With `skip_bad`, it is skipped and listed in `bad`, and a warning counts the skipped records. DataError if none
@@ -49,14 +69,15 @@ def read_records(
     """
     made: list[T] = []
     bad: list[str] = []
-    for path in map(Path, paths):
-        for place, fields in _rows(path, columns):
+    for source in _sources(paths, tell):
+        for place, fields in records_of(source, columns, wanted=wanted, label_at=label_at, tell=tell):
             try:
                 if isinstance(fields, BadRecord):
                     raise fields
+                check_is_unicode(fields)
                 made.append(make(fields))
             except BadRecord as error:
-                reason = f"{path}, {place}: {error}"
+                reason = f"{source.name}, {place}: {error}"
                 if not skip_bad:
                     raise DataError(f"{reason}: fix or remove it, or skip such rows with skip_bad") from None
                 bad.append(reason)
@@ -64,118 +85,62 @@ def read_records(
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         warnings.warn(f"rows skipped: {len(bad)} ({bad[0]}{more})", GPT2Warning, 2)
     if not made:
-        raise DataError(f"{', '.join(map(str, paths)) or 'no file'}: there is no usable row: add data")
+        names = [path.name if isinstance(path, Source) else str(path) for path in paths]
+        raise DataError(f"{', '.join(names) or 'no file'}: there is no usable row: add data")
     return Records(made, bad)
 
 
-def _read(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}): check the path") from None
-    if b"\0" in content:
-        raise DataError(f"{path} is not text: decompress it, or convert it to UTF-8")
-    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
-
-
-def _rows(path: Path, columns: Callable[[list[str]], tuple[str, ...] | None]) -> Iterator[tuple[str, Fields | BadRecord]]:
-    text = _read(path)
-    if path.suffix == ".json":
-        return _json(path, text)
-    if _is_json(path, text):
-        return _jsonl(text)
-    cells = _cells(text, _is_tsv(path, text))
-    _, row = first = next(cells, ("", []))
-    try:
-        names = None if isinstance(row, BadRecord) or not row else columns(row)
-    except BadRecord as error:
-        raise DataError(f"{path} {error}") from None
-    return _table(chain([first] if row else [], cells), names)
-
-
-def _is_json(path: Path, text: str) -> bool:
-    return path.suffix in (".json", ".jsonl") or (path.suffix not in (".csv", ".tsv") and text.lstrip()[:1] == "{")
-
-
-def _is_tsv(path: Path, text: str) -> bool:
-    return path.suffix == ".tsv" or (path.suffix != ".csv" and "\t" in text.partition("\n")[0])
-
-
-def _json(path: Path, text: str) -> Iterator[tuple[str, Fields | BadRecord]]:
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}): fix it, or name it .jsonl if it has one object per line") from None
-    if not isinstance(items, list):
-        raise DataError(f"{path} is not a JSON list of records: put the records into a list")
-    for number, item in enumerate(items, 1):
-        yield f"item {number}", _checked(item)
-
-
-def _jsonl(text: str) -> Iterator[tuple[str, Fields | BadRecord]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+def _sources(paths: Sequence[str | Path | Source], tell: Callable[[str], None]) -> Iterator[Source]:
+    for path in paths:
+        if isinstance(path, Source):
+            yield path
             continue
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield f"line {number}", BadRecord(f"it is not JSON ({error})")
-            continue
-        yield f"line {number}", _checked(item)
+        listing = list_files([path])
+        for line in listing.lines():
+            tell(line)
+        yield from (Source(str(file)) for file in listing.files)
 
 
-def _table(
-    cells: Iterable[tuple[str, list[str] | BadRecord]], columns: tuple[str, ...] | None
-) -> Iterator[tuple[str, Fields | BadRecord]]:
-    names = columns
-    for place, row in cells:
-        if isinstance(row, BadRecord):
-            yield place, row
-        elif names is None:
-            names = tuple(name.strip() for name in row)
-        elif len(row) != len(names):
-            yield place, BadRecord(f"it has {len(row)} columns instead of {len(names)}")
-        else:
-            yield place, _checked(dict(zip(names, row, strict=True)))
+def files_of(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the files that `read_records` reads for these paths."""
+    return list(list_files(paths).files)
 
 
-def _cells(text: str, is_tsv: bool) -> Iterator[tuple[str, list[str] | BadRecord]]:
-    csv.field_size_limit(1 << 30)
-    lines = io.StringIO(text, newline="")
-    # TSV has no quoting, because a " in a text is nearly always an ordinary character.
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines, strict=True)
-    begins = 1
-    while True:
-        try:
-            row: list[str] | BadRecord = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            row = BadRecord(str(error))
-        if row:
-            yield f"line {begins}", row
-        begins = reader.line_num + 1
+def has_tables(paths: Sequence[str | Path]) -> bool:
+    """Whether one of the files is a table, whose separator was found by its content."""
+    return any(kind_of(Source(str(path))).name in (TABLE, TEXT) for path in files_of(paths))
 
 
-def _checked(item: Any) -> Fields | BadRecord:
-    if not isinstance(item, dict):
-        return BadRecord(f"it is {type(item).__name__}, not an object with named fields")
-    try:
-        json.dumps(item, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # lone surrogates: bytes that were not UTF-8
-        return BadRecord("it is not UTF-8")
-    return item
+def fingerprint_of(paths: Sequence[str | Path], *more: object) -> str:
+    """Return a hash of the content of the files of `paths` and of `more`."""
+    digest = hashlib.sha256(repr(more).encode())
+    for path in files_of(paths):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
-def text_of(fields: Fields, name: str, *, default: str | None = None) -> str:
-    """Return the text of the field `name`. BadRecord if it is not a string, or is missing or empty and has no `default`."""
-    value = fields.get(name)
-    if value is None:
-        value = default
-    if value is None:
-        raise BadRecord(f"there is no field {name!r} (it has {', '.join(map(repr, fields)) or 'none'})")
-    if not isinstance(value, str):
-        raise BadRecord(f"the field {name!r} is {type(value).__name__}, not text")
-    if not value.strip() and default is None:
-        raise BadRecord(f"the field {name!r} is empty")
-    return value
+def labelled_columns(text_column: str, label_column: str, tell: Callable[[str], None]) -> Columns:
+    """Return the `Columns` of tables with a text and a label.
+
+    A first row with both names has the names of the columns. Names may also be numbers of columns, from 1. If the first row
+    has no names, the default names mean: the label, then the text. BadRecord for any other first row.
+    """
+    wanted = (label_column, text_column)
+
+    def columns(first_row: list[str]) -> tuple[str, ...] | None:
+        found = [name.strip() for name in first_row]
+        if set(wanted) <= set(found):
+            return None
+        if numbers := numbered_columns(first_row, wanted):
+            return numbers
+        has_names = {name.lower() for name in wanted} & {name.lower() for name in found}
+        if wanted == ("label", "text") and len(first_row) == 2 and not has_names:
+            tell("where the first line has no column names, the first column is the label and the second the text")
+            return wanted
+        raise BadRecord(
+            f"has no columns {wanted[0]!r} and {wanted[1]!r} (it has {', '.join(map(repr, found))}): "
+            "set label_column and text_column to names or numbers of columns"
+        )
+
+    return columns

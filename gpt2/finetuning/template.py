@@ -11,10 +11,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2.generation.prompts import TemplateText
 from gpt_config.atomic_write import atomic_write_json, atomic_write_text
 from gpt_config.errors import ConfigError, DataError
 from gpt_config.file_reading import read_json
 from gpt_config.validation import check_bool
+from gpt_config.whole_folder import whole_folder
+from gpt_encoder.interface import Tokenizer
 
 TEMPLATE_FILE = "instruction_template.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -30,34 +33,47 @@ class InstructionTemplate:
     thought: str = "### Thought:\n{thought}\n\n"
     response: str = "### Response:\n"  # the end of the prompt; the model continues after it
     thinks: bool = False  # the model writes a thought before each response
+    # Special tokens that the template spells are tokens. It is not in the repr, from which older runs have a fingerprint.
+    special_tokens: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "thinks":
+            if field.name in ("thinks", "special_tokens"):
                 check_bool(field.name, value)
             elif not isinstance(value, str):
                 raise ConfigError(f"{field.name}={value!r} must be a string")
             elif field.name != "response" and value.count("{" + field.name + "}") != 1:
                 raise ConfigError(f"{field.name}={value!r} must contain {{{field.name}}} once, to be replaced by the text")
 
-    def _fill(self, name: str, text: str) -> str:
-        return str(getattr(self, name)).replace("{" + name + "}", text)  # not str.format, because texts may contain braces
+    def for_tokenizer(self, tokenizer: Tokenizer) -> InstructionTemplate:
+        """Return the template whose special tokens are tokens, if it spells some of `tokenizer`."""
+        own = "\n".join((self.system, self.instruction, self.input, self.thought, self.response))
+        return dataclasses.replace(self, special_tokens=any(token in own for token in tokenizer.special_tokens))
 
-    def prompt(self, instruction: str, *, input: str = "", system: str = "") -> str:
-        """Return the text before the model's turn."""
-        parts = (("system", system), ("instruction", instruction), ("input", input))
-        question = "".join(self._fill(name, text) for name, text in parts if text)
-        return question + (self.thought.partition("{thought}")[0] if self.thinks else self.response)
+    def _filled(self, name: str, text: str) -> list[tuple[str, bool]]:
+        before, _, after = str(getattr(self, name)).partition("{" + name + "}")  # texts may contain braces
+        return [(before, self.special_tokens), (text, False), (after, self.special_tokens)]
 
-    def answer(self, response: str, *, thought: str = "") -> str:
-        """Return the text that the model learns to write after the prompt."""
-        return thought + self.thought.partition("{thought}")[2] + self.response + response if self.thinks else response
+    def prompt(self, instruction: str, *, input: str = "", system: str = "") -> TemplateText:
+        """Return the text before the model's turn. `encode_prompt` gives its ids."""
+        texts = (("system", system), ("instruction", instruction), ("input", input))
+        parts = [part for name, text in texts if text for part in self._filled(name, text)]
+        end = self.thought.partition("{thought}")[0] if self.thinks else self.response
+        return TemplateText([*parts, (end, self.special_tokens)])
+
+    def answer(self, response: str, *, thought: str = "") -> TemplateText:
+        """Return the text that the model learns to write after the prompt. `encode_prompt` gives its ids."""
+        if not self.thinks:
+            return TemplateText([(response, False)])
+        between = self.thought.partition("{thought}")[2] + self.response
+        return TemplateText([(thought, False), (between, self.special_tokens), (response, False)])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the template into a model folder, and the same as a chat template, which transformers reads."""
-        atomic_write_json(Path(folder) / TEMPLATE_FILE, dataclasses.asdict(self))
-        atomic_write_text(Path(folder) / CHAT_TEMPLATE_FILE, self.to_jinja())
+        with whole_folder(folder) as new:
+            atomic_write_json(new / TEMPLATE_FILE, dataclasses.asdict(self))
+            atomic_write_text(new / CHAT_TEMPLATE_FILE, self.to_jinja())
 
     def to_jinja(self) -> str:
         """Return the template in the language of transformers' chat templates, for messages with a role and a content.

@@ -7,7 +7,8 @@ between nearly equal logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from random import Random
 
 from torch import Tensor
@@ -20,7 +21,9 @@ from gpt2.generation import sampling
 from gpt2.generation.beam_search import beam_search
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.draft_model import DraftModel
-from gpt2.generation.row import Row
+from gpt2.generation.prefix_cache import PrefixCache
+from gpt2.generation.processors import Controls, Text
+from gpt2.generation.row import Row, end_ids
 from gpt2.generation.speculation import Drafter, PromptLookup, Speculation
 from gpt2.generation.steps import BeamSearch, GreedyTokens, OneToken, Prefill, Step, VerifyDrafts
 from gpt2.model import GPT2
@@ -36,9 +39,12 @@ class Batch:
       if its config has `speculate` or there is a draft model.
     - `make_speculation` makes the object that decides how many tokens to draft.
     - `max_prefill_tokens`: the most prompt tokens that one step prefills; one prompt is always allowed.
+    - `prefix_cache` has the keys and values of beginnings that prompts share; several batches of the model may use it in
+      turn. None: the batch makes one.
     - `on_step` is called with every step before it runs.
 
-    Do not change the model while rows run, because their next tokens may already be computed.
+    Do not change the model while rows run, because their next tokens may already be computed. After a change through
+    `weight.data`, which torch does not count, make a new batch.
 
     >>> batch = Batch(model)  # doctest: +SKIP
     >>> batch.admit(start(model, prompts, config))  # doctest: +SKIP
@@ -55,6 +61,7 @@ class Batch:
         use_cache: bool = True,
         draft_model: GPT2 | None = None,
         max_prefill_tokens: int | None = None,
+        prefix_cache: PrefixCache | None = None,
         on_step: Callable[[Step], object] = lambda step: None,
         make_speculation: Callable[[Drafter, tuple[float, float]], Speculation] = Speculation,
         fast: FastLimits = FAST,
@@ -63,6 +70,7 @@ class Batch:
         self._vocab_size = None if vocab_size is None else min(vocab_size, model.config.vocab_size)
         self._use_cache = use_cache
         self._max_prefill_tokens = max_prefill_tokens
+        self._prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self._on_step, self._make_speculation = on_step, make_speculation
         self._fast = fast
         self._waiting: list[Row] = []
@@ -89,8 +97,9 @@ class Batch:
 
         Rows with beam search that `start` made from the same prompt share one search; each gets the beam of its index.
         """
-        here = {id(row) for row in self.rows}
+        here, now = {id(row) for row in self.rows}, self._fast.clock()
         for row in rows:
+            row.began = now if row.began is None else row.began
             if id(row) in here:
                 raise InputError("a row is already in this batch: make a new row with start() for another continuation")
             here.add(id(row))
@@ -182,12 +191,16 @@ class Batch:
             vocab_size=self._vocab_size,
             use_cache=self._use_cache,
             fast=self._fast,
+            processors=rows[0].processors,
+            ends_in_stop=rows[0].ends_in_stop,
+            is_late=lambda: self._is_late(rows[0]),
+            vectors=rows[0].vectors,
         )
         advanced = [row for row in rows if row.finish_reason is None]
         for row in advanced:
             # `% len(beams)`, because lm_eval numbers the rows of a batch consecutively, to give each its own random draws.
             beam = beams[row.index % len(beams)]
-            row.ids, row.finish_reason = beam.ids, "eot" if beam.at_eot else "length"
+            row.ids, row.finish_reason, row.top_logprobs = beam.ids, beam.finish_reason or "length", beam.top_logprobs
             row.logprobs = beam.logprobs if row.wants_logprobs else []
         return advanced
 
@@ -211,14 +224,16 @@ class Batch:
                 use_cache=self._use_cache,
                 only_largest=all(row.takes_only_the_largest for row in rows),
                 vocab_size=self._vocab_size,
+                prefixes=self._prefix_cache,
                 fast=self._fast,
+                vectors=_vectors_of(rows),
             )
             if len(rows) == 1:
                 self._drafts(rows[0], decoder)  # there is no cache for drafts yet, but speculation counts this step too
             logits = decoder.next_logits()
         else:
             self._drop_ended(decoder)
-            logits = decoder.join(windows, most)
+            logits = decoder.join(windows, most, vectors=_vectors_of(rows))
         # Set these last, so that the rows still wait after an exception.
         self._decoder, self._waiting, self._places = decoder, self._waiting[n_rows:], self._places + rows
         return self._give(rows, logits)
@@ -228,9 +243,9 @@ class Batch:
         return self._give(self._places, self._decoder.next_logits())
 
     def _greedy_tokens(self, n_tokens: int) -> Iterator[list[Row]]:
-        row, decoder, ends = self._places[0], self._decoder, self._model.config.eos_token_ids
+        row, decoder = self._places[0], self._decoder
         assert decoder is not None
-        run = decoder.greedy_tokens(n_tokens, ends if row.config.stop_at_eot else ())
+        run = decoder.greedy_tokens(n_tokens, end_ids(row.config, self._model.config))
         self._one_at_a_time = run.failed
         if row.speculation and run.tokens:
             row.speculation.stepped(len(run.tokens) - 1)
@@ -238,7 +253,7 @@ class Batch:
         try:
             for token in run.tokens:
                 n_given += 1
-                row.append(token, None, ends)
+                self._append(row, token, None)
                 yield [row]
                 if row.finish_reason:
                     return
@@ -263,34 +278,54 @@ class Batch:
 
     def _give(self, rows: list[Row], logits: Tensor) -> list[Row]:
         """Choose a token for each row from logits (B, V) and append it. Returns the rows that had not ended before."""
-        tokens = self._choose(rows, logits)
+        try:
+            tokens = self._choose(rows, logits)
+        except BaseException:  # the controls leave no token: the rows have none for the step that the cache contains
+            if self._decoder is not None:
+                self._decoder.forget()
+            raise
         logprobs: Sequence[float | None] = [None] * len(rows)
         if any(row.wants_logprobs for row in rows):
             logprobs = sampling.logprobs_of(logits, tokens)
+        n_top = max(row.config.top_logprobs for row in rows)
+        top = sampling.top_logprobs_of(logits, n_top, self._vocab_size) if n_top else []
         advanced = [row for row in rows if row.finish_reason is None]
-        ends = self._model.config.eos_token_ids
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            if row.finish_reason is None:
-                row.append(token, logprob if row.wants_logprobs else None, ends)
-            else:
+        for place, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
+            if row.finish_reason is not None:
                 row.window.ids.append(token)  # ended rows are computed too, until they are removed from the batch
+                continue
+            if row.config.top_logprobs:
+                row.top_logprobs.append(top[place][: row.config.top_logprobs])
+            self._append(row, token, logprob if row.wants_logprobs else None)
         return advanced
 
+    def _append(self, row: Row, token: int, logprob: float | None) -> None:
+        row.append(token, logprob, end_ids(row.config, self._model.config))
+        if row.finish_reason is None and self._is_late(row):
+            row.finish_reason = "time"
+
+    def _is_late(self, row: Row) -> bool:
+        """Whether the row has had its `max_time`."""
+        limit = row.config.max_time
+        return limit is not None and self._fast.clock() - (row.began or 0.0) >= limit
+
     def _choose(self, rows: list[Row], logits: Tensor) -> list[int]:
-        """Return a token for each row of logits (B, V). Rows with the same config are sampled together."""
-        first = rows[0].config
-        if all(row.config is first for row in rows):
-            texts, generators = [row.window.ids for row in rows], [row.generator for row in rows]
-            return sampling.choose(logits, texts, generators, first, self._vocab_size)
-        places: dict[int, list[int]] = {}
+        """Return a token for each row of logits (B, V). Rows with the same config and processors are sampled together."""
+        groups: dict[tuple[int, int], list[int]] = {}
         for place, row in enumerate(rows):
-            places.setdefault(id(row.config), []).append(place)
-        tokens = [0] * len(rows)
-        for group in places.values():
-            chosen = self._choose([rows[place] for place in group], logits[group])
+            if row.finish_reason is None:
+                groups.setdefault((id(row.config), id(row.processors)), []).append(place)
+        tokens = [0] * len(rows)  # of rows that have ended, any token
+        for group in groups.values():
+            of_group = logits if len(group) == len(rows) else logits[group]
+            texts = [rows[place].text for place in group]
+            chosen = sampling.choose(of_group, texts, self._controls(rows[group[0]]), self._vocab_size)
             for place, token in zip(group, chosen, strict=True):
                 tokens[place] = token
         return tokens
+
+    def _controls(self, row: Row) -> Controls:
+        return Controls(row.config, end_ids(row.config, self._model.config), row.processors)
 
     def _drafts(self, row: Row, decoder: Decoder) -> list[int]:
         """Return drafts of the next tokens of the only row; often none."""
@@ -301,13 +336,16 @@ class Batch:
             drafter: Drafter
             drafter = self._draft_model_for(row) if self._draft_model else PromptLookup(self._model.config.n_positions)
             row.speculation = self._make_speculation(drafter, costs)
-        return row.speculation.draft(row.window.ids, decoder.room, row.generator)
+        drafts = row.speculation.draft(row.window.ids, decoder.room, row.generator)
+        return list(itertools.takewhile(lambda draft: draft >= 0, drafts))  # a placeholder of an embedding is no token
 
     def _draft_model_for(self, row: Row) -> DraftModel:
         assert self._draft_model is not None
 
         def choose(logits: Tensor, texts: list[list[int]], generators: list[Random]) -> list[int]:
-            return sampling.choose(logits, texts, generators, row.config, self._vocab_size)
+            n_prompt = len(row.prompt_ids)
+            each = [Text(ids, n_prompt, generator) for ids, generator in zip(texts, generators, strict=True)]
+            return sampling.choose(logits, each, self._controls(row), self._vocab_size)
 
         return DraftModel(self._draft_model, self._model, choose, self._fast)
 
@@ -317,12 +355,23 @@ class Batch:
         if self._decoder is None or 2 * n_live > len(self._places):
             return
         if n_live == 0:
+            self._keep_ended(self._decoder)
             self._places, self._decoder, self._one_at_a_time = [], None, False
         else:
             self._drop_ended(self._decoder)
 
     def _drop_ended(self, decoder: Decoder) -> None:
+        self._keep_ended(decoder)
         live = [place for place, row in enumerate(self._places) if row.finish_reason is None]
         if len(live) < len(self._places):
             self._places = [self._places[place] for place in live]
             decoder.select(live)
+
+    def _keep_ended(self, decoder: Decoder) -> None:
+        if self._prefix_cache.keep_texts:
+            decoder.keep([place for place, row in enumerate(self._places) if row.finish_reason is not None])
+
+
+def _vectors_of(rows: Sequence[Row]) -> Mapping[int, Tensor]:
+    """The embeddings of all prompts, by their placeholders."""
+    return {token: vector for row in rows if row.vectors for token, vector in row.vectors.items()}

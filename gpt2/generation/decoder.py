@@ -8,28 +8,31 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gpt2.dropout import in_mode
 from gpt2.fast import threads
 from gpt2.fast.cuda_graph import GraphedSteps
 from gpt2.fast.greedy_head import GreedyHead
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.plan import DecodePlan, PlanOfEach, is_coarse
 from gpt2.fast.unchanged import keeps_layers_apart
-from gpt2.generation.network import CalledModel, network_of
+from gpt2.generation.network import CalledModel, EmbeddingNetwork, network_of
+from gpt2.generation.prefix_cache import Prefix, PrefixCache
 from gpt2.generation.window import Window
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
+from gpt2.quantization.derived import state_of
 from gpt2.quantization.quantize import is_int8
 from gpt_config.errors import CheckpointError
 
 # Whatever computes hidden states (B, T, C) of ids (B, T). A plan may return those of the last token only, (B, 1, C).
-Network = DecodePlan | PlanOfEach | CalledModel | GPT2
+Network = DecodePlan | PlanOfEach | CalledModel | EmbeddingNetwork | GPT2
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,13 @@ class Decoder:
     """Computes next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
 
     With `use_cache=False` every call recomputes all windows; tests compare the cached path with this one. With
-    `only_largest`, a logit may be -inf if it cannot be the largest of the first `vocab_size` logits of its row.
+    `only_largest`, a logit may be -inf if it cannot be the largest of the first `vocab_size` logits of its row. `vectors`
+    maps each negative id in the windows to its embedding (C,): see `network`. `make_cache` returns an empty cache of some
+    number of tokens for the only window; None: the decoder makes its caches. Decoders may share a `plan` of the model.
+
+    Beginnings of windows are copied from `prefixes`, in float32 and float64 and if the model was not changed. In fewer bits,
+    a window that is computed in two parts is rounded differently, which could change its tokens. `beginning`, of the only
+    window, is copied in every dtype: the caller has computed it in parts.
     """
 
     def __init__(
@@ -60,17 +69,24 @@ class Decoder:
         use_cache: bool = True,
         only_largest: bool = False,
         vocab_size: int | None = None,
+        prefixes: PrefixCache | None = None,
         fast: FastLimits = FAST,
+        vectors: Mapping[int, Tensor] | None = None,
+        make_cache: Callable[[int], KVCache] | None = None,
+        plan: DecodePlan | None = None,
+        beginning: Prefix | None = None,
     ) -> None:
         self.windows = windows
+        self._make_cache, self._beginning = make_cache, beginning
         self.only_largest = only_largest
         self._model = model
         self._tokens_left = max_new_tokens
         self._vocab_size = vocab_size
         self._fast = fast
         has_plan = use_cache and fast.use_plan and DecodePlan.fits(model)
-        self._plan = DecodePlan(model, only_last=True, limits=fast) if has_plan else None
+        self._plan = (plan or DecodePlan(model, only_last=True, limits=fast)) if has_plan else None
         self._network: Network = self._plan or network_of(model)
+        self._vectors = dict(vectors or {})
         self._use_cache = has_plan or (use_cache and keeps_layers_apart(model))
         has_greedy_head = only_largest and has_plan and max_new_tokens >= fast.greedy_head.min_steps
         has_greedy_head = has_greedy_head and GreedyHead.fits(model.wte, fast.greedy_head)
@@ -78,6 +94,10 @@ class Decoder:
         is_graphed = has_plan and GraphedSteps.fits(model, fast.graphs)
         self._graphed = GraphedSteps(model, vocab_size, fast.graphs) if is_graphed else None
         self._n_at_once = 1
+        is_exact = model.dtype in (torch.float32, torch.float64) and not is_int8(model)
+        self._prefixes = prefixes if has_plan and is_exact else None
+        if self._prefixes is not None:
+            self._prefixes.use_for(state_of(*model.parameters()))
         self._device = model.device
         self._cache: KVCache | None = None
         self._mask: Tensor | None = None  # (B, cache.max_length) int64; None if no row is padded
@@ -105,19 +125,20 @@ class Decoder:
         Raises CheckpointError if the model computes NaN.
         """
         if self._model.training:  # dropout would change greedy ids if the caller forgot eval()
-            self._model.eval()
-            try:
+            with in_mode(self._model, is_training=False):
                 return self.next_logits(drafts)
-            finally:
-                self._model.train()
         tokens_left = self._tokens_left
         try:
             return self._next_logits(drafts)
-        except BaseException:  # the cache may be incomplete: the next call recomputes all windows
-            self._cache = self._mask = None
+        except BaseException:  # the cache may be incomplete
+            self.forget()
             self._tokens_left = tokens_left
-            self._forget_graph()
             raise
+
+    def forget(self) -> None:
+        """Drop the cache. The next call recomputes all windows."""
+        self._cache = self._mask = None
+        self._forget_graph()
 
     def _next_logits(self, drafts: Sequence[int]) -> Tensor:
         slid = [window.slide() for window in self.windows]
@@ -127,16 +148,11 @@ class Decoder:
         else:
             logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
         self._tokens_left -= 1 + len(drafts)
-        # `math.isfinite` in Python, because each operation on tensors adds to the overhead of a step.
-        if not all(map(math.isfinite, logits.amax(-1).tolist())):
-            if drafts:  # a draft that would be rejected may cause the NaN, so compute again without drafts
-                self.reject(1 + len(drafts))
-                self._forget_graph()  # slots that the graph masks may contain NaN
-                return self._next_logits(())
-            raise CheckpointError(
-                "the model computes NaN or infinite logits: its weights are damaged (use another copy of the files), or the "
-                "range of its dtype is too small (use float32)"
-            )
+        if drafts and not _is_finite(logits):  # a draft that would be rejected may cause the NaN: compute without drafts
+            self.reject(1 + len(drafts))
+            self._forget_graph()  # slots that the graph masks may contain NaN
+            return self._next_logits(())
+        _check_finite(logits)
         return logits
 
     def reserve_greedy_steps(self) -> int:
@@ -193,11 +209,53 @@ class Decoder:
         self._select_computed(torch.tensor(rows, device=self._device))
 
     @torch.inference_mode()
-    def join(self, windows: list[Window], max_new_tokens: int) -> Tensor:
+    def copy_prefill(self, other: Decoder) -> None:
+        """Instead of the first `next_logits`, copy keys and values of a decoder that has computed the same visible ids."""
+        self.windows[0].slide()
+        self._tokens_left -= 1
+        if other._cache is None:
+            return
+        n_tokens = other._cache.length
+        cache = self._new_cache(1, min(self._model.config.n_positions, n_tokens + max(self._tokens_left, 0)))
+        assert cache is not None
+        for target, source in zip(cache.layers, other._cache.layers, strict=True):
+            target[:, :, :, :n_tokens] = source[:, :, :, :n_tokens]
+        cache.advance(n_tokens)
+        self._cache = cache
+
+    def next_in_slot(self) -> KVCache | None:
+        """Return the cache of the only window if the next step is its last token alone; None if it needs `next_logits`.
+
+        A window slides only when its cache is full. Without a plan, as after a hook was added, each window runs alone.
+        """
+        cache = self._cache
+        return None if self._plan is None or cache is None or cache.length == cache.max_length else cache
+
+    @torch.inference_mode()
+    def logits_in_slots(
+        self, decoders: Sequence[Decoder], caches: Sequence[KVCache], slots: Sequence[int], layers: list[Tensor]
+    ) -> Tensor:
+        """Return the logits (B, V) after the windows of B decoders, as `next_logits` of each would, with one pass for all.
+
+        `caches` are the results of `next_in_slot`, in `slots` of `layers`. Raises CheckpointError if the model computes NaN.
+        """
+        assert self._plan is not None
+        tokens, lengths = [decoder.windows[0].ids[-1] for decoder in decoders], [cache.length for cache in caches]
+        with self._timed("slots", len(tokens)):
+            logits = self._logits(self._plan.hidden_states_of_slots(tokens, lengths, slots, layers))
+        _check_finite(logits)
+        for decoder, cache in zip(decoders, caches, strict=True):
+            cache.advance(1)
+            decoder._tokens_left -= 1
+        return logits
+
+    @torch.inference_mode()
+    def join(self, windows: list[Window], max_new_tokens: int, vectors: Mapping[int, Tensor] | None = None) -> Tensor:
         """Prefill more windows and append them to the batch.
 
         Returns the logits (B, V) of the token after each of the B new windows. Each may get `max_new_tokens` tokens.
         """
+        self._vectors |= vectors or {}
         new = copy.copy(self)
         new.windows, new._cache, new._mask, new._graphed = windows, None, None, None
         new._tokens_left = max_new_tokens
@@ -212,22 +270,26 @@ class Decoder:
         return logits
 
     def _merge(self, parts: list[tuple[KVCache, Tensor | None]]) -> None:
-        """Merge caches into one. The last tokens of all rows are in the same slot; shorter rows are padded on the left."""
-        length = max(cache.length for cache, _ in parts)
+        """Merge caches into one. The last tokens of all rows are in the same slot; shorter rows are padded on the left.
+
+        Slots that no row uses are left out. Rows that have left had longer texts, so without this the cache would grow.
+        """
+        used = [(cache, mask, slice(_n_unused(cache, mask), cache.length)) for cache, mask in parts]
+        length = max(slots.stop - slots.start for _, _, slots in used)
         n_slots = min(self._model.config.n_positions, length + self._tokens_left)
         merged = self._new_cache(len(self.windows), n_slots)
         assert merged is not None
         mask = torch.ones(len(self.windows), n_slots, dtype=torch.int64, device=self._device)
         first = 0
-        for cache, part_mask in parts:
-            n_rows, pad = cache.layers[0].shape[1], length - cache.length
+        for cache, part_mask, slots in used:
+            n_rows, pad = cache.layers[0].shape[1], length - (slots.stop - slots.start)
             rows = slice(first, first + n_rows)
             for target, source in zip(merged.layers, cache.layers, strict=True):
                 target[:, rows, :, :pad] = 0  # padding is masked, but NaN times a weight of 0 would be NaN
-                target[:, rows, :, pad:length] = source[:, :, :, : cache.length]
+                target[:, rows, :, pad:length] = source[:, :, :, slots]
             mask[rows, :pad] = 0
             if part_mask is not None:
-                mask[rows, pad:length] = part_mask[:, : cache.length]
+                mask[rows, pad:length] = part_mask[:, slots]
             first += n_rows
         merged.advance(length)
         self._cache, self._mask = merged, None if bool(mask.all()) else mask
@@ -247,31 +309,69 @@ class Decoder:
         """Compute all windows in a new cache, padded on the left. Windows with equal visible ids are computed once."""
         prompts = [tuple(window.visible_ids) for window in self.windows]
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        longest = max(map(len, distinct))
-        input_ids = torch.zeros(len(distinct), longest, dtype=torch.int64)
+        self._forget_graph()
         # Slots for the prompts and for new tokens. Padding takes slots too, so the cache of a batch may be full before its
         # longest window slides.
-        n_slots = min(self._model.config.n_positions, longest + max(self._tokens_left - 1, 0))
-        mask = torch.ones(len(distinct), n_slots, dtype=torch.int64)
-        for prompt, row in distinct.items():
-            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, : longest - len(prompt)] = 0
-        self._mask = None if bool(mask.all()) else mask.to(self._device)
-        self._cache = self._new_cache(len(distinct), n_slots)
-        self._forget_graph()
-        n_tokens = len(distinct) * longest
-        with self._timed("prefill", n_tokens.bit_length(), work=n_tokens):
-            hidden = self._network.hidden_states(
-                input_ids.to(self._device),
-                attention_mask=None if self._mask is None else self._mask[:, :longest],
-                kv_cache=self._cache,
-            )
-            logits = self._network.logits(hidden[:, -1])
+        n_slots = min(self._model.config.n_positions, max(map(len, distinct)) + max(self._tokens_left - 1, 0))
+        self._cache, self._mask, logits = self._compute(list(distinct), n_slots)
+        if self._prefixes is not None and self._cache is not None:
+            self._prefixes.note(list(distinct), self._cache)
         if len(distinct) == len(prompts):
             return logits
         rows = torch.tensor([distinct[prompt] for prompt in prompts], device=self._device)
         self._select_computed(rows)
         return logits.index_select(0, rows)
+
+    def _compute(self, prompts: list[tuple[int, ...]], n_slots: int) -> tuple[KVCache | None, Tensor | None, Tensor]:
+        """Return a cache of `n_slots` with distinct prompts, its mask, and the logits (B, V) of the token after each."""
+        longest, past = max(map(len, prompts)), 0
+        input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+        mask = torch.ones(len(prompts), n_slots, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, : longest - len(prompt)] = 0
+        on_device = None if bool(mask.all()) else mask.to(self._device)
+        cache = self._new_cache(len(prompts), n_slots)
+        if cache is not None:
+            self._copy_beginnings(prompts, cache)
+            past = cache.length
+        n_tokens = len(prompts) * (longest - past)
+        network: Network = EmbeddingNetwork(self._model, self._vectors) if self._vectors else self._network
+        with self._timed("prefill", n_tokens.bit_length(), work=n_tokens):
+            hidden = network.hidden_states(
+                input_ids[:, past:].to(self._device),
+                attention_mask=None if on_device is None else on_device[:, :longest],
+                kv_cache=cache,
+            )
+            return cache, on_device, network.logits(hidden[:, -1])
+
+    def _copy_beginnings(self, prompts: list[tuple[int, ...]], cache: KVCache) -> None:
+        """Copy what is known of the prompts, and what several of them share, into the empty `cache`, if that saves time."""
+        beginning, self._beginning = self._beginning, None
+        # The ids are compared, because the window may have slid since the prefill was copied from another decoder.
+        if beginning is not None and prompts[0][: len(beginning.ids)] == beginning.ids:
+            beginning.fill(cache)
+            return
+        if self._prefixes is None:
+            return
+        plan, computed = self._prefixes.plan(prompts), []
+        if plan.prefixes:
+            of_prefixes, _, _ = self._compute(plan.prefixes, max(map(len, plan.prefixes)))
+            assert of_prefixes is not None
+            rows = enumerate(plan.prefixes)
+            computed = [Prefix.of_row(of_prefixes, row, prefix, len(prefix)) for row, prefix in rows]
+        if plan.n_new < max(map(len, prompts)):
+            self._prefixes.fill(cache, prompts, plan, computed)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Add the computed part of the windows with these indices to `prefixes`."""
+        cache, mask = self._cache, self._mask
+        if self._prefixes is None or cache is None:
+            return
+        for row in rows:
+            n_tokens = cache.length if mask is None else int(mask[row, : cache.length].sum())
+            ids = tuple(self.windows[row].visible_ids[:n_tokens])
+            self._prefixes.add(Prefix.of_row(cache, row, ids, n_tokens))
 
     def _decode_one_token(self, cache: KVCache) -> Tensor:
         tokens = [window.ids[-1] for window in self.windows]
@@ -311,4 +411,24 @@ class Decoder:
         if not self._use_cache:
             return None
         model = self._model
+        if self._make_cache is not None:
+            return self._make_cache(n_slots)
         return KVCache(model.config, batch_size=batch_size, max_length=n_slots, device=model.device, dtype=model.dtype)
+
+
+def _is_finite(logits: Tensor) -> bool:
+    # `math.isfinite` in Python, because each operation on tensors adds to the overhead of a step.
+    return all(map(math.isfinite, logits.amax(-1).tolist()))
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not _is_finite(logits):
+        raise CheckpointError(
+            "the model computes NaN or infinite logits: its weights are damaged (use another copy of the files), or the "
+            "range of its dtype is too small (use float32)"
+        )
+
+
+def _n_unused(cache: KVCache, mask: Tensor | None) -> int:
+    """Return how many slots at the beginning are padding in every row."""
+    return 0 if mask is None else int(mask[:, : cache.length].amax(0).argmax())

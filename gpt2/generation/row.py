@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from torch import Tensor
+
+from gpt2.generation.prefix_cache import Prefix
+from gpt2.generation.processors import LogitsProcessor, Text
 from gpt2.generation.speculation import Speculation
 from gpt2.generation.window import Window
 from gpt_config.generation_config import GenerationConfig
+from gpt_config.model_config import GPT2Config
 
-FinishReason = Literal["eot", "stop", "length"]
+# "eot": end token; "stop": stop string; "length": max_new_tokens; "time": max_time
+FinishReason = Literal["eot", "stop", "length", "time"]
 
 
 @dataclass
@@ -22,7 +28,8 @@ class Row:
     """One continuation of one prompt. A `Batch` appends to `ids` and `logprobs`; the caller may set `finish_reason`.
 
     `logprobs` are natural logarithms of the model's probabilities before temperature, penalties and truncation. They are
-    recorded if `wants_logprobs`. If an end-of-text token ended the row, it is the last of `ids`.
+    recorded if `wants_logprobs`. `top_logprobs` has the most probable ids of each step with the same logarithms, as many as
+    the config's `top_logprobs`. If an end token ended the row, it is the last of `ids`.
     """
 
     prompt_ids: list[int]
@@ -32,8 +39,15 @@ class Row:
     wants_logprobs: bool = False
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: FinishReason | None = None  # "eot": end-of-text token; "stop": stop string; "length": max_new_tokens
+    finish_reason: FinishReason | None = None
     speculation: Speculation | None = None  # statistics of the drafts for this row
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    processors: tuple[LogitsProcessor, ...] = ()
+    ends_in_stop: Callable[[Sequence[int]], bool] | None = None  # for beams: whether new ids end with a stop string
+    vectors: Mapping[int, Tensor] | None = None  # placeholder id in the prompt -> its embedding (C,)
+    began: float | None = None  # seconds on the clock of the batch that admitted the row
+    # Keys and values of the first tokens, which the caller has computed. A `SlotBatch` takes them; others compute all.
+    beginning: Prefix | None = None
 
     @cached_property
     def window(self) -> Window:
@@ -54,20 +68,37 @@ class Row:
     @property
     def takes_only_the_largest(self) -> bool:
         """Whether decoding needs only the index of the largest logit."""
-        return self.config.greedy and self.config.repetition_penalty == 1 and not self.wants_logprobs
+        config = self.config
+        if not config.greedy or config.has_token_controls or self.processors or len(self.ids) < config.min_new_tokens:
+            return False
+        return not self.wants_logprobs and not config.top_logprobs
+
+    @property
+    def text(self) -> Text:
+        """What the controls and sampling need. Embeddings of a prompt have no ids: the text then begins after them."""
+        if self.vectors is None:
+            return Text(self.window.ids, len(self.prompt_ids), self.generator)
+        return Text(self.window.ids[len(self.prompt_ids) :], 0, self.generator)
 
     @property
     def n_tokens_left(self) -> int:
         """How many tokens the row may still get."""
         return self.config.max_new_tokens - len(self.ids)
 
-    def append(self, token: int, logprob: float | None, eot_tokens: Collection[int]) -> None:
-        """Append a token, and set `finish_reason` if it is the last one. `eot_tokens` are those that end a text."""
+    def append(self, token: int, logprob: float | None, ends: Collection[int]) -> None:
+        """Append a token, and set `finish_reason` if it is the last one. `ends` are the tokens that end the row."""
         self.window.ids.append(token)
         self.ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        if self.config.stop_at_eot and token in eot_tokens:
+        if token in ends:
             self.finish_reason = "eot"
         elif len(self.ids) >= self.config.max_new_tokens:
             self.finish_reason = "length"
+
+
+def end_ids(config: GenerationConfig, model_config: GPT2Config) -> tuple[int, ...]:
+    """Return the tokens that end a text: those of `config`, or the model's own; none if they are ignored."""
+    if not config.stop_at_eot:
+        return ()
+    return model_config.eos_token_ids if config.eos_token_id is None else config.eos_token_id

@@ -7,31 +7,14 @@ chained; `logits_to_probs` applies them in the order of transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt_config.errors import InputError
+from gpt2.generation.processors import Controls, Text, process
 from gpt_config.generation_config import GenerationConfig
-
-
-def apply_repetition_penalty(logits: Tensor, seen_ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Divide positive logits of the ids in each row of `seen_ids` by `penalty`, and multiply negative ones by it.
-
-    From Keskar et al. 2019, section 4.1; the sign is handled as in transformers. `penalty` 1 changes nothing.
-    """
-    if penalty == 1:
-        return logits
-    logits = logits.clone()
-    for row, ids in zip(logits, seen_ids, strict=True):
-        seen = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=row.device)
-        scores = row[seen]
-        largest = torch.finfo(row.dtype).max  # a tiny penalty must not give infinity, whose softmax is NaN
-        row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-largest, largest)
-    return logits
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -43,22 +26,13 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
-def check_top_k(top_k: int | None, vocab_size: int) -> None:
-    """Raise InputError if `top_k` is larger than the vocabulary."""
-    if top_k is not None and top_k > vocab_size:
-        raise InputError(
-            f"top_k={top_k} is more than the {vocab_size} tokens of this vocabulary: choose a smaller top_k, or leave it out"
-        )
-
-
 def apply_top_k(logits: Tensor, top_k: int | None) -> Tensor:
     """Keep the `top_k` largest logits (Fan et al. 2018), and all that equal the smallest of these.
 
-    Raises InputError if `top_k` is larger than the vocabulary.
+    None, and a number above the vocabulary, keep all.
     """
-    if top_k is None:
+    if top_k is None or top_k >= logits.shape[-1]:
         return logits
-    check_top_k(top_k, logits.shape[-1])
     smallest_kept = logits.topk(top_k).values[..., -1:]
     return logits.masked_fill(logits < smallest_kept, -torch.inf)
 
@@ -100,15 +74,32 @@ def apply_min_p(logits: Tensor, min_p: float | None) -> Tensor:
     return logits.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), -torch.inf)
 
 
+def apply_typical_p(logits: Tensor, typical_p: float | None) -> Tensor:
+    """Keep the tokens whose log-probability is closest to the distribution's entropy (Meister et al. 2022, equation 7).
+
+    They are the fewest whose probabilities add up to `typical_p` or more, and all that are as close as the last of them.
+    """
+    if typical_p is None or typical_p == 1:
+        return logits
+    logprobs = logits.double().log_softmax(-1)
+    probs = logprobs.exp()
+    entropy = torch.special.entr(probs).sum(-1, keepdim=True)
+    distances, order = (-logprobs - entropy).abs().sort(-1)  # an excluded token has an infinite distance
+    n_before = (probs.gather(-1, order).cumsum(-1) < typical_p).sum(-1, keepdim=True)
+    farthest = distances.gather(-1, n_before.clamp(max=logits.shape[-1] - 1))
+    return logits.masked_fill((-logprobs - entropy).abs() > farthest, -torch.inf)
+
+
 def logits_to_probs(logits: Tensor, config: GenerationConfig) -> Tensor:
     """Return the distribution to sample from, float64 (B, V).
 
-    The repetition penalty is not included, because it needs the text: apply it before.
+    The controls of `processors` are not included, because they need the text: apply them before.
     """
     logits = apply_temperature(logits.double(), config.temperature)
     logits = apply_top_k(logits, config.top_k)
     logits = apply_top_p(logits, config.top_p)
     logits = apply_min_p(logits, config.min_p)
+    logits = apply_typical_p(logits, config.typical_p)
     return logits.softmax(-1)
 
 
@@ -135,26 +126,20 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def choose(
-    logits: Tensor,
-    texts: list[list[int]],
-    generators: list[Random],
-    config: GenerationConfig,
-    vocab_size: int | None,
-) -> list[int]:
-    """Return the next token of each of B texts, from logits (B, V) and the random generator of each text.
+def choose(logits: Tensor, texts: Sequence[Text], controls: Controls, vocab_size: int | None) -> list[int]:
+    """Return the next token of each of B texts, from logits (B, V).
 
-    All texts have the same `config`. Only ids below `vocab_size` are chosen; None allows all.
+    All texts have the same `controls`. Only ids below `vocab_size` are chosen; None allows all.
     """
-    if config.greedy and config.repetition_penalty == 1:
-        return tokens_of(greedy(logits[:, :vocab_size]))
+    config, logits = controls.config, logits[:, :vocab_size]
+    if config.greedy and all(controls.are_off(len(text.ids) - text.n_prompt) for text in texts):
+        return tokens_of(greedy(logits))
     # In float64, so that the tokens are the same on every device; on the CPU, because not every device has float64.
-    logits = logits.cpu().double()
-    logits = apply_repetition_penalty(logits, texts, config.repetition_penalty)[:, :vocab_size]
+    logits = process(logits.cpu().double(), texts, controls)
     if config.greedy:
         return tokens_of(greedy(logits))
     probs = logits_to_probs(logits, config)
-    return tokens_of(sample(probs, [generator.random() for generator in generators]))
+    return tokens_of(sample(probs, [text.generator.random() for text in texts]))
 
 
 def tokens_of(ids: Tensor) -> list[int]:
@@ -169,3 +154,14 @@ def logprobs_of(logits: Tensor, tokens: list[int]) -> list[float]:
     chosen = torch.tensor(tokens)[:, None]  # (B, 1)
     found: list[float] = logits.cpu().double().log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
     return found
+
+
+@torch.inference_mode()
+def top_logprobs_of(logits: Tensor, n: int, vocab_size: int | None) -> list[list[tuple[int, float]]]:
+    """Return the `n` most probable ids below `vocab_size` of each row of `logits` (B, V), with their logarithms.
+
+    These are natural logarithms of probabilities among all V tokens, as in `logprobs_of`; the largest comes first.
+    """
+    logprobs = logits.cpu().double().log_softmax(-1)[:, :vocab_size]
+    best = logprobs.topk(min(n, logprobs.shape[-1]))
+    return [list(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

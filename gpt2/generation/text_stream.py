@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gpt2.generation.row import Row
 from gpt_encoder.interface import Tokenizer
@@ -39,7 +39,8 @@ class TextStream:
             piece += self._give(self._decoder.flush(), at_end=True)
         if self.stopped:
             row.finish_reason = "stop"
-            del row.ids[self._n_read :], row.logprobs[self._n_read :]  # a beam may have tokens after the stop
+            # A beam may have tokens after a stop string that only whole characters show.
+            del row.ids[self._n_read :], row.logprobs[self._n_read :], row.top_logprobs[self._n_read :]
         return piece
 
     def _give(self, new: str, *, at_end: bool = False) -> str:
@@ -61,3 +62,20 @@ class TextStream:
         """Return the length of the longest end of `text` that is the beginning of a stop string."""
         begun = (n for stop in self._stop for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n]))
         return max(begun, default=0)
+
+
+def stop_test(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
+    """Return a function that says whether the last of some ids completes a stop string; None without stop strings.
+
+    It compares bytes, as transformers does: a stop string in the text is the same bytes in the tokens.
+    """
+    if not stop:
+        return None
+    wanted = [text.encode("utf-8", errors="surrogatepass") for text in stop]
+    n_last = max(map(len, wanted))  # a token has at least one byte
+
+    def ends_in_stop(ids: Sequence[int]) -> bool:
+        data = tokenizer.decode_bytes(ids[-n_last:])
+        return any(text in data for text in wanted)
+
+    return ends_in_stop

@@ -1,12 +1,13 @@
 """Products of rows with int8 weights, by torch's int8 kernels. It depends on tensors, not on modules.
 
-On a CPU, the products are torch's `quantized.linear_dynamic`. It also rounds the inputs to 256 steps between their smallest
-and their largest value, and multiplies int8 by int8. All rows of a call share these steps, except in `int8_product_of_each`
-and `gpt2.fast.int8_matrix`.
+On a CPU, the products are torch's `quantized.linear_dynamic`. It also rounds the inputs to 255 steps between their smallest
+and their largest value (127 on older processors, see `input_steps`), and multiplies int8 by int8. All rows of a call share
+these steps, except in `int8_product_of_each` and `gpt2.fast.int8_matrix`.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,17 +42,19 @@ def int8_product(
     packed: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
     bias: Tensor | None,
     is_lifted: bool,
+    n_steps: int,
 ) -> Tensor:
     """Return the product (N, n_out) of rows (N, n_in) and a packed weight that includes `bias`.
 
-    If `is_lifted`, the rows have been multiplied by LIFT.
+    If `is_lifted`, the rows have been multiplied by LIFT. `n_steps` is that of `input_steps`.
     """
+    has_few_steps = n_steps < rounding.MOST_STEPS
     if x.size(0) == 1:
-        of_one: Tensor = torch.ops.quantized.linear_dynamic(x if is_lifted else x * rounding.LIFT, packed)
+        of_one: Tensor = torch.ops.quantized.linear_dynamic(x if is_lifted else x * rounding.LIFT, packed, has_few_steps)
         return of_one
-    # All rows of a call share the 256 steps, so scale each row to the same size.
+    # All rows of a call share the steps, so scale each row to the same size.
     size = x.abs().amax(1, keepdim=True).clamp_(min=rounding.TINY * rounding.LIFT)
-    y: Tensor = torch.ops.quantized.linear_dynamic(x * (rounding.LIFT / size), packed)
+    y: Tensor = torch.ops.quantized.linear_dynamic(x * (rounding.LIFT / size), packed, has_few_steps)
     if is_lifted:
         size = size / rounding.LIFT
     return y.mul_(size) if bias is None else torch.lerp(bias, y, size)  # the kernel has added the bias to y
@@ -63,6 +66,7 @@ def int8_product_of_each(
     bias: Tensor | None,
     units_and_sums: Tensor,
     is_lifted: bool,
+    n_steps: int,
 ) -> Tensor:
     """Return for each row the bits that `int8_product` gives for this row only, but read the weights once for all rows.
 
@@ -73,7 +77,7 @@ def int8_product_of_each(
     """
     units, sums = units_and_sums.unbind()
     low, high = x.amin(1, keepdim=True).clamp_max_(0).double(), x.amax(1, keepdim=True).clamp_min_(0)
-    step = (high - low).div_(255)
+    step = (high - low).div_(n_steps)
     zero = (low / step.clamp_min(rounding.TINY)).round_().neg_().float()
     step = step.float().clamp_min_(rounding.FINEST if is_lifted else rounding.FINEST / rounding.LIFT)
     # The kernel rounds it. `zero` is expanded first, because `addcmul` is slow with two operands of one number per row.
@@ -84,7 +88,7 @@ def int8_product_of_each(
     y.div_(units).round_()
     least, greatest = y.aminmax()
     if not (least.item() > -rounding.LARGEST_SUM and greatest.item() < rounding.LARGEST_SUM):
-        return torch.cat([int8_product(row, packed, bias, is_lifted) for row in x.split(1)])
+        return torch.cat([int8_product(row, packed, bias, is_lifted, n_steps) for row in x.split(1)])
     y.addcmul_(zero, sums, value=-1)
     if not is_lifted:
         step *= rounding.LIFT
@@ -102,6 +106,20 @@ def packing_engine(engines: Sequence[str] = ENGINES) -> str | None:
     if not (hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, "linear_dynamic")):
         return None
     return next((name for name in engines if name in torch.backends.quantized.supported_engines), None)
+
+
+@functools.cache
+def input_steps(engine: str) -> int:
+    """Return to how many steps inputs are rounded for the kernels of `engine`: 255, or 127 if these would overflow.
+
+    Processors without VNNI instructions (x86 before 2019, and several later) add pairs of products in 16 bits, where
+    255 * 127 + 255 * 127 overflows and 127 * 127 + 127 * 127 does not. An example shows it.
+    """
+    weight = torch.full((1, 64), 127, dtype=torch.int8, device="cpu")
+    packed = pack(weight, torch.ones(1, dtype=torch.float32, device="cpu"), None, engine)
+    inputs = torch.ones(1, 64, dtype=torch.float32, device="cpu")
+    overflows = int8_product(inputs, packed, None, False, rounding.MOST_STEPS).item() < 0.9 * 64 * 127
+    return rounding.LEAST_STEPS if overflows else rounding.MOST_STEPS
 
 
 def multiplies_given_steps(engines: Sequence[str] = ENGINES) -> bool:

@@ -15,6 +15,7 @@ from gpt2.quantization import rounding
 from gpt2.quantization.derived import Derived, state_of
 from gpt2.quantization.kernels import (
     ENGINES,
+    input_steps,
     int8_product,
     int8_product_of_each,
     multiplies_given_steps,
@@ -51,7 +52,7 @@ class Int8Linear(nn.Module):
         if packed is None:
             y = plain_int8_product(rows, self.weight_int8, self.scale, self.bias)
         else:
-            y = int8_product(rows, packed, self.bias, False)
+            y = int8_product(rows, packed, self.bias, False, self.n_steps)
         return y.view(*x.shape[:-1], -1)  # (..., n_out)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -73,6 +74,12 @@ class Int8Linear(nn.Module):
     def _pack(self) -> torch.ScriptObject | None:
         engine = packing_engine(self.engines)
         return None if engine is None else pack(self.weight_int8, self.scale, self.bias, engine)
+
+    @property
+    def n_steps(self) -> int:
+        """The number of steps to which the CPU's kernel rounds inputs; 0 if there is no such kernel."""
+        engine = packing_engine(self.engines)
+        return 0 if engine is None else input_steps(engine)
 
     @property
     def is_packed(self) -> bool:
@@ -130,11 +137,11 @@ def gives_the_bits_of_each() -> bool:
     scale, bias = torch.rand(2, 150, dtype=torch.float32, generator=numbers, device="cpu")
     layer = Int8Linear(weight, scale + 0.1, bias)
     x = torch.randn(9, 90, dtype=torch.float32, generator=numbers, device="cpu") * 100
-    packed = layer.packed_weight()
+    packed, n_steps = layer.packed_weight(), layer.n_steps
     units_and_sums = layer._find_units_and_sums(packed)
     assert units_and_sums is not None  # with a bias as small as this
-    alone = torch.cat([int8_product(row, packed, bias, True) for row in x.split(1)])
-    return torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, True), alone)
+    alone = torch.cat([int8_product(row, packed, bias, True, n_steps) for row in x.split(1)])
+    return torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, True, n_steps), alone)
 
 
 _rounds_alike = functools.cache(gives_the_bits_of_each)  # constant for one build of torch on one processor

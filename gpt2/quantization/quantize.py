@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gpt2.model import GPT2, Conv1D
+from gpt2.model import GPT2, Conv1D, TokenEmbedding
 from gpt2.quantization.kernels import ENGINES, quantized_rows
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
 from gpt_config.errors import CheckpointError, InputError
@@ -57,6 +57,32 @@ def _swap_layers(
             setattr(parent, name, Int8Linear(*quantized(layer.weight.detach().t()), layer.bias.detach(), engines=engines))
     model.wte = Int8Embedding(*quantized(model.wte.weight.detach()), None, engines=engines)  # type: ignore[assignment]
     return model
+
+
+def dequantize(model: GPT2) -> GPT2:
+    """Replace the int8 layers of `model` by layers in float32, in place, and return the model. It can be trained again.
+
+    The weights are `weight_int8 * scale`: those of int8, not those before quantization. Raises InputError if the model is
+    not in int8.
+    """
+    if not is_int8(model):
+        raise InputError("the model is not in int8: use it as it is")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Int8Linear):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, _float_layer(module))
+    return model.requires_grad_(True)
+
+
+def _float_layer(module: Int8Linear) -> nn.Module:
+    weight = module.weight_int8 * module.scale[:, None]  # (n_out, n_in)
+    with torch.device("meta"):  # the initial values would be replaced
+        layer: nn.Module = (
+            TokenEmbedding(*weight.shape) if isinstance(module, Int8Embedding) else Conv1D(*weight.shape[::-1])
+        )
+    weights = {"weight": weight if module.bias is None else weight.t().contiguous()}
+    layer.load_state_dict(weights if module.bias is None else {**weights, "bias": module.bias}, assign=True)
+    return layer
 
 
 def is_int8(model: nn.Module) -> bool:

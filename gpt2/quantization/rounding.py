@@ -14,3 +14,6 @@ TINY = 2.0**-126
 # the scale of the row. In float32, (product - bias) / scale has an error of at most 3 * 2^-24 of the sum and 2^-24 of the
 # bias, which is then less than half a unit.
 LARGEST_SUM = LARGEST_BIAS = 2e6
+
+# Steps between the smallest and the largest input of a product; the fewer on processors whose kernels would overflow.
+MOST_STEPS, LEAST_STEPS = 255, 127

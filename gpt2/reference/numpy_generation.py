@@ -14,7 +14,6 @@ from gpt2.reference.numpy_model import NumpyGPT2
 from gpt_config.errors import CheckpointError, InputError
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.model_config import GPT2Config
-from gpt_config.validation import check_real
 
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
@@ -27,21 +26,23 @@ def stream_ids(
     prompt_ids: Sequence[int],
     config: GenerationConfig | None = None,
     *,
-    frequency_penalty: float = 0.0,
-    presence_penalty: float = 0.0,
     vocab_size: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[int]:
-    """Yield the tokens after the prompt, one at a time, up to and including the end-of-text token.
+    """Yield the tokens after the prompt, one at a time, up to and including the end token.
 
-    The repetition penalty applies to tokens of the prompt and of the new text, the frequency and presence penalties to
-    tokens of the new text only. Only ids below `vocab_size` are chosen. When the text no longer fits into the context, its
+    Of the controls in `config`, it has `logit_bias`, the three penalties and their window, `min_new_tokens`, `eos_token_id`,
+    `stop_at_eot`, temperature, top-k, top-p, min-p and typical-p; others are refused. The repetition penalty applies to
+    tokens of the prompt and of the new text, the frequency and presence penalties to tokens of the new text only. Only ids
+    below `vocab_size` are chosen. When the text no longer fits into the context, its
     older half is dropped, and the cache is computed again, because the remaining tokens get new positions.
-    `use_cache=False` computes all tokens again for each new one: the same ids, but slower. InputError and ConfigError for
-    invalid arguments; CheckpointError if the model computes NaN.
+    `use_cache=False` computes all tokens again for each new one: the same ids, but slower. InputError for invalid arguments;
+    CheckpointError if the model computes NaN.
     """
     config = config or GenerationConfig()
-    check_options(config, frequency_penalty, presence_penalty)
+    check_options(config)
+    ends = model.config.eos_token_ids if config.eos_token_id is None else config.eos_token_id
+    ends = ends if config.stop_at_eot else ()
     rng, limit = np.random.default_rng(config.seed), model.config.n_positions
     ids = start_of(model.config, prompt_ids)
     n_prompt, first = len(ids), max(0, len(ids) - limit)  # the model sees ids[first:]
@@ -53,13 +54,17 @@ def stream_ids(
         if has_outgrown or not use_cache:
             cache = KVCache(model.config, dtype=model.dtype)
         logits = next_logits(model, ids[first + cache.length :], cache)[:, :vocab_size]
-        logits = sampling.apply_repetition_penalty(logits, [ids], config.repetition_penalty)
-        logits = sampling.apply_frequency_penalty(logits, [ids[n_prompt:]], frequency_penalty)
-        logits = sampling.apply_presence_penalty(logits, [ids[n_prompt:]], presence_penalty)
+        start = max(0, len(ids) - (config.penalty_window or len(ids)))
+        logits = sampling.apply_logit_bias(logits, config.logit_bias)
+        logits = sampling.apply_repetition_penalty(logits, [ids[start:]], config.repetition_penalty)
+        logits = sampling.apply_frequency_penalty(logits, [ids[max(n_prompt, start) :]], config.frequency_penalty)
+        logits = sampling.apply_presence_penalty(logits, [ids[max(n_prompt, start) :]], config.presence_penalty)
+        if len(ids) - n_prompt < config.min_new_tokens:
+            logits = sampling.without(logits, ends)
         token = choose(logits, config, rng)
         ids.append(token)
         yield token
-        if token in model.config.eos_token_ids and config.stop_at_eot:
+        if token in ends:
             return
 
 
@@ -68,22 +73,13 @@ def stream_text(
     tokenizer: Tokenizer,
     prompt: str,
     config: GenerationConfig | None = None,
-    *,
-    frequency_penalty: float = 0.0,
-    presence_penalty: float = 0.0,
 ) -> Iterator[str]:
     """Yield the text after `prompt` in pieces of whole characters. The arguments are those of `stream_ids`."""
     from gpt_encoder.stream_decoder import StreamDecoder
 
     decoder, ends = StreamDecoder(tokenizer), (*model.config.eos_token_ids, tokenizer.eot_token_id)
-    tokens = stream_ids(
-        model,
-        tokenizer.encode(prompt),
-        config,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        vocab_size=tokenizer.vocab_size,
-    )
+    ends = (*ends, *(config.eos_token_id or ())) if config else ends
+    tokens = stream_ids(model, tokenizer.encode(prompt), config, vocab_size=tokenizer.vocab_size)
     for token in tokens:
         if token not in ends:
             yield decoder.push(token)
@@ -122,12 +118,13 @@ def start_of(config: GPT2Config, prompt_ids: Sequence[int]) -> list[int]:
     return ids
 
 
-def check_options(config: GenerationConfig, frequency_penalty: float, presence_penalty: float) -> None:
-    """ConfigError unless the penalties are numbers; InputError for options that only the PyTorch engine supports."""
-    for name, value in (("frequency_penalty", frequency_penalty), ("presence_penalty", presence_penalty)):
-        check_real(name, value, lambda _: True, "a number (0 is no penalty)")
+def check_options(config: GenerationConfig) -> None:
+    """InputError for options that only the PyTorch engine supports."""
     if config.num_beams > 1 or config.num_return_sequences > 1 or config.stop:
         raise InputError(
             "the NumPy engine continues one prompt once, without beams or stop strings: leave out num_beams, "
             "num_return_sequences and stop, or use gpt2.complete()"
         )
+    for name in ("no_repeat_ngram_size", "bad_words", "max_time", "top_logprobs"):
+        if value := getattr(config, name):
+            raise InputError(f"the NumPy engine has no {name}={value!r}: leave it out, or use gpt2.complete()")

@@ -3,7 +3,8 @@
 A forward function returns its result and what its backward function needs. A backward function takes dL/d(result), called
 `d_out`, where L is the loss. It returns dL/d(input), called `d_x`, and the gradients of its parameters by name. No argument
 is changed. Arithmetic stays in the dtype of the inputs, float32 or float64. Dropout is applied only if a generator `rng` is
-given. This module knows nothing of text, files or optimizers.
+given. `keep` is called with the name, as in TransformerLens, and value of each intermediate result. This module knows
+nothing of text, files or optimizers.
 
 B is the batch size, T the number of tokens in this call, S the number of cached tokens plus T, C = n_embd, H = n_head,
 D = C / H, V = vocab_size.
@@ -20,6 +21,7 @@ from gpt2.reference.numpy_kv_cache import KVCache
 from gpt2.reference.numpy_layers import (
     ACTIVATIONS,
     Array,
+    Keep,
     Saved,
     causal_attention_backward,
     causal_attention_forward,
@@ -29,6 +31,7 @@ from gpt2.reference.numpy_layers import (
     dropout_forward,
     embedding_backward,
     embedding_forward,
+    ignore,
     layer_norm_backward,
     layer_norm_forward,
     linear_backward,
@@ -44,6 +47,12 @@ from gpt_config.model_config import GPT2Config
 # Keys are the names in the published files; within a block, they have no prefix such as "h.0.".
 Parameters = dict[str, Array]
 Gradients = dict[str, Array]
+
+
+def under(prefix: str, keep: Keep) -> Keep:
+    """`keep` for the intermediate results of a part of the model, whose names begin with `prefix`."""
+    return keep if keep is ignore else lambda name, value: keep(prefix + name, value)
+
 
 # ---- Attention ------------------------------------------------------------------------------------------------------
 
@@ -61,6 +70,7 @@ def attention_forward(
     layer: int,
     rng: np.random.Generator | None = None,
     kv_cache: KVCache | None = None,
+    keep: Keep = ignore,
 ) -> tuple[Array, Saved]:
     """(B, T, C) to (B, T, C): one linear layer computes Q, K and V of all heads; after attention, another mixes the heads.
 
@@ -68,9 +78,17 @@ def attention_forward(
     """
     qkv, c_attn_saved = linear_forward(x, parameters["attn.c_attn.weight"], parameters["attn.c_attn.bias"])  # (B, T, 3C)
     q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))  # (B, H, T, D) each
+    for name, head in (("hook_q", q), ("hook_k", k), ("hook_v", v)):
+        keep(name, head.swapaxes(1, 2))  # (B, T, H, D)
     if kv_cache is not None:
         k, v = kv_cache.append(layer, k, v)  # (B, H, S, D)
-    y, saved = causal_attention_forward(q, k, v, attention_scale(config, layer), config.attn_pdrop, rng)  # (B, H, T, D)
+    y, saved = causal_attention_forward(
+        q, k, v, attention_scale(config, layer), config.attn_pdrop, rng, keep
+    )  # (B, H, T, D)
+    keep("hook_z", y.swapaxes(1, 2))
+    if keep is not ignore:  # the result of each head separately: n_head times the memory of `out`
+        by_head = parameters["attn.c_proj.weight"].reshape(config.n_head, config.head_dim, -1)  # (H, D, C)
+        keep("hook_result", (y @ by_head).swapaxes(1, 2))  # (B, T, H, C)
     out, c_proj_saved = linear_forward(merge_heads(y), parameters["attn.c_proj.weight"], parameters["attn.c_proj.bias"])
     return out, (config.n_head, c_attn_saved, saved, c_proj_saved)
 
@@ -96,11 +114,13 @@ def attention_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
 # ---- The block ------------------------------------------------------------------------------------------------------
 
 
-def mlp_forward(x: Array, parameters: Parameters, config: GPT2Config) -> tuple[Array, Saved]:
+def mlp_forward(x: Array, parameters: Parameters, config: GPT2Config, keep: Keep = ignore) -> tuple[Array, Saved]:
     """(..., C) to (..., C): a linear layer to n_inner channels (by default 4C), the activation, a linear layer back to C."""
     wide, fc_saved = linear_forward(x, parameters["mlp.c_fc.weight"], parameters["mlp.c_fc.bias"])
     forward, backward = ACTIVATIONS[config.activation_function]
     active, activation_saved = forward(wide)
+    keep("hook_pre", wide)
+    keep("hook_post", active)
     out, proj_saved = linear_forward(active, parameters["mlp.c_proj.weight"], parameters["mlp.c_proj.bias"])
     return out, (fc_saved, backward, activation_saved, proj_saved)
 
@@ -125,20 +145,28 @@ def block_forward(
     layer: int,
     rng: np.random.Generator | None = None,
     kv_cache: KVCache | None = None,
+    keep: Keep = ignore,
 ) -> tuple[Array, Saved]:
     """(B, T, C) to (B, T, C): x = x + dropout(attention(norm(x))), then x = x + dropout(mlp(norm(x))).
 
     Radford et al. 2019, section 2.3.
     """
     epsilon, p = config.layer_norm_epsilon, config.resid_pdrop
-    normed, ln_1 = layer_norm_forward(x, parameters["ln_1.weight"], parameters["ln_1.bias"], epsilon)
-    attended, attention = attention_forward(normed, parameters, config, layer, rng, kv_cache)
+    keep("hook_resid_pre", x)
+    normed, ln_1 = layer_norm_forward(x, parameters["ln_1.weight"], parameters["ln_1.bias"], epsilon, under("ln1.", keep))
+    attended, attention = attention_forward(normed, parameters, config, layer, rng, kv_cache, under("attn.", keep))
     attended, dropout_1 = dropout_forward(attended, p, rng)
+    keep("hook_attn_out", attended)
     x = x + attended
-    normed, ln_2 = layer_norm_forward(x, parameters["ln_2.weight"], parameters["ln_2.bias"], epsilon)
-    out, mlp = mlp_forward(normed, parameters, config)
+    keep("hook_resid_mid", x)
+    keep("hook_mlp_in", x)
+    normed, ln_2 = layer_norm_forward(x, parameters["ln_2.weight"], parameters["ln_2.bias"], epsilon, under("ln2.", keep))
+    out, mlp = mlp_forward(normed, parameters, config, under("mlp.", keep))
     out, dropout_2 = dropout_forward(out, p, rng)
-    return x + out, (ln_1, attention, dropout_1, ln_2, mlp, dropout_2)
+    keep("hook_mlp_out", out)
+    x = x + out
+    keep("hook_resid_post", x)
+    return x, (ln_1, attention, dropout_1, ln_2, mlp, dropout_2)
 
 
 def block_backward(d_out: Array, saved: Saved) -> tuple[Array, Gradients]:
@@ -183,6 +211,7 @@ def gpt2_forward(
     input_ids: Array,
     rng: np.random.Generator | None = None,
     kv_cache: KVCache | None = None,
+    keep: Keep = ignore,
 ) -> tuple[Array, ForwardSaved]:
     """Ids (B, T) to logits (B, T, V): for each token, the logits of the token after it.
 
@@ -194,14 +223,18 @@ def gpt2_forward(
     tokens, tokens_saved = embedding_forward(parameters["wte.weight"], input_ids)
     at = np.arange(past, past + input_ids.shape[1])
     positions, positions_saved = embedding_forward(parameters["wpe.weight"], at)
+    keep("hook_embed", tokens)
+    keep("hook_pos_embed", np.broadcast_to(positions, tokens.shape))
     x, dropout_saved = dropout_forward(tokens + positions, config.embd_pdrop, rng)
     blocks = []
     for layer in range(config.n_layer):
-        x, saved = block_forward(x, layer_parameters(parameters, layer), config, layer, rng, kv_cache)
+        of_block = under(f"blocks.{layer}.", keep)
+        x, saved = block_forward(x, layer_parameters(parameters, layer), config, layer, rng, kv_cache, of_block)
         blocks.append(saved)
     if kv_cache is not None:
         kv_cache.length += input_ids.shape[1]
-    x, ln_f = layer_norm_forward(x, parameters["ln_f.weight"], parameters["ln_f.bias"], config.layer_norm_epsilon)
+    weight, bias = parameters["ln_f.weight"], parameters["ln_f.bias"]
+    x, ln_f = layer_norm_forward(x, weight, bias, config.layer_norm_epsilon, under("ln_final.", keep))
     logits, head = tied_head_forward(x, parameters["wte.weight"])
     return logits, ForwardSaved(tokens_saved, positions_saved, dropout_saved, blocks, ln_f, head)
 

@@ -11,7 +11,7 @@ H the number of heads, D = C / H, V the size of the vocabulary. (..., C) means a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,12 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 # What a forward function keeps for its backward function. No other code looks inside.
 Saved = tuple[Any, ...]
+# Is called with the name and value of each intermediate result. Names are those of TransformerLens.
+Keep = Callable[[str, Array], object]
+
+
+def ignore(name: str, value: Array) -> None:
+    """Keep nothing."""
 
 
 def embedding_forward(table: Array, ids: Array) -> tuple[Array, Saved]:
@@ -40,7 +46,7 @@ def embedding_backward(d_out: Array, saved: Saved) -> Array:
     return d_table
 
 
-def layer_norm_forward(x: Array, weight: Array, bias: Array, epsilon: float) -> tuple[Array, Saved]:
+def layer_norm_forward(x: Array, weight: Array, bias: Array, epsilon: float, keep: Keep = ignore) -> tuple[Array, Saved]:
     """(..., C) to (..., C): n * weight + bias with n = (x - mean) / sqrt(variance + epsilon), for each token separately.
 
     Mean and variance are over the C channels of the token; the variance is divided by C, not by C - 1.
@@ -50,6 +56,8 @@ def layer_norm_forward(x: Array, weight: Array, bias: Array, epsilon: float) -> 
     normed = x - x.mean(-1, keepdims=True)
     inverse_std = 1 / np.sqrt(_dot(normed, normed) / x.shape[-1] + epsilon)
     normed *= inverse_std
+    keep("hook_scale", 1 / inverse_std)
+    keep("hook_normalized", normed)
     out = normed * weight
     out += bias
     return out, (normed, inverse_std, weight)
@@ -231,7 +239,13 @@ def softmax_backward(d_out: Array, saved: Saved) -> Array:
 
 
 def causal_attention_forward(
-    q: Array, k: Array, v: Array, scale: float, p: float = 0.0, rng: np.random.Generator | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    p: float = 0.0,
+    rng: np.random.Generator | None = None,
+    keep: Keep = ignore,
 ) -> tuple[Array, Saved]:
     """q (..., T, D), k and v (..., S, D) to (..., T, D): dropout(softmax(q k^T * scale)) v, where no token sees a later one.
 
@@ -242,6 +256,8 @@ def causal_attention_forward(
     scores = q_scaled @ k.swapaxes(-1, -2)  # (..., T, S)
     scores += np.triu(np.full((T, S), -np.inf, scores.dtype), k=S - T + 1)  # exp(-inf) = 0: later tokens get weight 0
     weights, softmax_saved = softmax_forward(scores)
+    keep("hook_attn_scores", scores)
+    keep("hook_pattern", weights)
     dropped, dropout_saved = dropout_forward(weights, p, rng)
     return dropped @ v, (q_scaled, k, v, scale, dropped, softmax_saved, dropout_saved)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,8 @@ from gpt2.weights.folder import locate_float_model
 from gpt_config.atomic_write import atomic_write, atomic_write_json
 from gpt_config.errors import CheckpointError, ConfigError, WriteError
 from gpt_config.model_config import GPT2Config
+from gpt_config.unfinished import unchanged
+from gpt_config.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from gpt_encoder.interface import Tokenizer
@@ -89,6 +90,19 @@ class NumpyGPT2:
         """Logits (B, T, V) of the next token after each of `input_ids` (B, T)."""
         return gpt2_forward(self.parameters, self.config, input_ids, self._dropout_rng, kv_cache)[0]
 
+    def activations(self, input_ids: Array) -> dict[str, Array]:
+        """All intermediate results for `input_ids` (B, T), without dropout, by TransformerLens' names.
+
+        The names, their order and the shapes are those of `gpt2.inspection.trace`.
+
+        >>> model = NumpyGPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2))
+        >>> model.activations(np.array([[1, 2, 3]]))["blocks.1.attn.hook_pattern"].shape
+        (1, 2, 3, 3)
+        """
+        kept: dict[str, Array] = {}
+        gpt2_forward(self.parameters, self.config, input_ids, keep=kept.__setitem__)
+        return kept
+
     def loss(self, input_ids: Array, targets: Array) -> float:
         """The mean cross-entropy of `targets` (B, T) after `input_ids` (B, T), in nats."""
         check_targets(self.config, input_ids, targets)
@@ -106,27 +120,26 @@ class NumpyGPT2:
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], *, dtype: str = "float32") -> NumpyGPT2:
         """Load a folder with config.json and model.safetensors, or a shipped or cached model by name. It is in eval mode."""
         folder = locate_float_model(name_or_folder)
-        config = read_config(folder)
-        tensors = find_parameters(folder, config)
-        return cls(
-            config,
-            {name: np.asarray(read_floats(tensor)).reshape(tensor.shape) for name, tensor in tensors.items()},
-            dtype=dtype,
-        )
+        with unchanged(folder):
+            config = read_config(folder)
+            tensors = find_parameters(folder, config)
+            parameters = {name: np.asarray(read_floats(tensor)).reshape(tensor.shape) for name, tensor in tensors.items()}
+        return cls(config, parameters, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None) -> None:
-        """Write a model folder: config.json, model.safetensors and the tokenizer's files. WriteError if that fails."""
+        """Write a model folder: config.json, model.safetensors and the tokenizer's files; all or none. WriteError."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        path = Path(folder) / "model.safetensors"
-        try:
-            atomic_write(path, lambda temporary: save_file(self.parameters, temporary, metadata={"format": "pt"}))
-        except SafetensorError as error:  # the library reports an OSError in this way
-            raise WriteError(f"cannot write {path} ({error}): free disk space; the file is unchanged") from None
-        atomic_write_json(Path(folder) / "config.json", {**self.config.to_dict(), "dtype": self.dtype})
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        with whole_folder(folder) as new:
+            path = new / "model.safetensors"
+            try:
+                atomic_write(path, lambda temporary: save_file(self.parameters, temporary, metadata={"format": "pt"}))
+            except SafetensorError as error:  # the library reports an OSError in this way
+                raise WriteError(f"cannot write {path} ({error}): free disk space; the file is unchanged") from None
+            atomic_write_json(new / "config.json", {**self.config.to_dict(), "dtype": self.dtype})
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
 
 
 def _check_shapes(config: GPT2Config, parameters: Mapping[str, Array]) -> None:

@@ -87,23 +87,42 @@ class Batches:
 
 @dataclass(frozen=True)
 class EvaluationBatches(Batches):
-    """The same rows in each evaluation: `batches(i)` for i below `count`, evenly spread over the text, without overlap."""
+    """The same rows in each evaluation: `batches(i)` for i below `count`, evenly spread over the text, without overlap.
+
+    A text that is shorter than `context` is one shorter row. The last batch has fewer rows if the text has no more.
+    DataError if the file has fewer than 2 tokens.
+    """
 
     limit: int = 20
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) < 2:
+            raise DataError(f"{self.tokens.path.name} has {len(self.tokens)} tokens, too few to predict one: add text")
+        if len(self.tokens) < self.context + 1:
+            object.__setattr__(self, "context", len(self.tokens) - 1)
 
     @property
     def count(self) -> int:
         """Number of batches: `limit`, or fewer if the text is short; at least 1."""
-        return max(1, min(self.limit, self._n_rows // self.batch_size))
+        return min(self.limit, -(-self._rows_there // self.batch_size))
+
+    def share(self, step: int) -> float:
+        """The share of all measured rows that batch `step` has: its weight in the mean over the batches."""
+        return len(self._rows_of(step)) / self._n_measured
 
     @property
-    def _n_rows(self) -> int:
+    def _rows_there(self) -> int:
         return (len(self.tokens) - 1) // self.context
 
+    @property
+    def _n_measured(self) -> int:
+        return min(self._rows_there, self.limit * self.batch_size)
+
+    def _rows_of(self, step: int) -> range:
+        return range(step * self.batch_size, min((step + 1) * self.batch_size, self._n_measured))
+
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows = min(self.batch_size, self._n_rows)  # a short text can have fewer rows than a batch
-        all_rows = rows * self.count
-        if rows % world_size:  # not divisible: every process computes all rows, which gives the same mean
+        rows = self._rows_of(step)
+        if len(rows) % world_size:  # not divisible: every process computes all rows, which gives the same mean
             rank, world_size = 0, 1
-        mine = range(step * rows + rank, (step + 1) * rows, world_size)
-        return self._rows([row * self._n_rows // all_rows * self.context for row in mine])
+        return self._rows([row * self._rows_there // self._n_measured * self.context for row in rows[rank::world_size]])

@@ -12,7 +12,7 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -23,9 +23,12 @@ from gpt2.device import resolve_device
 from gpt_config.errors import Remedy, TrainingError
 from gpt_config.training_config import TrainingConfig
 
-# How long a process waits for the others before it ends with an error. The longest wait in a healthy run is for rank 0 to
-# write a checkpoint.
+# How long a process waits for the others in a step before it ends with an error. The longest wait in a healthy run is for
+# rank 0 to write a checkpoint.
 _TIMEOUT = datetime.timedelta(minutes=10)
+# How long it waits for work that one process does for all, such as the encoding of a large text. A process that ends closes
+# its connections, so its loss is noticed at once.
+_WORK_TIMEOUT = datetime.timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    patient: Any = field(default=None, repr=False, compare=False)  # torch's group for `wait_for_work`
 
     @property
     def is_first(self) -> bool:
@@ -61,10 +65,18 @@ class Processes:
         if self.world_size > 1:
             dist.barrier()
 
+    def wait_for_work(self) -> None:
+        """Wait until all processes have called this, for hours if one of them works for all, such as encoding a text."""
+        if self.world_size > 1:
+            dist.barrier(self.patient)
+
 
 @contextlib.contextmanager
-def join_processes(device: str = "auto") -> Iterator[Processes]:
-    """Join the processes that torchrun started, or run as one. TrainingError if the connection to another one is lost."""
+def join_processes(device: str = "auto", *, timeout: datetime.timedelta | None = None) -> Iterator[Processes]:
+    """Join the processes that torchrun started, or run as one. TrainingError if the connection to another one is lost.
+
+    `timeout` is the longest wait for the others in a step, by default 10 minutes.
+    """
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "auto" and world_size > 1 and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -76,8 +88,8 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
         torch.cuda.set_device(processes.device)
     is_lost = False
     try:
-        dist.init_process_group("nccl" if processes.device.type == "cuda" else "gloo", timeout=_TIMEOUT)
-        yield processes
+        dist.init_process_group("nccl" if processes.device.type == "cuda" else "gloo", timeout=timeout or _TIMEOUT)
+        yield replace(processes, patient=dist.new_group(timeout=_WORK_TIMEOUT, backend="gloo"))
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, TrainingError) or not _is_lost_connection(error):
             raise

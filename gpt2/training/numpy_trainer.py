@@ -6,7 +6,9 @@ to rounding. It uses one process on the CPU, in float32 or float64.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,14 @@ from gpt2.reference.numpy_generation import stream_text
 from gpt2.reference.numpy_model import NumpyGPT2
 from gpt2.reference.numpy_optimizers import AdamW, clip_gradients
 from gpt2.training.batches import mix
-from gpt2.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpt2.training.checkpoint import load_checkpoint
 from gpt2.training.distributed import Processes
 from gpt2.training.hardware import keep_freed_memory, measured_peak
 from gpt2.training.loop import CHECKPOINT_FOLDER, TrainingLoop, training_operations
 from gpt2.training.objective import LanguageModelling
 from gpt2.training.optimizer import learning_rate
 from gpt2.training.preparation import TrainingData
+from gpt2.training.run_logs import RunLog
 from gpt_config.errors import CheckpointError, ConfigError
 from gpt_config.generation_config import GenerationConfig
 from gpt_config.training_config import TrainingConfig
@@ -46,13 +49,16 @@ class NumpyTrainer(TrainingLoop):
         *,
         is_quiet: bool = False,
         tensorboard: bool = False,
+        logs: Sequence[str | RunLog] = (),
     ) -> None:
         check_settings(config)
         processes = Processes(0, 1, torch.device("cpu"))
         objective = LanguageModelling(data, config)
-        super().__init__(model.config, objective, config, folder, processes, is_quiet=is_quiet, tensorboard=tensorboard)
+        super().__init__(
+            model.config, objective, config, folder, processes, is_quiet=is_quiet, tensorboard=tensorboard, logs=logs
+        )
         self._tokenizer = data.tokenizer
-        self.model = model.train()
+        self.model = model
         self._optimizer = AdamW(model.parameters, (config.beta1, config.beta2), weight_decay=config.weight_decay)
 
     @property
@@ -70,7 +76,8 @@ class NumpyTrainer(TrainingLoop):
 
     def train_step(self) -> tuple[float, float]:
         self.model.rng = np.random.default_rng(mix(self.config.seed, 3, self.step, 0))  # dropout
-        loss, gradients = self.model.train().loss_and_gradients(*self.objective.batches(self.step))
+        with self._mode(is_training=True):
+            loss, gradients = self.model.loss_and_gradients(*self.objective.batches(self.step))
         norm = clip_gradients(gradients, self.config.clip_norm or math.inf)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._fail_on_nan(loss, norm)
@@ -78,17 +85,27 @@ class NumpyTrainer(TrainingLoop):
         return loss, norm
 
     def validation_loss(self) -> float:
-        self.model.eval()
         evaluation = self.objective.evaluation
-        losses = [self.model.loss(*evaluation(number)) for number in range(evaluation.count)]
-        return sum(losses) / len(losses)
+        with self._mode(is_training=False):
+            return sum(self.model.loss(*evaluation(number)) * evaluation.share(number) for number in range(evaluation.count))
+
+    @contextlib.contextmanager
+    def _mode(self, *, is_training: bool) -> Iterator[None]:
+        before = self.model.training
+        self.model.training = is_training
+        try:
+            yield
+        finally:
+            self.model.training = before
 
     def _sample(self) -> str:
         tokenizer, config = self._tokenizer, self.config
-        if not config.sample_tokens or not (config.sample_prompt or tokenizer.eot_token_id is not None):
+        has_start = config.sample_prompt or tokenizer.first_ids or self.model.config.bos_token_id is not None
+        if not config.sample_tokens or not has_start:
             return ""
         options = GenerationConfig(max_new_tokens=config.sample_tokens, do_sample=True, temperature=0.8, seed=config.seed)
-        return config.sample_prompt + "".join(stream_text(self.model, tokenizer, config.sample_prompt, options))
+        with self._mode(is_training=False):
+            return config.sample_prompt + "".join(stream_text(self.model, tokenizer, config.sample_prompt, options))
 
     def save(self) -> None:
         arrays = {_WEIGHT + name: parameter for name, parameter in self.model.parameters.items()}
@@ -96,7 +113,7 @@ class NumpyTrainer(TrainingLoop):
             arrays |= {f"{_STATE}{name}.{theirs}": state[ours] for theirs, ours in _MOMENTS.items()}
             arrays[f"{_STATE}{name}.step"] = np.array(state["steps"], np.float32)  # as PyTorch stores it
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        save_checkpoint(self.folder / CHECKPOINT_FOLDER, Checkpoint(tensors, self._progress_values()))
+        self._write_checkpoint(tensors)
 
     def load(self, step: int | None = None) -> None:
         checkpoint = load_checkpoint(self.folder / CHECKPOINT_FOLDER, step)
@@ -113,8 +130,8 @@ class NumpyTrainer(TrainingLoop):
             ) from None
         self._restore_progress(checkpoint)
 
-    def _save_model(self) -> None:
-        self.model.save_pretrained(self.folder, tokenizer=self._tokenizer)
+    def _save_model(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, tokenizer=self._tokenizer)
 
 
 def check_settings(config: TrainingConfig) -> None:
@@ -125,6 +142,8 @@ def check_settings(config: TrainingConfig) -> None:
         "gradient_checkpointing": (False,),
         "accumulation": (1,),
         "sharding": ("ddp",),
+        "optimizer": ("adamw",),
+        "ema": (0.0,),
     }
     for name, values in allowed.items():
         value = getattr(config, name)

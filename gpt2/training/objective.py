@@ -32,6 +32,10 @@ class CountedBatches(TrainingBatches, Protocol):
     @property
     def count(self) -> int: ...
 
+    def share(self, step: int) -> float:
+        """The weight of a batch's mean loss in the loss of the evaluation. The weights of all batches add up to 1."""
+        ...
+
 
 class Objective(abc.ABC):
     """Data, loss and evaluation of a run. What is saved is not part of it: see `Outputs`.

@@ -1,4 +1,4 @@
-"""What a run does with its model: write it into the folder of the run, and generate a sample text at each evaluation.
+"""What a run does with its model: write it into the run's folder; generate a sample text and score tasks at each evaluation.
 
 The trainer calls these functions. They depend on model files and generation, not on the trainer.
 """
@@ -27,15 +27,22 @@ def no_sample(model: GPT2) -> str:
     return ""
 
 
+def no_scores(model: GPT2) -> dict[str, float]:
+    """Return no figures."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Outputs:
     """`write(model, folder)` saves the best model so far. `sample(model)` returns a text to show, or "" for none.
 
-    The model is in eval mode when `sample` is called. Neither function may change the weights.
+    `scores(model)` returns figures by name for the metrics, as `TaskScores` does. It is called on the first process. The
+    model is in eval mode when `sample` and `scores` are called. No function may change the weights.
     """
 
     write: Callable[[GPT2, Path], None] = write_nothing
     sample: Callable[[GPT2], str] = no_sample
+    scores: Callable[[GPT2], dict[str, float]] = no_scores
 
 
 class ModelWriter(Protocol):
@@ -51,7 +58,7 @@ def text_outputs(tokenizer: Tokenizer, config: TrainingConfig, write_model: Mode
         write_model(model, folder, tokenizer=tokenizer)
 
     def sample(model: GPT2) -> str:
-        if not config.sample_prompt and tokenizer.eot_token_id is None:
+        if not config.sample_prompt and not tokenizer.first_ids and model.config.bos_token_id is None:
             return ""  # there is no token to start from
         options = GenerationConfig(max_new_tokens=config.sample_tokens, do_sample=True, temperature=0.8, seed=config.seed)
         return config.sample_prompt + complete(model, tokenizer, config.sample_prompt, options)[0].text

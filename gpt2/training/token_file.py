@@ -83,14 +83,15 @@ class TokenFile:
 class TokenWriter:
     """Writes a token file piece by piece, in a `with` block. An incomplete file is deleted.
 
-    The file gets its name when it is complete. WriteError if the disk is full or the folder cannot be written.
+    The file gets its name when it is complete. `n_tokens` is the number of ids so far. WriteError if the disk is full or the
+    folder cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], vocab_size: int, fingerprint: bytes) -> None:
         self._path = Path(path)
         self._temporary = self._path.with_name(f".{self._path.name}.tmp")
         self._dtype, self._vocab_size, self._fingerprint = dtype_for(vocab_size), vocab_size, fingerprint
-        self._n_tokens = self._n_bytes = 0
+        self.n_tokens = self._n_bytes = 0
         self._file: IO[bytes]
 
     def __enter__(self) -> TokenWriter:
@@ -108,13 +109,13 @@ class TokenWriter:
             self._file.write(ids)
         except OSError as error:
             raise self._write_error(error) from None
-        self._n_tokens += len(ids) // self._dtype.itemsize
+        self.n_tokens += len(ids) // self._dtype.itemsize
         self._n_bytes += n_bytes
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if kind is None:
-                header = (_MAGIC, _VERSION, self._dtype.itemsize, self._vocab_size, self._n_tokens, self._n_bytes)
+                header = (_MAGIC, _VERSION, self._dtype.itemsize, self._vocab_size, self.n_tokens, self._n_bytes)
                 self._file.seek(0)
                 self._file.write(_HEADER.pack(*header, self._fingerprint))
                 self._file.flush()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gpt2.model as torch_model
-from gpt2.reference import numpy_gpt2, numpy_layers, python_gpt2
+from gpt2.reference import numpy_gpt2, numpy_layers, python_gpt2, python_layers
 from gpt2.verification.checks import Check
 from gpt2.verification.component import Array, Component, Gradients, Inputs, Shape, normal
 
@@ -208,12 +208,12 @@ def _named(result: tuple[Array, Gradients]) -> Gradients:
 
 def _python_linear(i: dict[str, Any], shape: Shape) -> Any:
     columns = [list(column) for column in zip(*i["weight"], strict=True)]
-    return [python_gpt2.linear(row, columns, i["bias"]) for row in i["x"]]
+    return [python_layers.linear(row, columns, i["bias"]) for row in i["x"]]
 
 
 def _first_visible(x: Any) -> Any:
     """The masked softmax of scores (B, T, T): row t sees the first t + 1 scores."""
-    return [[python_gpt2.masked_softmax(scores, t + 1) for t, scores in enumerate(square)] for square in x]
+    return [[python_layers.masked_softmax(scores, t + 1) for t, scores in enumerate(square)] for square in x]
 
 
 def _torch_masked_softmax(i: dict[str, Tensor], shape: Shape) -> Tensor:
@@ -227,33 +227,33 @@ COMPONENTS = (
         "matrix product",
         normal(a=("B", "T"), b=("T", "C")),
         lambda i, s: i["a"] @ i["b"],
-        python=lambda i, s: python_gpt2.matmul(i["a"], i["b"]),
+        python=lambda i, s: python_layers.matmul(i["a"], i["b"]),
     ),
     Component(
         "transpose",
         normal(a=("B", "T")),
         lambda i, s: i["a"].mT,
-        python=lambda i, s: python_gpt2.transpose(i["a"]),
+        python=lambda i, s: python_layers.transpose(i["a"]),
     ),
     Component(
         "residual addition",
         normal(a=("T", "C"), b=("T", "C")),
         lambda i, s: i["a"] + i["b"],
-        python=lambda i, s: python_gpt2.add(i["a"], i["b"]),
+        python=lambda i, s: python_layers.add(i["a"], i["b"]),
     ),
     Component(
         "embedding",
         _embedding_inputs,
         lambda i, s: F.embedding(i["ids"], i["table"]),
         _numpy_embedding,
-        lambda i, s: [python_gpt2.embedding(i["table"], row) for row in i["ids"]],
+        lambda i, s: [python_layers.embedding(i["table"], row) for row in i["ids"]],
     ),
     Component(
         "layer norm",
         normal(x=("B", "T", "C"), weight=("C",), bias=("C",)),
         lambda i, s: F.layer_norm(i["x"], (s.C,), i["weight"], i["bias"], _EPSILON),
         _numpy_layer_norm,
-        lambda i, s: _by_row(lambda row: python_gpt2.layer_norm(row, i["weight"], i["bias"], _EPSILON), i["x"]),
+        lambda i, s: _by_row(lambda row: python_layers.layer_norm(row, i["weight"], i["bias"], _EPSILON), i["x"]),
     ),
     Component(
         "linear",
@@ -268,21 +268,21 @@ COMPONENTS = (
         _X,
         lambda i, s: torch_model.ACTIVATIONS["gelu_new"](i["x"]),
         _pointwise("gelu_forward", "gelu_backward"),
-        lambda i, s: _by_row(python_gpt2.gelu, i["x"], 3),
+        lambda i, s: _by_row(python_layers.gelu, i["x"], 3),
     ),
     Component(
         "exact GELU",
         _X,
         lambda i, s: torch_model.ACTIVATIONS["gelu"](i["x"]),
         _pointwise("exact_gelu_forward", "exact_gelu_backward"),
-        lambda i, s: _by_row(python_gpt2.exact_gelu, i["x"], 3),
+        lambda i, s: _by_row(python_layers.exact_gelu, i["x"], 3),
     ),
     Component(
         "ReLU",
         _X,
         lambda i, s: torch_model.ACTIVATIONS["relu"](i["x"]),
         _pointwise("relu_forward", "relu_backward"),
-        lambda i, s: _by_row(python_gpt2.relu, i["x"], 3),
+        lambda i, s: _by_row(python_layers.relu, i["x"], 3),
     ),
     Component("dropout", _X, _torch_dropout, _numpy_dropout),
     Component(
@@ -290,7 +290,7 @@ COMPONENTS = (
         normal(x=("B", "T", "V")),
         lambda i, s: i["x"].softmax(-1),
         _pointwise("softmax_forward", "softmax_backward"),
-        lambda i, s: _by_row(python_gpt2.softmax, i["x"]),
+        lambda i, s: _by_row(python_layers.softmax, i["x"]),
     ),
     Component(
         "masked softmax",

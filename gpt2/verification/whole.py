@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.inspection.tracing import trace
 from gpt2.kv_cache import KVCache
 from gpt2.pretrained import GPT2, load_model
 from gpt2.reference import numpy_gpt2, numpy_layers, numpy_optimizers, python_gpt2
@@ -48,6 +49,7 @@ def model_checks(folder: Path) -> Iterator[Check]:
     yield Check("logits", "Python", "PyTorch", "float64", FLOAT64, partial(_python_logits, engines))
     for dtype, tolerance in BY_DTYPE.items():
         yield Check("logits", "NumPy", "PyTorch", dtype, tolerance, partial(_numpy_logits, engines, dtype))
+        yield Check("activations", "NumPy", "PyTorch", dtype, tolerance, partial(_activations, engines, dtype))
         yield Check("loss and gradients", "NumPy", "PyTorch", dtype, tolerance, partial(_numpy_gradients, engines, dtype))
     slopes = partial(_central_differences, engines)
     yield Check("loss and gradients", "NumPy", "central differences", "float64", DIFFERENCES, slopes)
@@ -127,6 +129,18 @@ def _python_logits(engines: _Engines) -> Iterator[Pair]:
 def _numpy_logits(engines: _Engines, dtype: str) -> Iterator[Pair]:
     for name, ids in engines.batches:
         yield name, engines.numpy(dtype)(ids[:, :-1]), _torch_logits(engines, ids[:, :-1], dtype)
+
+
+def _activations(engines: _Engines, dtype: str) -> Iterator[Pair]:
+    """Each intermediate result by name. Scores are -inf where a token does not attend, so these places are compared too."""
+    for name, ids in engines.batches:
+        found = engines.numpy(dtype).activations(ids[:, :-1])
+        expected = trace(engines.torch(dtype), torch.from_numpy(ids[:, :-1]))
+        yield f"names at {name}", [list(found).index(key) for key in expected], range(len(found))
+        for key, array in found.items():
+            hidden = np.isneginf(array)
+            yield f"hidden {key} at {name}", hidden, expected[key] == -torch.inf
+            yield f"{key} at {name}", np.where(hidden, 0, array), expected[key].masked_fill(expected[key] == -torch.inf, 0)
 
 
 def _transformers_logits(engines: _Engines, dtype: str) -> Iterator[Pair]:

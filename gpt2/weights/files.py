@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -62,23 +63,38 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    content = unpickle(path)
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise CheckpointError(f"{path} does not contain a state dict of tensors: save model.state_dict() itself")
+    check_tensors(content, path)
+    return content
+
+
+def unpickle(path: Path) -> object:
+    """Return what torch has saved in a file: tensors, mapped if the format allows it, and plain containers of them.
+
+    Raises CheckpointError if the file is damaged or contains other objects, which are never unpickled.
+    """
     _check_archive(path)
     try:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # torch's format before 2020 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle can raise anything, and torch's message advises to load it without protection
         raise CheckpointError(
             f"{path} is not a readable file of tensors: it is damaged or contains other objects, which are never unpickled; "
             "download it again, or save it as safetensors"
         ) from None
-    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        raise CheckpointError(f"{path} does not contain a state dict of tensors: save model.state_dict() itself")
-    for name, tensor in content.items():
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless all values from a pickle are ordinary tensors with their numbers, by names."""
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name!r:.80} is not a tensor with a name: save model.state_dict() itself")
         if fault := _fault_of(tensor, path.stat().st_size):
             raise CheckpointError(f"{path}: {name!r:.80} is {fault}: save an ordinary tensor, with its numbers, on the CPU")
-    return content
 
 
 def _check_archive(path: Path) -> None:

@@ -9,13 +9,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpt2.weights.foreign import TITLES, WRITTEN_TITLES, foreign_format, written_format
 from gpt_config.adapter_config import AdapterConfig
 from gpt_config.errors import CheckpointError, ModelNotFoundError, Remedy
 from gpt_config.file_reading import read_json, special_file
 from gpt_config.lfs import pointer_message
-from gpt_config.locate import HUGGING_FACE, TOKENIZER_FILES, Hub, locate
+from gpt_config.locate import HUGGING_FACE, TOKENIZER_FILES, Hub, locate, user_path
 from gpt_config.model_config import CONFIG_FILES, GENERATION_FILE, INT8_MODEL_TYPE
 from gpt_config.shipped import shipped_models
+from gpt_config.unfinished import check_finished, is_unfinished
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 
@@ -31,6 +33,9 @@ _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Files that are downloaded from the hub.
 _SAFETENSORS_PATTERNS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 
+# Files beside a model that some commands read.
+_BESIDE = ("chat_template.jinja", "instruction_template.json", "classifier.json")
+
 # Files that are downloaded only if a repository has no safetensors.
 _PYTORCH_PATTERNS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
@@ -40,17 +45,43 @@ def locate_model(name_or_folder: str | os.PathLike[str], *, hub: Hub = HUGGING_F
 
     It is downloaded if it is not in the cache. `revision` is a branch, tag or commit of the hub's repository;
     "name@revision" means the same. Raises ModelNotFoundError, which says what to do, after at most three seconds without a
-    network.
+    network, and CheckpointError for a file or folder of another program.
     """
+    if found := foreign_model(name_or_folder):
+        raise CheckpointError(
+            f"{found[0]} is {TITLES[found[1]]}, not a model folder: convert it first, and use the result",
+            remedy=Remedy("import", str(found[0])),
+        )
+    if written := written_model(name_or_folder):
+        raise CheckpointError(
+            f"{written[0]} is {WRITTEN_TITLES[written[1]]}, which can only be written: use the model that it was made from"
+        )
     first = (
         *CONFIG_FILES,
         GENERATION_FILE,
         *TOKENIZER_FILES,
+        *_BESIDE,
         *_SAFETENSORS_PATTERNS,
         ADAPTER_CONFIG_FILE,
         *_ADAPTER_WEIGHTS,
     )
     return locate(name_or_folder, files=[first, _PYTORCH_PATTERNS], complete=_is_complete, hub=hub, revision=revision)
+
+
+def foreign_model(name_or_folder: str | os.PathLike[str]) -> tuple[Path, str] | None:
+    """Return the path and the format of a file or folder of another program, or None for everything else."""
+    if not isinstance(name_or_folder, (str, os.PathLike)) or not (path := user_path(name_or_folder)).name:
+        return None
+    found = foreign_format(path)
+    return (path, found) if found and not is_model_folder(path) else None
+
+
+def written_model(name_or_folder: str | os.PathLike[str]) -> tuple[Path, str] | None:
+    """Return the path and the format of a folder that can only be written, or None for everything else."""
+    if not isinstance(name_or_folder, (str, os.PathLike)) or not (path := user_path(name_or_folder)).name:
+        return None
+    found = written_format(path)
+    return (path, found) if found and not is_model_folder(path) else None
 
 
 def locate_whole_model(name_or_folder: str | os.PathLike[str]) -> Path:
@@ -72,7 +103,10 @@ def locate_float_model(name_or_folder: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError):  # the caller reads the config and reports the error
         return folder
     if isinstance(values, dict) and values.get("model_type") == INT8_MODEL_TYPE:
-        raise CheckpointError(f"{folder} contains int8 weights, but floats are needed: use the model before quantization")
+        raise CheckpointError(
+            f"{folder} contains int8 weights, but floats are needed: use the model before quantization, or convert it",
+            remedy=Remedy("dequantize", str(folder)),
+        )
     return folder
 
 
@@ -83,6 +117,7 @@ def locate_base(adapter: Path, base: str) -> Path:
     base.
     """
     beside = adapter / base
+    check_finished(beside)
     try:
         folder = beside if is_model_folder(beside) else locate_model(_shipped_here(base))
     except ModelNotFoundError as error:
@@ -138,9 +173,12 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def holds_model_files(folder: Path) -> bool:
-    """Return whether `folder` contains files of a model or an adapter, which a new model there would replace or mix with."""
+    """Return whether `folder` contains files of a model or an adapter, which a new model there would replace or mix with.
+
+    Files in a folder that a killed program has not finished do not count: that program may run again.
+    """
     names = (*CONFIG_FILES, *_SINGLE_FILES, *_INDEX_FILES, ADAPTER_CONFIG_FILE, *_ADAPTER_WEIGHTS)
-    return any((folder / name).exists() for name in names)
+    return not is_unfinished(folder) and any((folder / name).exists() for name in names)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -150,7 +188,8 @@ def _is_complete(folder: Path) -> bool:
 
 
 def adapter_file(folder: Path) -> Path:
-    """Return the file of an adapter's weights. Raises CheckpointError if there is none."""
+    """Return the file of an adapter's weights. Raises CheckpointError if there is none, or if a writer has not finished."""
+    check_finished(folder)
     refuse_special_files(folder, _ADAPTER_WEIGHTS)
     for name in _ADAPTER_WEIGHTS:
         if (folder / name).is_file():
@@ -167,8 +206,10 @@ def refuse_special_files(folder: Path, names: Sequence[str]) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files with the weights of `folder`, or an empty list if there are none.
 
-    Raises CheckpointError if an index names files that are missing, or if a folder or a pipe has the name of a file.
+    Raises CheckpointError if an index names files that are missing, if a folder or a pipe has the name of a file, or if a
+    writer has not finished the folder.
     """
+    check_finished(folder)
     refuse_special_files(folder, (*_SINGLE_FILES, *_INDEX_FILES))
     for name, index_name in zip(_SINGLE_FILES, _INDEX_FILES, strict=True):
         if (folder / name).is_file():

@@ -1,19 +1,22 @@
-"""What only other programs read in a model folder: fields of tokenizer_config.json, and generation_config.json.
+"""Files beside a model that transformers writes: generation_config.json, the chat template, fields of tokenizer_config.json.
 
-This package finds the same values in the model's config. It depends on folders and configs, not on tokenizers or weights.
+It depends on folders and configs, not on tokenizers or weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
-from gpt_config.atomic_write import atomic_write_json
+from gpt_config.atomic_write import atomic_write_json, atomic_write_text
+from gpt_config.file_reading import read_text
 from gpt_config.model_config import GPT2Config
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 def describe_tokenizer(folder: Path, config: GPT2Config, *, needs_padding: bool = False) -> None:
@@ -29,6 +32,21 @@ def describe_tokenizer(folder: Path, config: GPT2Config, *, needs_padding: bool 
     if needs_padding and values.get("pad_token") is None:
         changes["pad_token"] = values.get("eos_token")
     atomic_write_json(path, {**values, **changes})
+
+
+def write_chat_template(folder: Path, source: Path) -> None:
+    """Write the chat template of the folder `source`, if it has one, into the file that transformers writes."""
+    template = (_object(source / TOKENIZER_CONFIG_FILE) or {}).get("chat_template")
+    with contextlib.suppress(OSError, ValueError):  # no file, or none that a reader would accept
+        template = read_text(source / CHAT_TEMPLATE_FILE)
+    if isinstance(template, list):  # several by name
+        template = next((entry.get("template") for entry in template if _is_default(entry)), None)
+    if isinstance(template, str):
+        atomic_write_text(folder / CHAT_TEMPLATE_FILE, template)
+
+
+def _is_default(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("name") == "default"
 
 
 def write_generation_config(folder: Path, config: GPT2Config, source: Path | None = None) -> None:

@@ -20,7 +20,7 @@ from gpt2.finetuning.classifier import GPT2Classifier
 from gpt2.finetuning.classifier_files import load_classifier, save_classifier
 from gpt2.finetuning.template import InstructionTemplate
 from gpt2.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gpt2.training.progress import read_metrics
+from gpt2.training.run_logs import read_metrics
 from gpt2.training.token_file import TokenFile, TokenWriter
 from gpt_config import GPT2Error, LoRAConfig
 from gpt_encoder import CharTokenizer, GPT2Tokenizer, load_tokenizer

@@ -278,8 +278,8 @@ def device(path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("put", [pipe, Path.mkdir, device], ids=["pipe", "folder", "device"])
 @pytest.mark.parametrize(
-    "name", ["config.json", WEIGHTS, "pytorch_model.bin", f"{WEIGHTS}.index.json", "tokenizer.json", "tokenizer_config.json",
-             "vocab.json", "merges.txt", "added_tokens.json"],
+    "name", ["config.json", "generation_config.json", WEIGHTS, "pytorch_model.bin", f"{WEIGHTS}.index.json",
+             "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"],
 )  # fmt: skip
 def test_what_is_no_regular_file_is_refused_without_waiting(
     put: Callable[[Path], None], name: str, small_folder: Path, tmp_path: Path
@@ -292,6 +292,6 @@ def test_what_is_no_regular_file_is_refused_without_waiting(
     if name == "pytorch_model.bin":
         (folder / WEIGHTS).unlink()
     put(folder / name)
-    is_of_model = name in ("config.json", WEIGHTS, "pytorch_model.bin", f"{WEIGHTS}.index.json")
+    is_of_model = name in ("config.json", "generation_config.json", WEIGHTS, "pytorch_model.bin", f"{WEIGHTS}.index.json")
     with pytest.raises(GPT2Error, match="not a regular file"):
         GPT2.from_pretrained(folder) if is_of_model else load_tokenizer(folder)

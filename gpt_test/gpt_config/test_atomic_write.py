@@ -80,3 +80,23 @@ def test_the_mode_is_ordinary_after_the_writer_replaced_the_temporary_file(tmp_p
 
     atomic_write(tmp_path / "file", replace_it)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_the_bytes_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a loss of power, a file that was renamed before its bytes were written would be empty."""
+    done: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        done.append(("fsync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> None:
+        done.append(("replace", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    atomic_write_text(tmp_path / "file", "text")
+    inode = (tmp_path / "file").stat().st_ino
+    assert done.index(("fsync", inode)) < done.index(("replace", inode))

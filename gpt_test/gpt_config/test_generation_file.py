@@ -36,7 +36,19 @@ def folder_with(tmp_path: Path, values: Any) -> Path:
         ),
         ({"stop_strings": "END", "temperature": None}, {"stop": ("END",)}),
         ({"stop_strings": ["a", "b"]}, {"stop": ("a", "b")}),
-        ({"max_length": 20, "length_penalty": 1.0, "typical_p": 1, "no_repeat_ngram_size": 0}, {}),
+        ({"max_length": 20, "length_penalty": 1.0, "typical_p": 1, "no_repeat_ngram_size": 0, "min_new_tokens": 0}, {}),
+        (
+            {"min_new_tokens": 2, "max_time": 1.5, "typical_p": 0.9, "no_repeat_ngram_size": 3, "bad_words_ids": [[1, 2]]},
+            {"min_new_tokens": 2, "max_time": 1.5, "typical_p": 0.9, "no_repeat_ngram_size": 3, "bad_words": [[1, 2]]},
+        ),
+        (
+            {"num_beams": 2, "length_penalty": -0.5, "early_stopping": "never"},
+            {"num_beams": 2, "length_penalty": -0.5, "early_stopping": "never"},
+        ),
+        (
+            {"sequence_bias": [[[4], 1.5]], "suppress_tokens": [7, 9]},
+            {"logit_bias": {4: 1.5, 7: -float("inf"), 9: -float("inf")}},
+        ),
     ],
 )
 def test_settings_become_fields(stated: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
@@ -60,10 +72,10 @@ def test_the_file_that_transformers_writes(tmp_path: Path) -> None:
 
 
 def test_settings_without_an_equivalent_are_named(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, {"no_repeat_ngram_size": 3, "max_length": 50, "temperature": 0.5})
-    with pytest.warns(GPT2Warning, match="no_repeat_ngram_size=3, max_length=50"):
+    folder = folder_with(tmp_path, {"sequence_bias": [[[4, 5], 1.5]], "max_length": 50, "temperature": 0.5})
+    with pytest.warns(GPT2Warning, match=r"sequence_bias=\[\[\[4, 5\], 1.5\]\], max_length=50"):
         assert GenerationConfig.from_pretrained(folder) == GenerationConfig(temperature=0.5)
-    assert generation_settings(folder) == {"no_repeat_ngram_size": 3, "max_length": 50, "temperature": 0.5}
+    assert generation_settings(folder) == {"sequence_bias": [[[4, 5], 1.5]], "max_length": 50, "temperature": 0.5}
 
 
 @pytest.mark.parametrize(

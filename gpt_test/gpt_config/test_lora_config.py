@@ -108,10 +108,17 @@ def test_the_error_names_a_damaged_file(content: str, tmp_path: Path) -> None:
         AdapterConfig.from_json_file(path)
 
 
-def test_the_first_pattern_that_matches_counts() -> None:
-    config = LoRAConfig(rank=4, alpha=8, rank_pattern={"h.0.attn.c_attn": 2, "c_attn": 3}, alpha_pattern={r"h\.1\..*": 1})
-    layers = [config.of_layer(f"transformer.h.{number}.attn.c_attn") for number in (0, 1, 10)]
-    assert [(layer.rank, layer.alpha) for layer in layers] == [(2, 8), (3, 1), (3, 8)]
-    assert hash(config) == hash(
-        LoRAConfig(rank=4, alpha=8, rank_pattern=config.rank_pattern, alpha_pattern=config.alpha_pattern)
-    )
+@pytest.mark.parametrize("field", ["target_modules", "layers_to_transform", "modules_to_save"])
+def test_lists_are_bounded(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} has 2000 entries: it may have 1000"):
+        LoRAConfig(**{field: [0 if field == "layers_to_transform" else "wte"] * 2000})
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_patterns_are_bounded(field: str) -> None:
+    config = LoRAConfig(rank=4, **{field: {"h.0.attn.c_attn": 2, "c_attn": 3}})
+    assert hash(config) == hash(LoRAConfig(rank=4, **{field: getattr(config, field)}))
+    for pattern in ({"a" * 20_000: 1}, {f"h.{n}": 1 for n in range(2000)}, {"c_attn": 1e300}, {"c_attn": 0}, {"(": 1}):
+        with pytest.raises(ConfigError, match=field) as caught:
+            LoRAConfig(**{field: pattern})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500

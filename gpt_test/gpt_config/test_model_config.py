@@ -87,6 +87,7 @@ def test_openai_hparams(tmp_path: Path) -> None:
     path = tmp_path / "hparams.json"
     path.write_text('{"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24}')
     assert GPT2Config.from_json_file(path) == GPT2Config.preset("355M")
+    assert GPT2Config.from_dict({"n_positions": 7, "n_ctx": 5}).n_positions == 7  # the field's own name wins
 
 
 def test_unknown_keys_are_ignored() -> None:

@@ -97,13 +97,18 @@ def test_long_texts_equal_tiktoken(tiktoken_gpt2, kind: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a", "^", " ", "\n", "ab", " a", "=", "\x00", "字", "🦙", " \n"])
-def test_a_million_repeats_take_under_two_seconds(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
-    """Two seconds per million bytes are promised. The test allows ten for a slow machine; a quadratic loop takes hours."""
-    long_text = (text * 1_000_000)[:1_000_000]
-    began = time.perf_counter()
-    ids = openai_tokenizer.encode(long_text)
-    assert time.perf_counter() - began < 10 * len(text.encode()) / len(text)
-    assert openai_tokenizer.decode(ids) == long_text
+def test_a_million_repeats_take_time_in_proportion(openai_tokenizer: GPT2Tokenizer, text: str) -> None:
+    """Eight times the text takes 8 times as long, 64 times with a quadratic loop. Another program may slow one side."""
+
+    def seconds(n: int) -> float:
+        long_text = (text * n)[:n]
+        began = time.process_time()
+        ids = openai_tokenizer.encode(long_text)
+        found = time.process_time() - began
+        assert openai_tokenizer.decode(ids) == long_text
+        return found
+
+    assert any(seconds(1_000_000) < 24 * seconds(125_000) for _ in range(3))
 
 
 @pytest.mark.parametrize("text", ["a", "^", " ", "\n", "ab", "=", "字", "🦙", " \n"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,27 +21,14 @@ from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config import CheckpointError, GPT2Config, InputError, LoRAConfig, ModelNotFoundError, WriteError
 from gpt_config.shipped import register_shipped_models
 from gpt_test.conftest import random_model, transformers_twin
+from gpt_test.gpt2.adapters.conftest import IDS, edit_config, fill
 from gpt_test.gpt_config.test_locate import cache_repository
-
-IDS = torch.tensor([[1, 5, 2, 7, 3], [4, 4, 0, 6, 2]])
 
 KINDS = [
     LoRAConfig(rank=4, alpha=6.5),
     LoRAConfig(rank=5, alpha=3, use_rslora=True, target_modules=("c_attn", "mlp.c_proj")),
     LoRAConfig(rank=1, target_modules=r".*\.h\.1\..*\.c_(attn|proj)", dropout=0.25),
 ]
-
-
-@pytest.fixture
-def peft():
-    return pytest.importorskip("peft", reason="peft is not installed (pip install '.[test]')")
-
-
-def fill(parameters: list[torch.nn.Parameter]) -> None:
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture
@@ -58,11 +44,6 @@ def adapted(small_folder: Path) -> GPT2:
 def folder(adapted: GPT2, small_folder: Path, tmp_path: Path) -> Path:
     save_adapter(adapted, tmp_path / "adapter", base_model=small_folder)
     return tmp_path / "adapter"
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # -- peft -----------------------------------------------------------------------------------------------------------------
@@ -271,7 +252,7 @@ def test_the_tokenizer_is_the_adapters_or_else_the_bases(folder, adapted, small_
     assert tokenizer_source(str(small_folder)) == str(small_folder)
 
 
-@pytest.mark.parametrize("base", ["no/such/place", "no-such-name", ""])
+@pytest.mark.parametrize("base", ["no/such/place", "no-such-name", "", "a" * 5000])
 def test_a_missing_base_is_a_one_line_error(base: str, folder: Path) -> None:
     edit_config(folder, base_model_name_or_path=base)
     with pytest.raises(CheckpointError) as caught:

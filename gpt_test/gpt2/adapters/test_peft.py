@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,25 +15,7 @@ from gpt2.adapters.lora import add_lora, lora_parameters
 from gpt2.finetuning.classifier_files import load_classifier
 from gpt_config import CheckpointError, LoRAConfig
 from gpt_test.conftest import transformers_twin
-
-IDS = torch.tensor([[1, 5, 2, 7, 3], [4, 4, 0, 6, 2]])
-
-
-@pytest.fixture
-def peft():
-    return pytest.importorskip("peft", reason="peft is not installed (pip install '.[test]')")
-
-
-def fill(parameters: list[torch.nn.Parameter]) -> None:
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+from gpt_test.gpt2.adapters.conftest import IDS, edit_config, fill
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from gpt2 import GPT2
 from gpt2.cli.finetune import finetune
 from gpt2.finetuning.run import prepare_finetuning
-from gpt2.training.progress import read_metrics
+from gpt2.training.run_logs import read_metrics
 from gpt2.weights.files import read_tensors
 from gpt2.weights.tokenizer import load_tokenizer_for
 from gpt_config import ConfigError, DataError, FinetuningConfig
@@ -63,8 +63,15 @@ def test_a_classifier_learns_and_is_used(run_command: Callable, table: Path, sma
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
 
 
-@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
-@pytest.mark.parametrize("adapter", [[], ["--lora_rank", 4]], ids=["weights", "adapter"])
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        ("multi_label_classification", []),
+        ("regression", ["--lora_rank", 4]),
+        pytest.param("multi_label_classification", ["--lora_rank", 4], marks=pytest.mark.slow),
+        pytest.param("regression", [], marks=pytest.mark.slow),
+    ],
+)
 def test_classifiers_of_other_kinds_learn_and_are_used(
     kind: str, adapter: list, run_command: Callable, small_folder: Path, tmp_path: Path
 ) -> None:
@@ -225,7 +232,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
         (["--out", "x", "--data", "y", "--lora_alpha", 3], 2, "--lora_alpha is for adapters: give --lora_rank"),
         (["--out", "x", "--data", "y", "--seed", 1 << 63], 2, "must be below 2**63"),
         (["--resume", "nowhere"], 1, "nowhere contains no run to resume"),
-        (["--out", "x", "--data", "nowhere.csv", "--task", "classification"], 1, "cannot read nowhere.csv"),
+        (["--out", "x", "--data", "nowhere.csv", "--task", "classification"], 1, "there is no file or folder nowhere.csv"),
         (["--out", "x", "--data", "nowhere.txt"], 1, "there is no file or folder nowhere.txt"),
         (["--out", "x", "--data", "y", "--context", 41], 1, "context=41 is longer than the 40 positions"),
     ],

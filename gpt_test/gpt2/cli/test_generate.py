@@ -121,6 +121,14 @@ def test_no_new_tokens(run_command, small_folder: Path) -> None:
         (["--temperature", "0"], None),
         (["--temperature", "0.7", "--do_sample"], None),
         (["--repetition_penalty", "1.2"], None),
+        (["--typical_p", "0.5"], "--typical_p has no effect without --do_sample"),
+        (
+            ["--length_penalty", "2", "--early_stopping", "never"],
+            "--length_penalty, --early_stopping have no effect without",
+        ),
+        (["--penalty_window", "5"], "--penalty_window has no effect without a penalty"),
+        (["--penalty_window", "5", "--presence_penalty", "1"], None),
+        (["--top_logprobs", "2"], "--top_logprobs has no effect without --json"),
     ],
 )
 def test_an_option_without_effect_is_reported_in_one_line(run_command, model_options, options, warning) -> None:
@@ -144,9 +152,14 @@ def test_a_long_prompt_is_reported_in_one_line(run_command, model_options) -> No
     [
         (["x", "--temperature", "nan"], 2, "--temperature=nan must be 0 (greedy) or a positive number"),
         (["x", "--temperature", "hot"], 2, "'hot' is not a valid float"),
-        (["x", "--top_k", "0"], 2, "--top_k=0 must be a whole number of 1 or more (leave it out for no limit)"),
-        (["x", "--do_sample", "--top_k", "301"], 1, "top_k=301 is more than the 300 tokens"),
+        (["x", "--top_k", "-1"], 2, "--top_k=-1 must be a whole number of 0 or more (0 is no limit)"),
         (["x", "--top_p", "1.5"], 2, "--top_p=1.5"),
+        (["x", "--min_tokens", "200"], 2, "--min_tokens=200 is more than max_new_tokens=100: lower one (max_new_tokens is"),
+        (["x", "--ignore_eot", "--eos_token_id", "5"], 2, "choose one (stop_at_eot is --ignore_eot)"),
+        (["x", "--logit_bias", "5:1"], 2, "--logit_bias='5:1' must be ID=BIAS, such as 50256=-5"),
+        (["x", "--logit_bias", "300=1"], 1, "token id 300 is outside the vocabulary"),
+        (["x", "--bad_words", ""], 2, "--bad_words='' must be a text of at least one character"),
+        (["x", "--early_stopping", "maybe"], 2, "'maybe' is not one of 'false', 'true', 'never'"),
         (["x", "--max_tokens", "-1"], 2, "--max_tokens=-1"),
         (["x", "--num_samples", "0"], 2, "--num_samples=0"),
         (["x", "--num_beams", "2", "--do_sample"], 2, "choose one"),
@@ -288,13 +301,12 @@ def test_generation_never_imports_transformers(model_options) -> None:
 
 
 def test_help_needs_no_torch_and_is_fast() -> None:
-    best = 9.0
-    for _ in range(3):
-        began = time.perf_counter()
-        result = subprocess.run(command("--help"), capture_output=True, text=True)
-        best = min(best, time.perf_counter() - began)
+    before = os.times()
+    result = subprocess.run(command("--help"), capture_output=True, text=True)
+    after = os.times()
     assert result.returncode == 0 and "--repetition_penalty" in result.stdout
-    assert best < 1.0  # 0.1 s measured; a busy machine stays below the limit, importing torch (1.5 s) does not
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    assert seconds < 1.0  # of a core: 0.2 measured; importing torch takes 1.5
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and pipes")
@@ -305,7 +317,7 @@ def test_a_closed_pipe_ends_quietly(model_options) -> None:
     process.stdout.read(3)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     process.stderr.close()
 
 
@@ -316,7 +328,7 @@ def test_ctrl_c_ends_quietly(model_options) -> None:
     assert process.stdout is not None
     process.stdout.read(3)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (-signal.SIGINT, b"")
 
 
@@ -329,7 +341,7 @@ def test_ctrl_c_while_torch_is_imported_ends_quietly(model_options, seconds: flo
     process = subprocess.Popen(command("x", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (-signal.SIGINT, b"")
 
 

@@ -31,14 +31,16 @@ def test_help_groups_the_commands_and_fits_80_columns(run_command, monkeypatch: 
     assert "..." not in text.replace("[ARGS]...", "") and max(map(len, text.splitlines())) <= 80
     sections = dict(re.findall(r"^(\w.*):\n((?:  .+\n?)+)", text, re.MULTILINE))
     commands = {heading: [line.split()[0] for line in lines.splitlines()] for heading, lines in sections.items()}
-    assert commands["Train and fine-tune"] == ["train", "finetune"] and commands["Generate"][0] == "generate"
+    assert commands["Train and fine-tune"] == ["data", "train", "finetune"] and commands["Generate"][0] == "generate"
     assert {"evaluate", "score", "benchmark"} <= set(commands["Measure"])
-    assert {"tokenize", "quantize", "merge"} <= set(commands["Inspect and convert"])
+    assert {"tokenize", "quantize", "dequantize", "merge"} <= set(commands["Inspect and convert"])
     helps = [line.split(maxsplit=1)[1] for lines in sections.values() for line in lines.splitlines()]
     assert all(help_text.endswith(".") for help_text in helps), "one whole sentence per command"
     files = {path.stem for path in (ROOT / "gpt2" / "cli").glob("*.py")}
     del commands["Options"]
-    assert {name for names in commands.values() for name in names} == {name for name in files if is_command(name)}
+    assert {name for names in commands.values() for name in names} == {
+        name.removesuffix("_") for name in files if is_command(name)
+    }
 
 
 def test_a_narrow_terminal_wraps_the_help_of_commands(run_command, monkeypatch: pytest.MonkeyPatch) -> None:

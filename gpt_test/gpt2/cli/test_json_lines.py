@@ -27,6 +27,8 @@ WITH_JSON = [name for name in NAMES if any(parameter.name == "as_json" for param
 FIELDS = {
     "benchmark": {"model", "environment", "settings", "peers", "memory", "rows", "left_out"},
     "classify": {"model", "text", "label", "probabilities"},
+    "data": {"model", "training", "validation", "shared_documents", "shared_13_grams"},
+    "embed": {"model", "text", "embedding"},
     "evaluate": {"model", "task", "accuracy", "perplexity"},
     "generate": {
         "model",
@@ -69,6 +71,8 @@ def calls(small_folder: Path, small_model: GPT2, small_tokenizer: GPT2Tokenizer,
     return {
         "benchmark": [*few, *model, "--text", tmp_path / "story.txt"],
         "classify": ["-", "--from_pretrained", tmp_path / "classifier"],
+        "data": [tmp_path / "story.txt", "--tokenizer", small_folder],
+        "embed": ["-", *model],
         "evaluate": [tmp_path / "lambada.jsonl", "--task", "lambada", *model],
         "generate": ["-", "--do_sample", "--num_samples", 2, "--max_tokens", 5, "--seed", 1, *model],
         "score": ["-", tmp_path / "story.txt", *model],
@@ -87,7 +91,7 @@ def test_stdout_has_an_object_per_line_and_nothing_else(run_command: Callable, c
     assert result.status == 0, result.err
     assert result.out.endswith("\n")
     objects = [read(line) for line in result.out.splitlines()]
-    assert len(objects) == (2 if name in ("classify", "generate", "score") else 1)
+    assert len(objects) == (2 if name in ("classify", "embed", "generate", "score") else 1)
     folder = next(value for value in reversed(calls[name]) if isinstance(value, Path) and value.is_dir())
     for values in objects:
         assert values.keys() >= FIELDS[name] and values["model"] == str(folder)

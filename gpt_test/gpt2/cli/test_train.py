@@ -16,7 +16,7 @@ import pytest
 from gpt2 import GPT2
 from gpt2.cli.train import train
 from gpt2.training import prepare, shakespeare
-from gpt2.training.progress import read_metrics
+from gpt2.training.run_logs import read_metrics
 from gpt_config import DataError, TrainingConfig
 
 _TINY = (

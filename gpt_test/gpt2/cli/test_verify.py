@@ -55,3 +55,29 @@ def test_random_and_unknown_models(run_command: Callable, tmp_path: Path) -> Non
     assert run_command("verify", "random").status == 0
     result = run_command("verify", "no-such-model")
     assert result.status == 1 and result.err.startswith("error: ")
+
+
+def test_a_file_is_compared_with_a_folder(run_command: Callable, folder: Path, tmp_path: Path) -> None:
+    run_command("export", folder, "--to", "llmc", "--out", tmp_path / "model.bin")
+    result = run_command("verify", tmp_path / "model.bin", "--against", folder, "--json")
+    assert (result.status, result.err) == (0, "")
+    checks = {check["part"]: check["status"] for check in json.loads(result.out)["checks"]}
+    assert checks == dict.fromkeys(("sizes", "weights", "logits", "greedy ids"), "pass")
+    path = tmp_path / "model.bin"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")  # the last number of ln_f
+    result = run_command("verify", path, "--against", folder)
+    assert result.status == 1 and "ln_f.bias" in result.out and "2 fail" in result.out
+    result = run_command("verify", "--against", folder)
+    assert result.status == 2 and "--against compares MODEL with a folder: name MODEL too" in result.err
+
+
+def test_a_file_is_verified_as_the_model_that_it_is(run_command: Callable, folder: Path, tmp_path: Path) -> None:
+    run_command("export", folder, "--to", "openai", "--out", tmp_path / "tensorflow")
+    result = run_command("verify", tmp_path / "tensorflow")
+    assert result.status == 0 and "logits with a KV cache" in result.out and "tokenizer: fits the vocabulary" in result.out
+    (tmp_path / "written" / "onnx").mkdir(parents=True)
+    (tmp_path / "written" / "onnx" / "model.onnx").write_bytes(b"no graph")
+    result = run_command("verify", tmp_path / "written")
+    assert result.status == 1 and "is an ONNX model, which other programs run: name the model to compare" in result.err
+    result = run_command("verify", tmp_path / "written", "--against", folder)
+    assert result.status == 1 and "is not a readable ONNX model" in result.err and result.err.count("\n") == 1

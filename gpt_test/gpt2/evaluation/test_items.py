@@ -80,7 +80,7 @@ CHOICES = {"query": "q", "choices": ["a", "b"], "gold": 0}
 @pytest.mark.parametrize(
     ("task", "line", "words"),
     [
-        ("lambada", "{", "not JSON"), ("lambada", "[]", "a JSON list"), ("lambada", {"txt": "a b"}, "'text' is missing"),
+        ("lambada", "{", "not JSON"), ("lambada", "[]", "it is list"), ("lambada", {"txt": "a b"}, "'text' is missing"),
         ("lambada", {"text": 3}, "'text' is not a string"), ("lambada", {"text": "word"}, "no last word"),
         ("lambada", {"text": "word "}, "no last word"), ("lambada", {"text": " word"}, "no last word"),
         ("hellaswag", {"ctx": "a", "activity_label": "b", "endings": ["a", "[b]"], "label": 0}, "only markup"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from itertools import chain
 from pathlib import Path
 from statistics import NormalDist, mean, stdev
 
@@ -148,6 +150,11 @@ def test_fingerprints_distinguish_models_and_data(small_model: GPT2, small_token
         other.h[1].mlp.c_fc.bias[3] += 1e-6
     in_bfloat16 = repetitive_model(small_model.config, dtype=torch.bfloat16)
     assert len({model_fingerprint(m, small_tokenizer) for m in (small_model, other, in_bfloat16)}) == 3
+    empty = [copy.deepcopy(small_model).to(dtype) for dtype in (torch.float16, torch.bfloat16)]  # zeros have the same bytes
+    with torch.no_grad():
+        for parameter in chain.from_iterable(model.parameters() for model in empty):
+            parameter.zero_()
+    assert len({model_fingerprint(model, small_tokenizer) for model in empty}) == 2
     assert data_fingerprint(LAMBADA) != data_fingerprint(LAMBADA[1:]) != data_fingerprint(CHOICES)
 
 

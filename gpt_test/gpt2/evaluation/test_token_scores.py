@@ -37,6 +37,14 @@ def test_scores_equal_those_of_transformers(small_model: GPT2, small_tokenizer: 
     assert sums.bits_per_byte == pytest.approx(sums.bits / sums.n_bytes)
 
 
+def test_equal_logits_have_the_same_rank(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    model = copy.deepcopy(small_model)
+    with torch.no_grad():
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.zero_()
+    assert {score.rank for score in score_tokens(model, small_tokenizer, "the cat")} == {1}
+
+
 def test_without_an_end_of_text_token_the_first_is_not_scored(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
     tokenizer = copy.copy(small_tokenizer)
     tokenizer.special_tokens = {}

@@ -42,7 +42,7 @@ class Machine:
             is_crowded = count + self.busy > self.cores and self.busy > 0
             took = self.best(count) * (10 if is_crowded and self.n_steps % 4 else 1)
             seconds += took
-            threads.measured(kind, took, preemptions=round(100 * took) if is_crowded else 0)
+            threads.measured(kind, took, share=0.5 if is_crowded else 1.0)
         return n_steps / seconds
 
     def best(self, count: int) -> float:
@@ -92,7 +92,7 @@ def test_one_slow_step_changes_little() -> None:
 
 
 def test_a_model_that_is_slow_by_itself_is_not_taken_for_a_busy_machine() -> None:
-    """The first step takes longer because it warms up; and without preemption no trial begins."""
+    """The first step takes longer because it warms up; and no trial begins, because the thread had its core."""
     threads, machine = ThreadCount(4), Machine(4)
     threads.measured("decode", 50 * machine.best(4))
     for _ in range(100):
@@ -106,7 +106,7 @@ def test_fewer_threads_that_are_no_faster_are_given_up() -> None:
     for number in range(1000):
         is_trial = threads.of("decode") < 4
         n_trials += is_trial
-        threads.measured("decode", 2.0 if is_trial else 1.0 if number % 3 == 0 else 0.05, preemptions=1000)
+        threads.measured("decode", 2.0 if is_trial else 1.0 if number % 3 == 0 else 0.05, share=0.5)
     assert 0 < n_trials < 30
 
 
@@ -122,20 +122,20 @@ def test_alone_again_steps_that_vary_do_not_hold_threads_back(gain: float, secon
         chance = random.lognormvariate(0, 0.15)
         is_late = is_busy and count == 8 and random.random() > 0.2
         took = seconds * chance * (1 - gain + gain / count) * (15 if is_late else 1)
-        threads.measured("decode", took, preemptions=round(150 * took) if is_late else 0)
+        threads.measured("decode", took, share=0.5 if is_late else 1.0)
         now += took
         if not is_busy and now > 14:
             late, ideal = late + took, ideal + seconds * chance * (1 - gain + gain / 8)
     assert late < 1.03 * ideal
 
 
-@pytest.mark.parametrize(("preemptions", "expected"), [(10, 1), (0, 2)])
-def test_steps_that_lost_their_cores_are_slow_sooner(preemptions: int, expected: int) -> None:
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 1), (1.0, 2)])
+def test_steps_that_lost_their_cores_are_slow_sooner(share: float, expected: int) -> None:
     threads = ThreadCount(2)
     for _ in range(10):
         threads.measured("decode", 0.02)
     for _ in range(2):
-        threads.measured("decode", 0.032, preemptions=preemptions)
+        threads.measured("decode", 0.032, share=share)
     assert threads.of("decode") == expected
 
 
@@ -149,7 +149,7 @@ def test_each_kind_has_its_own_number() -> None:
             for kind, with_one in (("decode", 0.02), ("train", 0.4)):
                 is_slow = is_busy and threads.of(kind) == 2 and number % 4
                 seconds = 1.0 if is_slow else with_one if kind == "decode" or threads.of(kind) == 1 else with_one / 2
-                threads.measured(kind, seconds, preemptions=200 if is_slow else 0)
+                threads.measured(kind, seconds, share=0.5 if is_slow else 1.0)
 
     run(5, is_busy=False)
     run(40, is_busy=True)
@@ -186,8 +186,8 @@ def test_kinds_are_compared_with_themselves() -> None:
 @settings(max_examples=100)
 def test_the_count_stays_in_its_limits(most: int, steps: list[tuple[str, float, float, bool]]) -> None:
     threads = ThreadCount(most)
-    for kind, seconds, work, preempted in steps:
-        threads.measured(kind, seconds, work, preemptions=10**6 * preempted)
+    for kind, seconds, work, is_crowded in steps:
+        threads.measured(kind, seconds, work, share=0.5 if is_crowded else 1.0)
         assert 1 <= threads.of(kind) <= most
 
 
@@ -251,32 +251,51 @@ def test_the_report() -> None:
     assert report == f"1 thread ({process_limit().reason if process_limit().count == 1 else 'torch is set to 1'})"
 
 
-def test_slow_steps_are_noticed() -> None:
-    """Steps that sleep as those of a busy machine wait: fewer threads are used, and the report says why."""
+class Clock:
+    """Seconds that pass only when a test says so, because those of a busy machine are not the same twice."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What steps are measured by: each had a core for all of its time."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    monkeypatch.setattr(time, "thread_time", clock)
+    return clock
+
+
+def test_slow_steps_are_noticed(clock: Clock) -> None:
+    """Steps that take as long as those of a busy machine: fewer threads are used, and the report says why."""
     used = []
     with torch_threads(6), use_thread_limit(ThreadLimit(6, "six", False)), adjusted_threads(CPU):
         for number in range(14):
             with step("sleep", CPU):
                 used.append(torch.get_num_threads())
-                time.sleep(0.2 if number >= 5 and used[-1] > 3 else 0.01)
-    assert used[4] == 6 and used[-3:] == [3, 3, 3]  # a busy machine may have begun a trial before
+                clock.now += 0.2 if number >= 5 and used[-1] > 3 else 0.01
+    assert used[:7] == [6] * 6 + [3] and used[-3:] == [3, 3, 3]
     with torch_threads(6), use_thread_limit(ThreadLimit(6, "six", False)):
         assert thread_report() == "3 threads (of 6, because other processes use the cores)"
 
 
-def test_a_step_of_steps_is_not_measured_twice() -> None:
+def test_a_step_of_steps_is_not_measured_twice(clock: Clock) -> None:
     with torch_threads(5), use_thread_limit(ThreadLimit(5, "five", False)):
         for number in range(10):
             with step("outer", CPU):
                 with step("inner", CPU):
-                    pass
+                    clock.now += 0.01
                 if number == 9:
-                    time.sleep(0.2)
+                    clock.now += 0.2
         with adjusted_threads(CPU):
             assert torch.get_num_threads() == 5
 
 
-def test_a_step_counts_for_the_number_that_it_ran_with() -> None:
+def test_a_step_counts_for_the_number_that_it_ran_with(clock: Clock) -> None:
     """One Python thread begins a trial while a step of another runs: that step says nothing about the trial."""
     begun, may_end = Event(), Event()
 
@@ -293,11 +312,11 @@ def test_a_step_counts_for_the_number_that_it_ran_with() -> None:
         for number in range(8):
             with step("shared", CPU):
                 used.append(torch.get_num_threads())
-                # The seventh begins a trial. The first is so long that a busy machine does not begin one.
-                time.sleep({0: 0.2, 6: 1}.get(number, 0.01))
+                clock.now += 1 if number == 6 else 0.01  # the seventh begins a trial
                 if number == 7:
                     may_end.set()
                     other.join()
         assert used == [7] * 7 + [3]
         with step("shared", CPU):
+            clock.now += 0.01
             assert torch.get_num_threads() == 3

@@ -284,13 +284,14 @@ def test_labels_of_records() -> None:
     assert isinstance(label_of({"label": 4}, "label", number), float)
     for bad, problem_type, message in (
         (["a"], "single_label_classification", "use problem_type=multi_label"),
+        (math.nan, "single_label_classification", "is nan, not a label"),
         ("much", number, "'much', not a finite number"),
         ("1e999", number, "not a finite number"),
         (10**400, number, "not a finite number"),
         (True, number, "is bool, not text"),
         ([["a"]], several, r"contains \['a'\]"),
         (None, several, "there is no field 'label'"),
-        (2.5, several, "is float, not text"),
+        (2.5, several, "contains 2.5"),
     ):
         with pytest.raises(BadRecord, match=message):
             label_of({} if bad is None else {"label": bad}, "label", problem_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from gpt2 import GPT2
 from gpt2.finetuning.instructions import (
+    Example,
     InstructionTuning,
     ResponseLoss,
     Turn,
@@ -161,3 +163,19 @@ def test_the_loss_is_the_mean_over_the_learned_tokens(small_model: GPT2, small_t
     evaluation = InstructionTuning(examples, examples[:3], config).evaluation
     values = [loss(*map(torch.from_numpy, evaluation(number))).item() for number in range(evaluation.count)]
     assert len(values) == 2 and np.mean(values) == pytest.approx(plain_loss(examples[:3]).item(), rel=1e-5)
+
+
+def test_a_bos_token_begins_the_conversation_only(small_tokenizer: GPT2Tokenizer) -> None:
+    with_bos = GPT2Tokenizer(replace(small_tokenizer.vocabulary, first_ids=(7,)))
+    (example,), *_ = make_examples(TURNS[2:3], with_bos, TEMPLATES["plain"], 40)
+    (plain,), *_ = make_examples(TURNS[2:3], small_tokenizer, TEMPLATES["plain"], 40)
+    assert example.ids == [7, *plain.ids] and example.is_learned == [False, *plain.is_learned]
+
+
+def test_the_first_token_is_no_target() -> None:
+    """Nothing precedes it, so an example of three tokens has at most two targets, over which the loss is the mean."""
+    example = Example([5, 6, 7], [True, True, True])
+    objective = InstructionTuning([example], [example], TrainingConfig(batch_size=1, context=40))
+    for batches in (objective.batches, objective.evaluation):
+        inputs, targets, share = batches(0)
+        assert (inputs.tolist(), targets.tolist(), share.tolist()) == ([[5, 6]], [[6, 7]], [0.5])

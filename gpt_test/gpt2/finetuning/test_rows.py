@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,8 +41,9 @@ def test_the_rows_of_a_batch_have_similar_lengths() -> None:
     assert firsts != sorted(firsts), "the batches of a block are in order of length"
 
 
-def test_only_a_batch_of_two_epochs_contains_an_example_twice() -> None:
-    rows = LengthSortedRows([7] * 103, 8, seed=0)
+@pytest.mark.parametrize("lengths", [[7] * 103, range(1, 104)])
+def test_only_a_batch_of_two_epochs_contains_an_example_twice(lengths: Sequence[int]) -> None:
+    rows = LengthSortedRows(lengths, 8, seed=0)
     twice = [step for step in range(103) if len(set(rows(step).tolist())) < 8]
     assert len(twice) <= 8  # eight epochs
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2, complete, stream
-from gpt2.generation.completion import complete_in_batches, stream_batch
+from gpt2.generation.completion import Request, complete_in_batches, complete_requests, stream_batch
 from gpt2.generation.row import Row
+from gpt2.generation.steps import OneToken, Step
 from gpt2.generation.text_stream import TextStream
-from gpt_config import GenerationConfig, GPT2Config, InputTypeError
+from gpt_config import ConfigError, GenerationConfig, GPT2Config, InputTypeError
 from gpt_encoder import GPT2Tokenizer
 from gpt_test.conftest import random_model
 
@@ -25,7 +28,7 @@ def unstopped_text(model: GPT2, tokenizer: GPT2Tokenizer, seed: int) -> str:
 
 
 @given(seed=st.integers(0, 20), data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_the_text_is_cut_before_the_stop_string_that_ends_first(small_model, small_tokenizer, seed: int, data) -> None:
     """The stop strings are parts of the text itself, so they span tokens, overlap and begin anywhere."""
     whole = unstopped_text(small_model, small_tokenizer, seed)
@@ -101,7 +104,9 @@ def test_beam_search_gives_text_and_obeys_stop_strings(small_model: GPT2, small_
     assert all(a >= b - 1e-6 for a, b in pairwise(means))
     stop = beams[0].text[3:5]
     stopped = complete(small_model, small_tokenizer, "The cat", num_beams=3, max_new_tokens=20, stop=(stop,))[0]
-    assert stopped.finish_reason == "stop" and stopped.text == beams[0].text[: beams[0].text.find(stop)]
+    assert stop not in stopped.text and len(stopped.ids) == len(stopped.logprobs)
+    if stopped.finish_reason == "stop":
+        assert stop in small_tokenizer.decode(stopped.ids)
 
 
 def test_a_special_token_in_a_prompt_is_ordinary_text(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
@@ -137,7 +142,7 @@ def test_rows_advance_together(small_model: GPT2, small_tokenizer: GPT2Tokenizer
     assert [row for row, _, _ in events] == [0, 1] * 3
 
 
-@pytest.mark.parametrize("prompts", [5, [5], b"x", [b"x"], None])
+@pytest.mark.parametrize("prompts", [5, [5.0], [[5.0]], b"x", [b"x"], None, {"a": 1}, {"a"}, [None], [["a"]], [[True]]])
 def test_prompts_that_are_not_text_are_refused(small_model, small_tokenizer, prompts) -> None:
     with pytest.raises(InputTypeError):
         complete(small_model, small_tokenizer, prompts)
@@ -151,11 +156,53 @@ def test_a_vocabulary_padded_beyond_the_ids_of_the_tokenizer(small_tokenizer: GP
         assert max(completion.ids) < small_tokenizer.vocab_size
 
 
-def test_beams_are_cut_after_a_stop_string(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
-    options = {"num_beams": 3, "max_new_tokens": 20}
-    whole = complete(small_model, small_tokenizer, "The cat", **options)[0]
-    stopped = complete(small_model, small_tokenizer, "The cat", stop=(whole.text[2:4],), **options)[0]
-    assert len(stopped.ids) == len(stopped.logprobs) < len(whole.ids)
+@pytest.mark.parametrize("prompt", ["Once", [5, 6, 7], (5, 6, 7), np.array([5, 6, 7]), torch.tensor([5, 6, 7])], ids=str)
+def test_one_prompt_is_a_text_or_ids(small_model: GPT2, small_tokenizer: GPT2Tokenizer, prompt) -> None:
+    ids = small_tokenizer.encode(prompt) if isinstance(prompt, str) else [5, 6, 7]
+    for prompts in (prompt, [prompt], iter([prompt])):
+        [made] = complete(small_model, small_tokenizer, prompts, max_new_tokens=2)
+        assert made.prompt_ids == ids and made.prompt == small_tokenizer.decode(ids)
+    [[batched]] = complete_in_batches(small_model, small_tokenizer, prompt, batch_size=2, max_new_tokens=2)
+    assert batched.ids == made.ids
+    assert "".join(stream(small_model, small_tokenizer, prompt, max_new_tokens=2)) == made.text
+
+
+def test_prompts_of_a_generator_are_read_as_they_are_needed(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    read: list[int] = []
+
+    def prompts():
+        for n in range(1000):
+            read.append(n)
+            yield "a" * (n % 5)
+
+    many = complete_in_batches(small_model, small_tokenizer, prompts(), batch_size=2, max_new_tokens=1)
+    assert next(many)[0].prompt == "" and len(read) < 100
+    assert complete(small_model, small_tokenizer, (text for text in ("a", "b")), max_new_tokens=1)[1].prompt == "b"
+    assert complete(small_model, small_tokenizer, [], max_new_tokens=1) == []
+
+
+def test_bad_words_are_excluded_alone_and_after_a_space(small_model: GPT2, small_tokenizer: GPT2Tokenizer) -> None:
+    options = {"max_new_tokens": 30, "do_sample": True, "seed": 3}
+    word = complete(small_model, small_tokenizer, "The cat", **options)[0].text.split()[0]
+    made = complete(small_model, small_tokenizer, "The cat", bad_words=[word], **options)[0]
+    for text in (word, f" {word}"):
+        banned = small_tokenizer.encode(text)
+        assert all(made.ids[at : at + len(banned)] != banned for at in range(len(made.ids)))
+
+
+@given(n=st.integers(1, 400), do_sample=st.booleans(), wants_cut=st.booleans())
+@settings(max_examples=10)
+def test_top_logprobs_are_the_best_of_each_step(small_model, small_tokenizer, n, do_sample, wants_cut) -> None:
+    options = {"max_new_tokens": 6, "do_sample": do_sample, "seed": 1}
+    stop = (complete(small_model, small_tokenizer, "The cat", **options)[0].text[2:3],) if wants_cut else ()
+    made = complete(small_model, small_tokenizer, "The cat", top_logprobs=n, stop=stop, **options)[0]
+    assert len(made.top_logprobs) == len(made.ids) == len(made.logprobs)
+    for step, (token, logprob, listed) in enumerate(zip(made.ids, made.logprobs, made.top_logprobs, strict=True)):
+        logits = small_model(torch.tensor([[*made.prompt_ids, *made.ids[:step]]]))[0, -1]
+        expected = logits.double().log_softmax(-1).topk(min(n, small_tokenizer.vocab_size)).values.tolist()
+        assert [number for _, number in listed] == pytest.approx(expected, abs=1e-5)
+        if token in dict(listed):
+            assert dict(listed)[token] == pytest.approx(logprob)
 
 
 @pytest.mark.filterwarnings("ignore:a prompt has")
@@ -175,17 +222,57 @@ def test_completions_of_many_prompts_are_in_order_for_any_batch_size(
         ]
 
 
-def test_prompts_of_similar_length_share_a_batch(small_model, small_tokenizer) -> None:
-    shapes: list[tuple[int, ...]] = []  # (rows, tokens of the longest) of each prefill
-    hook = small_model.wte.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-    prompts = ["a" * length for length in (1, 30, 2, 29, 3, 28)]
+def test_a_row_that_ends_makes_place_for_the_next_one(small_model, small_tokenizer) -> None:
+    """Texts end after 1 to 9 tokens. All steps but those at the end compute three rows."""
+    requests = [
+        Request(f"{place} the cat", GenerationConfig(max_new_tokens=1 + place * 5 % 9, stop_at_eot=False, seed=0))
+        for place in range(20)
+    ]
+    steps: list[Step] = []
+    many = list(complete_requests(small_model, small_tokenizer, iter(requests), batch_size=3, on_step=steps.append))
+    assert [len(group[0].ids) for group in many] == [request.config.max_new_tokens for request in requests]
+    decoded = [step.n_rows for step in steps if isinstance(step, OneToken)]
+    assert max(decoded) == 3 and decoded[: decoded.index(2) if 2 in decoded else None].count(3) > 20
+    for request, group in zip(requests, many, strict=True):
+        assert group[0].ids == complete(small_model, small_tokenizer, request.prompt, request.config)[0].ids
+
+
+def test_samples_and_beams_count_as_rows(small_model, small_tokenizer) -> None:
+    shapes: list[int] = []
+    hook = small_model.wte.register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape[0]))
+    options = {"do_sample": True, "num_return_sequences": 7, "seed": 1, "max_new_tokens": 5}
     try:
-        many = list(complete_in_batches(small_model, small_tokenizer, prompts, batch_size=3, max_new_tokens=1))
+        (group,) = complete_in_batches(small_model, small_tokenizer, ["The cat"], batch_size=2, **options)
     finally:
         hook.remove()
-    lengths = sorted((len(small_tokenizer.encode(prompt)) for prompt in prompts), reverse=True)
-    assert len(many) == 6 and lengths[2] > lengths[3]
-    assert shapes == [(3, lengths[0]), (3, lengths[3])]
+    assert max(shapes) == 2
+    assert [c.ids for c in group] == [c.ids for c in complete(small_model, small_tokenizer, "The cat", **options)]
+    beams = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 5}
+    groups = list(complete_in_batches(small_model, small_tokenizer, ["The cat", "A dog"], batch_size=2, **beams))
+    assert [[c.ids for c in group] for group in groups] == [
+        [c.ids for c in complete(small_model, small_tokenizer, prompt, **beams)] for prompt in ("The cat", "A dog")
+    ]
+
+
+def test_prompts_are_read_from_a_generator_as_rows_end(small_model, small_tokenizer) -> None:
+    n_read = 0
+
+    def prompts():
+        nonlocal n_read
+        while True:
+            n_read += 1
+            yield f"{n_read} cats"
+
+    many = complete_in_batches(small_model, small_tokenizer, prompts(), batch_size=2, max_new_tokens=2)
+    assert [next(many)[0].prompt for _ in range(5)] == [f"{n} cats" for n in range(1, 6)]
+    assert n_read < 10
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_taken(small_model, small_tokenizer) -> None:
+    for options in ({"num_return_sequences": 10**9, "do_sample": True}, {"num_beams": 10**9}):
+        name = next(iter(options))
+        with pytest.raises(ConfigError, match=rf"^{name}=1000000000 takes at least .* TB of memory .* are free"):
+            complete(small_model, small_tokenizer, "The cat", max_new_tokens=100, **options)
 
 
 def test_without_a_seed_all_batches_share_one_drawn_seed(small_model, small_tokenizer) -> None:

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.generation import sampling
-from gpt_config import GenerationConfig, InputError
+from gpt2.generation import processors, sampling
+from gpt2.reference import numpy_sampling
+from gpt_config import GenerationConfig
 
 logits_rows = st.lists(st.lists(st.floats(-20, 20), min_size=7, max_size=7), min_size=1, max_size=4).map(torch.tensor)
 
@@ -83,16 +84,16 @@ def test_min_p_equals_transformers(logits: torch.Tensor, min_p: float) -> None:
     torch.testing.assert_close(sampling.apply_min_p(logits, min_p), processed(process, logits))
 
 
-@given(logits_rows, st.floats(0.1, 5.0), st.data())
-def test_repetition_penalty_equals_transformers(logits: torch.Tensor, penalty: float, data) -> None:
-    ids = data.draw(
-        st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=len(logits), max_size=len(logits))
-    )
-    process = pytest.importorskip("transformers").RepetitionPenaltyLogitsProcessor(penalty)
-    expected = processed(process, logits, torch.tensor(ids))
-    before = logits.clone()
-    torch.testing.assert_close(sampling.apply_repetition_penalty(logits, ids, penalty), expected)
-    assert torch.equal(logits, before)
+@given(logits_rows, st.floats(0.01, 0.99))
+def test_typical_p_equals_transformers(logits: torch.Tensor, typical_p: float) -> None:
+    logits = logits.double()
+    logprobs = logits.log_softmax(-1)
+    distances = (-logprobs - torch.special.entr(logprobs.exp()).sum(-1, keepdim=True)).abs().sort(-1)
+    sums = logprobs.exp().gather(-1, distances.indices).cumsum(-1)
+    if (sums - typical_p).abs().min() < 1e-6 or distances.values.diff(dim=-1).min() < 1e-6:  # rounding decides
+        return
+    process = pytest.importorskip("transformers").TypicalLogitsWarper(typical_p)
+    torch.testing.assert_close(sampling.apply_typical_p(logits, typical_p), processed(process, logits))
 
 
 @given(logits_rows, st.floats(1e-300, 1e300))
@@ -108,7 +109,7 @@ def test_temperature_divides_logits(logits: torch.Tensor, temperature: float) ->
 
 
 def test_the_order_is_that_of_transformers() -> None:
-    """Temperature first, then top-k, top-p and min-p, each on the tokens that are left."""
+    """Temperature first, then top-k, top-p, min-p and typical-p, each on the tokens that are left."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     logits = 3 * torch.randn(5, 200, dtype=torch.float64)
@@ -116,15 +117,17 @@ def test_the_order_is_that_of_transformers() -> None:
     for process in (
         transformers.TemperatureLogitsWarper(0.7), transformers.TopKLogitsWarper(30),
         transformers.TopPLogitsWarper(0.8), transformers.MinPLogitsWarper(0.05),
+        transformers.TypicalLogitsWarper(0.9),
     ):  # fmt: skip
         expected = processed(process, expected)
-    config = GenerationConfig(do_sample=True, temperature=0.7, top_k=30, top_p=0.8, min_p=0.05)
+    config = GenerationConfig(do_sample=True, temperature=0.7, top_k=30, top_p=0.8, min_p=0.05, typical_p=0.9)
     torch.testing.assert_close(sampling.logits_to_probs(logits, config), expected.softmax(-1))
 
 
-def test_top_k_larger_than_the_vocabulary_is_refused() -> None:
-    with pytest.raises(InputError, match="top_k=8 is more than the 7 tokens"):
-        sampling.apply_top_k(torch.zeros(1, 7), 8)
+def test_top_k_above_the_vocabulary_keeps_all() -> None:
+    logits = torch.randn(2, 7, generator=torch.manual_seed(0))
+    for top_k in (None, 7, 8, 10**9):
+        assert torch.equal(sampling.apply_top_k(logits, top_k), logits)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0, 1, exclude_max=True))
@@ -151,3 +154,24 @@ def test_frequencies_are_the_probabilities() -> None:
     statistic = ((tokens.bincount(minlength=5) - expected) ** 2 / expected).sum().item()
     assert statistic < 33.4  # 4 degrees of freedom, p = 1e-6
     assert math.isfinite(statistic)
+
+
+@pytest.mark.parametrize(("dtype", "penalty"), [(torch.float64, 1e-307), (torch.float64, 1.7e308), (torch.float32, 1e-300)])
+def test_a_penalty_never_gives_infinity(dtype: torch.dtype, penalty: float) -> None:
+    """The softmax of two infinite logits is NaN."""
+    before, seen = torch.tensor([[50.0, 60.0, -50.0, 1.0, -torch.inf]], dtype=dtype), [[0, 0, 1, 1, 2, 2, 4]]
+    for name, value in (("repetition", penalty), ("frequency", 1e308), ("frequency", -1e308), ("presence", -1.7e308)):
+        theirs = getattr(numpy_sampling, f"apply_{name}_penalty")(before.numpy(), seen, value)
+        logits = getattr(processors, f"apply_{name}_penalty")(before, seen, value)
+        assert theirs[0, :4].tolist() == pytest.approx(logits[0, :4].tolist())
+        for made in (logits, torch.from_numpy(theirs)):
+            assert bool(made[:, :4].isfinite().all()) and bool(made.softmax(-1).isfinite().all())
+            assert made[0, 4] == -torch.inf  # what is excluded stays so
+    biased = processors.apply_logit_bias(before, ((0, 1.7e308), (1, -1.7e308), (2, -torch.inf)))
+    assert biased.isfinite().tolist() == [[True, True, False, True, False]]
+
+
+def test_a_threshold_equal_to_the_total_gives_a_token_that_is_possible() -> None:
+    """In float32 the largest random number below 1 is 1, and its threshold the total."""
+    probs = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]])
+    assert sampling.sample(probs, [1 - 2**-53, 1 - 2**-53]).tolist() == [1, 0]

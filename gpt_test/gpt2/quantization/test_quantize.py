@@ -17,7 +17,7 @@ from gpt2.evaluation import evaluate
 from gpt2.fast.linear import fast_norm_and_linear, product
 from gpt2.fast.plan import DecodePlan
 from gpt2.quantization import kernels, layers, rounding
-from gpt2.quantization.kernels import ENGINES, int8_product, int8_product_of_each
+from gpt2.quantization.kernels import ENGINES, int8_product, int8_product_of_each, packing_engine
 from gpt2.quantization.layers import Int8Linear, pack_together
 from gpt2.quantization.quantize import is_int8, quantize_int8
 from gpt2.training import Trainer, prepare
@@ -46,14 +46,23 @@ def test_weights_of_each_output_are_rounded_to_127_steps(small_model: GPT2) -> N
 
 @given(rows=st.integers(1, 9), n_in=st.integers(1, 70), n_out=st.integers(1, 70), seed=st.integers(0, 99))
 def test_the_kernel_gives_the_plain_product(rows: int, n_in: int, n_out: int, seed: int) -> None:
-    """The error is at most that of rounding the inputs to 256 steps: half a step of each input times its weight."""
+    """The error is at most that of rounding the inputs to steps: half a step of each input times its weight."""
     torch.manual_seed(seed)
     weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
     layer = Int8Linear(weight, torch.rand(n_out) + 0.1, torch.randn(n_out))
     x = torch.randn(rows, n_in) * 10 ** torch.randn(rows, 1)
     plain = torch.nn.functional.linear(x, weight * layer.scale[:, None], layer.bias)
-    bound = x.abs().amax(1, keepdim=True) / 127 * weight.float().abs().sum(1) * layer.scale + 1e-4
+    bound = x.abs().amax(1, keepdim=True) / (layer.n_steps // 2) * weight.float().abs().sum(1) * layer.scale + 1e-4
     assert ((layer(x) - plain).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if packing_engine([engine])])
+def test_the_largest_sums_do_not_overflow(engine: str) -> None:
+    """On processors that add pairs of products in 16 bits, an overflow would halve these sums."""
+    layer = Int8Linear(torch.full((2, 64), 127, dtype=torch.int8), torch.ones(2), None, engines=[engine])
+    x = torch.ones(3, 64)
+    for y in (layer(x), layer(x[:1]).expand(3, 2)):
+        torch.testing.assert_close(y, torch.full((3, 2), 64.0 * 127), rtol=0.01, atol=0)
 
 
 def test_without_the_kernel_it_is_the_plain_product(small_model: GPT2) -> None:
@@ -93,8 +102,8 @@ def test_each_row_has_the_bits_of_its_own_product(rows: int, n_in: int, n_out: i
     x = torch.randn(rows, n_in) * 10 ** (3 * torch.randn(rows, 1)) * (torch.rand(rows, 1) < 0.9)
     x = torch.where(torch.rand(rows, 1) < 0.3, x.abs() * torch.randn(rows, 1).sign(), x)
     packed = layer.packed_weight()
-    alone = torch.cat([int8_product(row, packed, bias, is_lifted) for row in x.split(1)])
-    assert torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, is_lifted), alone)
+    alone = torch.cat([int8_product(row, packed, bias, is_lifted, layer.n_steps) for row in x.split(1)])
+    assert torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, is_lifted, layer.n_steps), alone)
 
 
 @pytest.mark.parametrize("n_in", [90, 3072])
@@ -102,8 +111,8 @@ def test_with_sums_too_large_for_float32_rows_are_multiplied_one_by_one(n_in: in
     skip_unless_rows_are_rounded_alone()
     layer = Int8Linear(torch.randint(60, 128, (40, n_in), dtype=torch.int8), torch.rand(40) + 0.01, torch.randn(40))
     x, packed = torch.rand(5, n_in), layer.packed_weight()
-    alone = torch.cat([int8_product(row, packed, layer.bias, False) for row in x.split(1)])
-    assert torch.equal(int8_product_of_each(x, packed, layer.bias, layer.units_and_sums(), False), alone)
+    alone = torch.cat([int8_product(row, packed, layer.bias, False, layer.n_steps) for row in x.split(1)])
+    assert torch.equal(int8_product_of_each(x, packed, layer.bias, layer.units_and_sums(), False, layer.n_steps), alone)
 
 
 def test_a_bias_much_larger_than_the_weights_is_refused(small_model: GPT2) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2
+from gpt2.inspection import trace
 from gpt2.reference import numpy_gpt2, python_gpt2
 from gpt2.reference.numpy_kv_cache import KVCache
 from gpt2.reference.numpy_model import NumpyGPT2, init_parameters
@@ -52,6 +53,18 @@ def batch(config: GPT2Config, B: int, T: int, seed: int = 0) -> np.ndarray:
 
 def parameters_of(model: GPT2) -> dict[str, np.ndarray]:
     return {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
+
+
+@given(configs(), st.data())
+@settings(max_examples=15)
+def test_activations_have_the_names_and_numbers_of_a_trace(config: GPT2Config, data: st.DataObject) -> None:
+    model = random_model(config, dtype=torch.float64)
+    ids = batch(config, data.draw(st.integers(1, 3)), data.draw(st.integers(1, config.n_positions)))
+    found = NumpyGPT2(config, parameters_of(model), dtype="float64").activations(ids)
+    expected = trace(model, torch.tensor(ids))
+    assert list(found) == list(expected)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name].numpy(), rtol=1e-9, atol=1e-11, err_msg=name)
 
 
 def torch_loss(model: GPT2, ids: np.ndarray, targets: np.ndarray) -> torch.Tensor:

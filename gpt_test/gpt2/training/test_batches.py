@@ -58,9 +58,10 @@ def test_processes_share_the_rows_of_one_process(world_size: int, step: int) -> 
         assert sorted(together[:, 0]) == sorted(batches(step % 5)[0][:, 0])
 
 
-def test_cuts_differ_between_epochs() -> None:
+def test_cuts_differ_between_epochs_and_seeds() -> None:
     batches = Batches(counting_file(1000), 10, 1, 0)
     assert len({batches(epoch * batches.rows_per_epoch)[0][0, 0] % 10 for epoch in range(20)}) > 5
+    assert len({Batches(counting_file(1000), 10, 1, seed)(0)[0][0, 0] % 10 for seed in range(20)}) > 5
 
 
 def test_evaluation_rows_are_fixed_and_spread_without_overlap() -> None:
@@ -76,3 +77,18 @@ def test_too_little_text_is_an_error() -> None:
     with pytest.raises(DataError, match="10 tokens, too few for one row of context=10"):
         Batches(counting_file(10), 10, 1, 0)
     assert Batches(counting_file(11), 10, 2, 0)(3)[0].tolist() == [list(range(10))] * 2
+
+
+@pytest.mark.parametrize(("n_rows", "measured"), [(1, 1), (17, 17), (31, 31), (47, 47), (80, 64)])
+def test_partial_batches_are_measured_with_their_weight(n_rows: int, measured: int) -> None:
+    batches = EvaluationBatches(counting_file(n_rows * 8 + 1), 8, 16, 0, limit=4)
+    sizes = [len(batches(i)[0]) for i in range(batches.count)]
+    assert sum(sizes) == measured
+    assert [batches.share(i) for i in range(batches.count)] == [size / measured for size in sizes]
+
+
+def test_a_short_validation_text_is_one_shorter_row() -> None:
+    batches = EvaluationBatches(counting_file(6), 10, 4, 0)
+    assert batches.count == 1 and batches(0)[0].tolist() == [[0, 1, 2, 3, 4]]
+    with pytest.raises(DataError, match="1 tokens, too few"):
+        EvaluationBatches(counting_file(1), 10, 4, 0)

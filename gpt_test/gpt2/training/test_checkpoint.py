@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,38 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError):
         write(tmp_path / "file", 1)
+
+
+def test_another_name_of_a_tensor_is_damage(tmp_path: Path) -> None:
+    """The bytes of the tensors and their order are unchanged, so only a checksum that includes the names can see this."""
+    tensors = {name: torch.full((4, 3), float(value)) for value, name in enumerate(("model.a", "model.b"))}
+    path = save_checkpoint(tmp_path, Checkpoint(tensors, {"step": 1}))
+    path.write_bytes(path.read_bytes().replace(b"model.b", b"model.c"))
+    with pytest.raises(CheckpointError, match="its checksum is wrong"):
+        load_checkpoint(tmp_path)
+
+
+def test_another_value_is_damage(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, Checkpoint({"model.a": torch.ones(4)}, {"step": 1, "best_loss": 1.5}))
+    content = path.read_bytes()
+    changed = content.replace(b"1.5", b"2.5")
+    assert changed != content
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointError, match="its checksum is wrong"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header", [b'{"training": "null"}', b'{"training": "[1]"}', b'{"training": "{}"}', b'{"other": "1"}']
+)
+def test_an_odd_header_is_one_error(tmp_path: Path, header: bytes) -> None:
+    path = write(tmp_path, 3)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8 : 8 + size])
+    entries["__metadata__"] = json.loads(header)
+    new = json.dumps(entries).encode()
+    new += b" " * (-len(new) % 8)
+    path.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + size :])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(tmp_path)

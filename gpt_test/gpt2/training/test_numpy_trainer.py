@@ -12,7 +12,7 @@ from gpt2 import GPT2
 from gpt2.reference.numpy_model import NumpyGPT2
 from gpt2.training import Trainer, TrainingData
 from gpt2.training.numpy_trainer import NumpyTrainer
-from gpt2.training.progress import read_metrics
+from gpt2.training.run_logs import read_metrics
 from gpt_config import ConfigError, GPT2Config
 from gpt_test.gpt2.training.conftest import SIZES, tiny_config
 

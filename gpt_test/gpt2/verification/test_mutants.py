@@ -13,7 +13,15 @@ import pytest
 
 import gpt2.model as torch_model
 from gpt2.fast import plan as decode_plan
-from gpt2.reference import numpy_generation, numpy_gpt2, numpy_layers, numpy_model, numpy_optimizers, python_gpt2
+from gpt2.reference import (
+    numpy_generation,
+    numpy_gpt2,
+    numpy_layers,
+    numpy_model,
+    numpy_optimizers,
+    python_gpt2,
+    python_layers,
+)
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.verification.checks import Check, Status
 from gpt2.verification.components import component_checks
@@ -22,38 +30,38 @@ from gpt2.verification.whole import model_checks, random_model
 
 # (the part that must fail, its engine, the module or class of the function, its name, the code to replace, its replacement)
 COMPONENT_MUTANTS = [
-    ("matrix product, forward", "Python", python_gpt2, "matmul", "columns = transpose(b)", "columns = b"),
-    ("transpose, forward", "Python", python_gpt2, "transpose", "zip(*a, strict=True)", "a"),
-    ("residual addition, forward", "Python", python_gpt2, "add", "x + y", "x - y"),
-    ("embedding, forward", "Python", python_gpt2, "embedding", "table[token]", "table[-token]"),
+    ("matrix product, forward", "Python", python_layers, "matmul", "columns = transpose(b)", "columns = b"),
+    ("transpose, forward", "Python", python_layers, "transpose", "zip(*a, strict=True)", "a"),
+    ("residual addition, forward", "Python", python_layers, "add", "x + y", "x - y"),
+    ("embedding, forward", "Python", python_layers, "embedding", "table[token]", "table[-token]"),
     ("embedding, forward", "NumPy", numpy_layers, "embedding_forward", "table[ids],", "table[-ids],"),
     ("embedding, backward", "NumPy", numpy_layers, "embedding_backward", "= np.add.", "= -np.add."),
-    ("layer norm, forward", "Python", python_gpt2, "layer_norm", "value - mean", "value + mean"),
-    ("layer norm, forward", "Python", python_gpt2, "layer_norm", "+ epsilon", "- epsilon"),
+    ("layer norm, forward", "Python", python_layers, "layer_norm", "value - mean", "value + mean"),
+    ("layer norm, forward", "Python", python_layers, "layer_norm", "+ epsilon", "- epsilon"),
     ("layer norm, forward", "NumPy", numpy_layers, "layer_norm_forward", "+ epsilon", "- epsilon"),
     ("layer norm, forward", "NumPy", numpy_layers, "layer_norm_forward", "out += bias", "out -= bias"),
     ("layer norm, backward", "NumPy", numpy_layers, "layer_norm_backward", "d_x -= normed", "d_x += normed"),
     ("layer norm, backward", "NumPy", numpy_layers, "layer_norm_backward", "d_x -= d_x.mean", "d_x += d_x.mean"),
-    ("linear, forward", "Python", python_gpt2, "linear", "dot(row, weights) + b", "dot(row, weights) - b"),
+    ("linear, forward", "Python", python_layers, "linear", "dot(row, weights) + b", "dot(row, weights) - b"),
     ("linear, forward", "NumPy", numpy_layers, "linear_forward", "out += bias", "out -= bias"),
     ("linear, forward", "PyTorch", torch_model.Conv1D, "forward", "self.weight.t(), self.bias", "self.weight.t(), -self.bias"),
     ("linear, backward", "NumPy", numpy_layers, "linear_backward", "flat.T @ d_flat", "(d_flat.T @ flat).reshape(flat.shape[1], -1)"),
     ("linear, backward", "PyTorch", torch_model.Conv1D, "forward", "self.weight.t(), self", "-self.weight.t(), self"),
-    ("GELU, forward", "Python", python_gpt2, "gelu", "x + 0.044715", "x - 0.044715"),
+    ("GELU, forward", "Python", python_layers, "gelu", "x + 0.044715", "x - 0.044715"),
     ("GELU, forward", "NumPy", numpy_layers, "gelu_forward", "t += _A", "t -= _A"),
     ("GELU, backward", "NumPy", numpy_layers, "gelu_backward", "1 - t", "1 + t"),
-    ("exact GELU, forward", "Python", python_gpt2, "exact_gelu", "1 + math", "1 - math"),
+    ("exact GELU, forward", "Python", python_layers, "exact_gelu", "1 + math", "1 - math"),
     ("exact GELU, forward", "NumPy", numpy_layers, "exact_gelu_forward", "1 + erf", "1 - erf"),
     ("exact GELU, backward", "NumPy", numpy_layers, "exact_gelu_backward", "phi + x", "phi - x"),
-    ("ReLU, forward", "Python", python_gpt2, "relu", "max(x", "max(-x"),
+    ("ReLU, forward", "Python", python_layers, "relu", "max(x", "max(-x"),
     ("ReLU, forward", "NumPy", numpy_layers, "relu_forward", "maximum(x", "maximum(-x"),
     ("ReLU, backward", "NumPy", numpy_layers, "relu_backward", "> 0", "< 0"),
     ("dropout, forward", "NumPy", numpy_layers, "dropout_forward", "1 / (1 - p)", "1 / (1 + p)"),
     ("dropout, backward", "NumPy", numpy_layers, "dropout_backward", "else d_out * mask", "else d_out"),
-    ("softmax, forward", "Python", python_gpt2, "softmax", "value - largest", "largest - value"),
+    ("softmax, forward", "Python", python_layers, "softmax", "value - largest", "largest - value"),
     ("softmax, forward", "NumPy", numpy_layers, "softmax_forward", "y = x - x.max(-1, keepdims=True)", "y = x.max(-1, keepdims=True) - x"),
     ("softmax, backward", "NumPy", numpy_layers, "softmax_backward", "d_out - _dot", "d_out + _dot"),
-    ("masked softmax, forward", "Python", python_gpt2, "masked_softmax", "[:n_visible]", "[-n_visible:]"),
+    ("masked softmax, forward", "Python", python_layers, "masked_softmax", "[:n_visible]", "[-n_visible:]"),
     ("probabilities at a temperature, forward", "Python", python_gpt2, "logits_to_probs", "/ temperature", "* temperature"),
     ("causal attention, forward", "Python", python_gpt2, "attention_head", "* scale", "* -scale"),
     ("causal attention, forward", "NumPy", numpy_layers, "causal_attention_forward", "k=S - T + 1", "k=S - T + 2"),
@@ -94,6 +102,8 @@ MODEL_MUTANTS = [
     ("logits", "Python", "PyTorch", python_gpt2, "hidden_states", "range(past, past", "range(past + 1, past + 1"),
     ("logits", "NumPy", "PyTorch", numpy_model, "gpt2_forward", "tokens + positions", "tokens - positions"),
     ("logits", "PyTorch", "transformers", torch_model.GPT2, "embed", "+ self.wpe", "- self.wpe"),
+    ("activations", "NumPy", "PyTorch", numpy_gpt2, "block_forward", '"hook_resid_mid", x', '"hook_resid_mid", attended'),
+    ("activations", "NumPy", "PyTorch", numpy_gpt2, "attention_forward", "(y @ by_head).swapaxes(1, 2)", "(y @ by_head)"),
     ("loss and gradients", "NumPy", "PyTorch", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
     ("loss and gradients", "NumPy", "central differences", numpy_gpt2, "gpt2_backward", "d_wte += embedding", "d_wte -= embedding"),
     ("loss and gradients", "PyTorch", "transformers", LanguageModelLoss, "forward", "hidden.flatten", "-hidden.flatten"),

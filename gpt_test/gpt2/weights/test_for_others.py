@@ -166,3 +166,30 @@ def test_peft_finds_the_shipped_base_and_so_does_another_installation(tmp_path: 
     with torch.no_grad():
         torch.testing.assert_close(GPT2.from_pretrained(tmp_path / "moved")(ids), expected, atol=1e-4, rtol=1e-4)
     assert tokenizer_source(str(tmp_path / "moved")) == "gpt2-tiny"
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "a list of templates"])
+def test_the_chat_template_of_a_model_is_saved_with_it(transformers, small_folder: Path, tmp_path: Path, place: str) -> None:
+    template = "{% for message in messages %}<{{ message.content }}>{% endfor %}\n"
+    source, path = tmp_path / "source", tmp_path / "source" / "tokenizer_config.json"
+    shutil.copytree(small_folder, source)
+    if place == "chat_template.jinja":
+        (source / place).write_text(template)
+    else:
+        several = [{"name": "rag", "template": "no"}, {"name": "default", "template": template}]
+        value = template if place == "tokenizer_config.json" else several
+        path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": value}))
+    model = GPT2.from_pretrained(source)
+    model.save_pretrained(tmp_path / "copy")
+    model.save_pretrained(tmp_path / "other", tokenizer=load_tokenizer(source))  # a tokenizer without its templates
+    theirs, other = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("copy", "other"))
+    messages = [{"role": "user", "content": "the cat"}]
+    assert theirs.apply_chat_template(messages, tokenize=False) == "<the cat>" and other.chat_template is None
+
+
+def test_a_new_model_keeps_the_tokenizer_that_is_in_its_folder(tmp_path: Path) -> None:
+    """As in transformers, where the two are saved one after the other. It has as many rows as OpenAI's tokenizer."""
+    tokenizer = CharTokenizer.from_texts(["abc"])
+    tokenizer.save_pretrained(tmp_path)
+    random_model(GPT2Config(n_positions=4, n_embd=2, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).encode("cab") == tokenizer.encode("cab")

@@ -194,6 +194,13 @@ def test_a_git_lfs_pointer_is_named_as_one(name: str, folder: Path) -> None:
             load(folder)
 
 
+def test_a_large_file_is_no_git_lfs_pointer(folder: Path) -> None:
+    """A pointer has fewer than 1024 bytes."""
+    (folder / "config.json").write_text(POINTER + " " * 1024)
+    with pytest.raises(GPT2Error, match=r"config\.json is not valid JSON"):
+        LOADERS[0](folder)
+
+
 def test_a_git_lfs_pointer_in_place_of_a_tokenizer_or_an_index(folder: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "vocab.json", "merges.txt", "char_vocab.json"):
         (tmp_path / name).mkdir()

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gpt2 import GPT2
 from gpt2.weights import writing as saving
-from gpt_config import GPT2Config, WriteError
+from gpt2.weights.writing import n_bytes_of
+from gpt_config import ConfigError, DeviceError, GPT2Config, InputError, WriteError
 from gpt_encoder import CharTokenizer, GPT2Tokenizer, load_tokenizer
 from gpt_test.conftest import TRAINING_TEXT, random_model
 from gpt_test.gpt2.weights.room import room_for
@@ -96,3 +98,77 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named(small_model: GPT2, tmp_pa
     with room_for(20_000), pytest.raises(WriteError, match=r"cannot write .*model\.safetensors.*free disk space"):
         small_model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("max_shard_size", ["50GB", 5000, "20KB"])
+def test_dtype_and_shards_are_as_asked_for(small_model: GPT2, tmp_path: Path, dtype: str, max_shard_size: int | str) -> None:
+    """transformers reads the same numbers. No file is larger than asked for, unless it contains a single tensor."""
+    transformers = pytest.importorskip("transformers")
+    small_model.save_pretrained(tmp_path / "ours", dtype=dtype, max_shard_size=max_shard_size)
+    assert small_model.dtype == torch.float32
+    expected = {name: tensor.to(getattr(torch, dtype)) for name, tensor in small_model.state_dict().items()}
+    loaded = GPT2.from_pretrained(tmp_path / "ours", dtype=dtype).state_dict()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert theirs.dtype == getattr(torch, dtype)
+    for name, tensor in expected.items():
+        assert torch.equal(loaded[name], tensor) and torch.equal(theirs.transformer.state_dict()[name], tensor)
+    files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
+    if max_shard_size == "50GB":
+        assert files == ["model.safetensors"]
+        return
+    index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
+    assert files == sorted(set(index["weight_map"].values())) and len(files) > 1
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in expected.values())
+    for file in files:
+        tensors = load_file(tmp_path / "ours" / file)
+        assert {name for name, place in index["weight_map"].items() if place == file} == set(tensors)
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= n_bytes_of(max_shard_size)
+
+
+def test_other_weights_are_replaced_as_a_whole(small_model: GPT2, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path, max_shard_size=5000)
+    (tmp_path / "notes.txt").write_text("mine")
+    other = random_model(small_model.config, seed=9)
+    for size in ("50GB", 9000, 4000):
+        other.save_pretrained(tmp_path, max_shard_size=size)
+        assert torch.equal(GPT2.from_pretrained(tmp_path).wte.weight, other.wte.weight)
+    n_shards = len(set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].values()))
+    assert len(list(tmp_path.glob("model*.safetensors"))) == n_shards and (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "size", ["", "5", 1, "1.5 GB", "2kb", "3MB", "0.0000001KB", "-1GB", 0, -3, None, True, 1.5, "5MiB", "GB"]
+)
+def test_sizes(size: object) -> None:
+    known = {"5": 5, 1: 1, "1.5 GB": 1_500_000_000, "2kb": 2000, "3MB": 3_000_000}
+    if size in known and size is not True:
+        assert n_bytes_of(size) == known[size]  # type: ignore[arg-type]
+    else:
+        with pytest.raises(ConfigError, match=r"max_shard_size=.* is not a size"):
+            n_bytes_of(size)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_saved_leaves_the_old_files(small_model: GPT2, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    large = random_model(small_model.config)
+    with torch.no_grad():
+        large.h[1].mlp.c_fc.weight[0, 0] = 70_000
+    with pytest.raises(
+        InputError, match=r"h\.1\.mlp\.c_fc\.weight has numbers up to 7e\+04, and float16 ends at 6\.55e\+04"
+    ):
+        large.save_pretrained(tmp_path, dtype="float16")
+    with pytest.raises(DeviceError, match="dtype 'int4' is unknown"):
+        large.save_pretrained(tmp_path, dtype="int4")
+    with pytest.raises(ConfigError, match="max_shard_size='big' is not a size"):
+        large.save_pretrained(tmp_path, max_shard_size="big")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    large.save_pretrained(tmp_path, dtype="bfloat16")
+
+
+def test_an_adapters_folder_takes_no_model(small_model: GPT2, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(WriteError, match="contains an adapter: write the model into another folder"):
+        small_model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]

@@ -217,13 +217,13 @@ def test_a_fork_waits_for_other_threads(openai_tokenizer: GPT2Tokenizer) -> None
     at_work.wait()
     child = os.fork()
     if not child:
-        signal.alarm(20)  # ends a child that waits forever
+        signal.alarm(120)  # ends a child that waits forever
         os._exit(0 if released.is_set() and array_encoder.encode("Hello") == [15496] else 1)
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
     after_fork = threading.Thread(target=array_encoder.encode, args=["Hello"], daemon=True)
     after_fork.start()
-    after_fork.join(timeout=20)
+    after_fork.join(timeout=120)
     assert not after_fork.is_alive()
 
 

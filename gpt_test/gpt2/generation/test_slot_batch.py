@@ -1,0 +1,256 @@
+"""SlotBatch: rows that join, have different options and end at any time get the ids that each gets alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import GPT2
+from gpt2.fast import plan
+from gpt2.fast.limits import FastLimits, GreedyHeadLimits
+from gpt2.generation.batch import Batch
+from gpt2.generation.decoder import Decoder
+from gpt2.generation.loop import decode, start
+from gpt2.generation.prefix_cache import Prefix, PrefixCache
+from gpt2.generation.row import Row
+from gpt2.generation.slot_batch import SlotBatch, Slots, batch_of
+from gpt2.generation.steps import GreedyTokens, OneToken, Prefill, Step, VerifyDrafts
+from gpt2.kv_cache import KVCache
+from gpt2.quantization.quantize import quantize_int8
+from gpt_config import CheckpointError, GenerationConfig, InputError
+from gpt_test.conftest import random_model, repetitive_model
+from gpt_test.gpt2.generation.test_batch import CONFIG, Arrival, alone, arrivals_strategy, read, rows_of
+
+N_SLOTS = 10
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    return random_model(CONFIG)
+
+
+def run(batch: SlotBatch, arrivals: Sequence[Arrival], groups: Sequence[list[Row]]) -> None:
+    arrival_of = {id(row): arrival for group, arrival in zip(groups, arrivals, strict=True) for row in group}
+    n_steps = 0
+    while batch.rows or n_steps <= 30:
+        for group, arrival in zip(groups, arrivals, strict=True):
+            if arrival.step == n_steps:
+                batch.admit(group)
+        for advanced in batch.step():
+            for row in advanced:
+                read(row, arrival_of[id(row)])
+        n_steps += 1
+
+
+def check_arrivals(model: GPT2, keep_texts: bool, arrivals: list[Arrival]) -> None:
+    """In float32. Windows slide at different times, and with `keep_texts` beginnings are copied from earlier rows."""
+    arrivals = [arrival for arrival in arrivals if "num_beams" not in arrival.options]
+    slots = Slots(model, N_SLOTS)
+    for layer in slots.layers:
+        layer.fill_(float("nan"))  # what was not written must not matter
+    batch = SlotBatch(model, slots, prefix_cache=PrefixCache(min_tokens=2, keep_texts=keep_texts))
+    groups = [rows_of(model, arrival) for arrival in arrivals]
+    run(batch, arrivals, groups)
+    for group, arrival in zip(groups, arrivals, strict=True):
+        assert [(row.ids, row.finish_reason) for row in group] == alone(model, arrival)
+        for row in group:
+            assert len(row.logprobs) == (len(row.ids) if row.wants_logprobs else 0)
+    assert sorted(slots.free) == list(range(N_SLOTS))
+
+
+@given(st.booleans(), arrivals_strategy)
+@settings(max_examples=20)
+def test_rows_that_join_and_leave_get_the_ids_that_they_get_alone(
+    model: GPT2, keep_texts: bool, arrivals: list[Arrival]
+) -> None:
+    check_arrivals(model, keep_texts, arrivals)
+
+
+@pytest.mark.slow
+@given(st.booleans(), arrivals_strategy)
+@settings(max_examples=500)
+def test_many_rows_that_join_and_leave(model: GPT2, keep_texts: bool, arrivals: list[Arrival]) -> None:
+    check_arrivals(model, keep_texts, arrivals)
+
+
+def finished(batch: Batch, rows: list[Row]) -> list[list[int]]:
+    for _ in decode(batch, rows):
+        pass
+    return [row.ids for row in rows]
+
+
+def rows(model: GPT2, prompts: Sequence[list[int]], **options: Any) -> list[Row]:
+    return start(model, prompts, GenerationConfig(**{"max_new_tokens": 12, "stop_at_eot": False, **options}))
+
+
+PROMPTS = [[1, 2, 3], [4] * 9, [5, 6]]
+
+
+def test_the_steps(model: GPT2) -> None:
+    """Several rows take one pass over the weights; one row takes the fast steps of a batch with one row."""
+    seen: list[Step] = []
+    repetitive = repetitive_model(CONFIG)
+    fast = FastLimits(costs_of_drafts=(0.0, 0.0))
+    batch = SlotBatch(repetitive, Slots(repetitive, 3), on_step=seen.append, fast=fast)
+    batch.admit(rows(repetitive, PROMPTS[:2], max_new_tokens=4))
+    batch.admit(rows(repetitive, [[1, 2, 1, 2, 1, 2]], max_new_tokens=16, speculate=True, repetition_penalty=0.5))
+    while batch.rows:
+        list(batch.step())
+    assert seen[:4] == [Prefill(3), OneToken(3), OneToken(3), OneToken(3)]
+    assert any(isinstance(step, VerifyDrafts) for step in seen[4:])
+    seen.clear()
+    finished(batch, rows(repetitive, PROMPTS[:1]))
+    assert any(isinstance(step, GreedyTokens) for step in seen)
+
+
+def test_a_beginning_is_not_computed_again(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 9 tokens, 7 were computed before. When the windows slide, all of them is computed, with the same ids."""
+    prompt, options = [4, 1, 5, 9, 2, 6, 5, 3, 5], {"max_new_tokens": CONFIG.n_positions}
+    wanted = finished(Batch(model), rows(model, [prompt], **options))
+    cache = KVCache(CONFIG, max_length=7)
+    with torch.inference_mode():
+        model.hidden_states(torch.tensor([prompt[:7]]), kv_cache=cache)
+    n_tokens: list[int] = []
+    compute = plan.DecodePlan.hidden_states
+
+    def counted(self: Any, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
+        n_tokens.append(input_ids.shape[1])
+        return compute(self, input_ids, **rest)
+
+    monkeypatch.setattr(plan.DecodePlan, "hidden_states", counted)
+    found = rows(model, [prompt] * 2, **options)
+    for row in found:
+        row.beginning = Prefix.of_row(cache, 0, tuple(prompt[:7]), 7)
+    assert finished(SlotBatch(model, Slots(model, 2)), found) == wanted * 2
+    assert n_tokens[0] == 2 and max(n_tokens) > 2 and all(row.beginning is None for row in found)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "head", "python"])
+def test_other_kinds_of_models(model: GPT2, kind: str) -> None:
+    """Of rows that are equal, the ids are those of each row alone; in float32 with a greedy head, of all rows."""
+    limits = FastLimits(use_torchscript=kind != "python")
+    if kind == "head":
+        every = GreedyHeadLimits(min_bytes=0, min_steps=1, pays={torch.float32: (0, 16)}, max_part=1)
+        limits = FastLimits(greedy_head=every)
+    one = copy.deepcopy(model)
+    if kind == "int8":
+        quantize_int8(one)
+    elif kind == "bfloat16":
+        one = one.to(torch.bfloat16)
+    prompts = PROMPTS if kind in ("head", "python") else [PROMPTS[0]] * 3
+    for options in ({}, {"do_sample": True, "seed": 1}):
+        wanted = [finished(Batch(one, vocab_size=37), rows(one, [prompt], **options))[0] for prompt in prompts]
+        batch = SlotBatch(one, Slots(one, 3), vocab_size=37, fast=limits)
+        assert finished(batch, rows(one, prompts, **options)) == wanted
+    # Two rows that slide at different times.
+    sliding = [[1, 2, 3], [4] * 9] if kind in ("head", "python") else [[1, 2, 3]] * 2
+    wanted = [finished(Batch(one, vocab_size=37), rows(one, [prompt], max_new_tokens=30))[0] for prompt in sliding]
+    batch = SlotBatch(one, Slots(one, 3), vocab_size=37, fast=limits)
+    assert finished(batch, rows(one, sliding, max_new_tokens=30)) == wanted
+
+
+@pytest.mark.parametrize("failing", ["pass", "choice"])
+def test_rows_go_on_after_an_error(model: GPT2, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    wanted = [finished(Batch(model), rows(model, [prompt]))[0] for prompt in PROMPTS]
+    slots, n_calls = Slots(model, 3), 0
+    batch, found = SlotBatch(model, slots), rows(model, PROMPTS)
+    owner, name = (plan.DecodePlan, "hidden_states_of_slots") if failing == "pass" else (SlotBatch, "_choose")
+    original = getattr(owner, name)
+
+    def fail_once(*arguments: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        result = original(*arguments)
+        if n_calls == 3:
+            raise RuntimeError("out of luck")
+        return result
+
+    monkeypatch.setattr(owner, name, fail_once)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        finished(batch, found)
+    while batch.rows:
+        list(batch.step())
+    assert [row.ids for row in found] == wanted and len(slots.free) == 3
+
+
+def test_more_rows_than_slots(model: GPT2) -> None:
+    slots = Slots(model, 2)
+    batch = SlotBatch(model, slots)
+    with pytest.raises(InputError, match="3 rows begin and 2 slots are free: admit fewer rows"):
+        finished(batch, rows(model, PROMPTS))
+    assert len(slots.free) == 2
+    batch.rows[0].finish_reason = "stop"
+    while batch.rows:
+        list(batch.step())
+    assert len(slots.free) == 2
+
+
+def test_a_damaged_weight_is_reported_and_slots_are_given_back() -> None:
+    damaged = random_model(CONFIG)
+    with torch.no_grad():
+        damaged.wpe.weight[12] = float("nan")
+    slots = Slots(damaged, 3)
+    batch = SlotBatch(damaged, slots)
+    with pytest.raises(CheckpointError, match="NaN"):
+        finished(batch, rows(damaged, PROMPTS))
+    assert not slots.free
+    batch.close()
+    assert len(slots.free) == 3 and not batch.rows
+
+
+def test_what_fits(model: GPT2) -> None:
+    assert SlotBatch.fits(model)
+    hooked = copy.deepcopy(model)
+    hooked.h[0].register_forward_hook(lambda *_: None)
+    assert not SlotBatch.fits(hooked)
+
+
+def test_equal_prompts_are_computed_once(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows may get different numbers of tokens, and slide."""
+    options = [{"max_new_tokens": n, "seed": n, "do_sample": True} for n in (2, 30, 12)]
+    wanted = [finished(Batch(model), rows(model, [[4] * 9], **each))[0] for each in options]
+    n_calls, original = 0, Decoder.next_logits
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(Decoder, "next_logits", counted)
+    batch = SlotBatch(model, Slots(model, 3))
+    found = [row for each in options for row in rows(model, [[4] * 9], **each)]
+    batch.admit(found)
+    list(batch.step())
+    assert n_calls == 1 and all(len(row.ids) == 1 for row in found)
+    assert finished(batch, []) == [] and [row.ids for row in found] == wanted
+
+
+def test_a_hook_that_is_added_while_rows_run(model: GPT2) -> None:
+    """Rows that begin later have the hook's results, one by one; those that run keep theirs."""
+    one = copy.deepcopy(model)
+    batch, first = SlotBatch(one, Slots(one, 3)), rows(one, PROMPTS[:2])
+    wanted = [finished(Batch(one), rows(one, [prompt]))[0] for prompt in PROMPTS]
+    batch.admit(first)
+    list(batch.step())
+    one.h[0].register_forward_hook(lambda *_: None)
+    last = rows(one, PROMPTS[2:])
+    finished(batch, last)
+    assert [row.ids for row in first + last] == wanted
+
+
+@pytest.mark.parametrize("free, kind", [(10**9, SlotBatch), (100_000, Batch), (None, Batch)])
+def test_slots_for_many_prompts_take_half_of_the_free_memory_at_most(
+    model: GPT2, monkeypatch: pytest.MonkeyPatch, free: int | None, kind: type[Batch]
+) -> None:
+    monkeypatch.setattr("gpt2.generation.slot_batch.free_memory", lambda device: free)
+    batch = batch_of(model, 8, draft_model=model)
+    assert type(batch) is kind
+    mixed = rows(model, PROMPTS[:1], speculate=True) + rows(model, [PROMPTS[1]], num_beams=2)
+    wanted = [finished(Batch(model), [copy.deepcopy(row)])[0] for row in mixed]
+    assert finished(batch, mixed) == wanted

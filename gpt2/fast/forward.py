@@ -2,7 +2,8 @@
 
 There are two versions. `run_model` computes all tokens together. `run_model_of_each` gives each token the same bits as a
 step with this token only.
-B: batch, T: tokens of a call, S: cached tokens and T, C = n_embd, H = n_head, D = C / H.
+B: batch, T: tokens of a call, S: cached tokens and T, C = n_embd, H = n_head, D = C / H. N: tokens of several texts of any
+lengths, one after another.
 """
 
 from __future__ import annotations
@@ -98,32 +99,55 @@ def run_blocks_of_each(x: Tensor, past: int, mask: Tensor | None, caches: list[T
     return x.view(B, T, C)
 
 
-def run_slots(tokens: Tensor, lengths: list[int], slots: list[int], caches: list[Tensor], parts: PlanParts) -> Tensor:
-    """Return the hidden states (B, C) of one token (B,) for each of B rows.
+def run_slots(
+    tokens: Tensor,
+    positions: Tensor,
+    counts: list[int],
+    lengths: list[int],
+    slots: list[int],
+    caches: list[Tensor],
+    parts: PlanParts,
+) -> Tensor:
+    """Return the hidden states (N, C) of N `tokens` (N,) at `positions` (N,), of which `counts[b]` belong to row b."""
+    x = embedded_in_slots(tokens, positions, parts.ends)
+    return normed(run_blocks_in_slots(x, counts, lengths, slots, caches, parts.blocks), parts.ends.norm)
 
-    Row b is in slot `slots[b]` of the caches (2, slots, H, S, D), after `lengths[b]` tokens. The products are computed for
-    all rows together, and attention row by row, each over its own tokens, so there is no padding.
-    """
-    ends, B = parts.ends, tokens.size(0)
+
+def embedded_in_slots(tokens: Tensor, positions: Tensor, ends: Ends) -> Tensor:
+    """Return the sum of token and position embeddings: (N, C)."""
     x = F.embedding(tokens, ends.wte)
     row_scales = ends.row_scales
     if row_scales is not None:
         x = x * F.embedding(tokens, row_scales)
-    x = x + F.embedding(torch.tensor(lengths, device=tokens.device), ends.wpe)  # (B, C)
-    for i, block in enumerate(parts.blocks):
+    return x + F.embedding(positions, ends.wpe)
+
+
+def run_blocks_in_slots(
+    x: Tensor, counts: list[int], lengths: list[int], slots: list[int], caches: list[Tensor], blocks: list[BlockParts]
+) -> Tensor:
+    """Run all blocks on the residual stream `x` (N, C) of the tokens of B rows. Returns (N, C).
+
+    The next `counts[b]` rows of `x` belong to the text in slot `slots[b]` of the caches (2, slots, H, S, D), after
+    `lengths[b]` tokens. The products are computed for all texts together, and attention one text after another, each over
+    its own tokens, so there is no padding.
+    """
+    N, C = x.size(0), x.size(1)
+    for i, block in enumerate(blocks):
         cache = caches[i]
-        qkv = product(normed(x, block.norm_1), block.c_attn).view(B, 3, cache.size(2), cache.size(4))  # (B, 3, H, D)
+        qkv = product(normed(x, block.norm_1), block.c_attn).view(N, 3, cache.size(2), cache.size(4))  # (N, 3, H, D)
         ys: list[Tensor] = []
-        for b, heads in enumerate(qkv.unbind()):
-            row = cache.select(1, slots[b])  # (2, H, S, D)
-            row.select(2, lengths[b]).copy_(heads[1:])
-            k, v = row.narrow(2, 0, lengths[b] + 1).unsqueeze(1).unbind()  # (1, H, S, D) each
-            q = heads[0].unsqueeze(0).unsqueeze(2)  # (1, H, 1, D)
-            ys.append(F.scaled_dot_product_attention(q, k, v, scale=block.scale).flatten())
-        x += product(torch.stack(ys), block.attn_proj)  # (B, C)
+        for b, of_text in enumerate(qkv.split_with_sizes(counts)):
+            heads = of_text.permute(1, 2, 0, 3)  # (3, H, T, D)
+            text = cache.select(1, slots[b])  # (2, H, S, D)
+            text.narrow(2, lengths[b], counts[b]).copy_(heads[1:])
+            seen = text.narrow(2, 0, lengths[b] + counts[b]).unsqueeze(1)  # (2, 1, H, S, D)
+            mask = visible_slots(lengths[b], counts[b], None, x.device)
+            y = attention(heads[0].unsqueeze(0), seen, lengths[b], mask, block.scale)  # (1, H, T, D)
+            ys.append(y[0].transpose(0, 1).reshape(counts[b], C))
+        x += product(torch.cat(ys), block.attn_proj)  # (N, C)
         y = product(normed(x, block.norm_2), block.c_fc)
         x += product(activated(y, block.activation), block.mlp_proj)
-    return normed(x, ends.norm)
+    return x
 
 
 def stored(qkv: Tensor, T: int, past: int, cache: Tensor) -> Tensor:

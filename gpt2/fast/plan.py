@@ -9,7 +9,7 @@ difference, the model itself is called. In float32, its results are equal to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from gpt2.fast.forward import (
     embedded,
+    embedded_in_slots,
     normed,
     run_blocks,
+    run_blocks_in_slots,
     run_model_of_each,
     scripted_greedy_tokens,
     scripted_run_model,
@@ -93,23 +95,38 @@ class DecodePlan:
         return x
 
     def _in_steps(self, input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor]) -> Tensor:
-        """As `run_model`, but the number of threads may change after each block: a long prompt is not one step."""
-        (B, T), device, ends = input_ids.shape, input_ids.device, self._parts.ends
-        mask = visible_slots(past, T, attention_mask, device)
+        """As `run_model`, with `_in_turns`."""
+        (B, T), ends = input_ids.shape, self._parts.ends
+        mask = visible_slots(past, T, attention_mask, input_ids.device)
         x = embedded(input_ids, attention_mask, past, ends)  # (B, T, C)
-        parts = self._parts if self._packed is None or self._limits.packed_rows < B * T else self._packed
-        for cache, block in zip(caches, parts.blocks, strict=True):
-            with step((id(self._model), "block", (B * T).bit_length()), device, work=B * T):
-                x = run_blocks(x, past, mask, [cache], [block])
+        for cache, block in self._in_turns(caches, B * T):
+            x = run_blocks(x, past, mask, [cache], [block])
         return normed(x, ends.norm)
 
+    def _in_turns(self, caches: list[Tensor], n_rows: int) -> Iterator[tuple[Tensor, BlockParts]]:
+        """Each block and its cache. The number of threads may change after each block: a long prompt is not one step."""
+        parts = self._parts if self._packed is None or self._limits.packed_rows < n_rows else self._packed
+        for cache, block in zip(caches, parts.blocks, strict=True):
+            with step((id(self._model), "block", n_rows.bit_length()), cache.device, work=n_rows):
+                yield cache, block
+
     def hidden_states_of_slots(
-        self, tokens: Sequence[int], lengths: Sequence[int], slots: Sequence[int], layers: list[Tensor]
+        self, texts: Sequence[Sequence[int]], lengths: Sequence[int], slots: Sequence[int], layers: list[Tensor]
     ) -> Tensor:
-        """Return the hidden states (B, C) of one token for each of B rows: see `forward.run_slots`."""
-        on_device = torch.tensor(tokens, device=self._parts.ends.wpe.device)
-        x: Tensor = self._runs.run_slots(on_device, list(lengths), list(slots), layers, self._parts_for(len(tokens)))
-        return x
+        """Return the hidden states (B, C) after the next tokens of each of B texts: see `forward.run_blocks_in_slots`."""
+        device, counts = self._parts.ends.wpe.device, [len(text) for text in texts]
+        tokens = torch.tensor([token for text in texts for token in text], device=device)
+        places = [range(length, length + count) for length, count in zip(lengths, counts, strict=True)]
+        positions = torch.tensor([position for place in places for position in place], device=device)
+        rows = counts, list(lengths), list(slots)
+        if _is_few(len(tokens), self._limits):
+            x: Tensor = self._runs.run_slots(tokens, positions, *rows, layers, self._parts_for(len(tokens)))
+        else:
+            x = embedded_in_slots(tokens, positions, self._parts.ends)  # (N, C)
+            for layer, block in self._in_turns(layers, len(tokens)):
+                x = run_blocks_in_slots(x, *rows, [layer], [block])
+            x = normed(x, self._parts.ends.norm)
+        return x if len(tokens) == len(texts) else x[torch.tensor(counts, device=device).cumsum(0) - 1]
 
     def _parts_for(self, n_rows: int) -> PlanParts:
         """Return the weights in the layout that is the fastest for this many rows: see `packed_rows`."""

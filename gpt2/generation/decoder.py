@@ -94,8 +94,8 @@ class Decoder:
         is_graphed = has_plan and GraphedSteps.fits(model, fast.graphs)
         self._graphed = GraphedSteps(model, vocab_size, fast.graphs) if is_graphed else None
         self._n_at_once = 1
-        is_exact = model.dtype in (torch.float32, torch.float64) and not is_int8(model)
-        self._prefixes = prefixes if has_plan and is_exact else None
+        self._is_exact = model.dtype in (torch.float32, torch.float64) and not is_int8(model)
+        self._prefixes = prefixes if has_plan and self._is_exact else None
         if self._prefixes is not None:
             self._prefixes.use_for(state_of(*model.parameters()))
         self._device = model.device
@@ -240,7 +240,7 @@ class Decoder:
         `caches` are the results of `next_in_slot`, in `slots` of `layers`. Raises CheckpointError if the model computes NaN.
         """
         assert self._plan is not None
-        tokens, lengths = [decoder.windows[0].ids[-1] for decoder in decoders], [cache.length for cache in caches]
+        tokens, lengths = [decoder.windows[0].ids[-1:] for decoder in decoders], [cache.length for cache in caches]
         with self._timed("slots", len(tokens)):
             logits = self._logits(self._plan.hidden_states_of_slots(tokens, lengths, slots, layers))
         _check_finite(logits)
@@ -248,6 +248,42 @@ class Decoder:
             cache.advance(1)
             decoder._tokens_left -= 1
         return logits
+
+    @property
+    def can_begin_with_others(self) -> bool:
+        """Whether `first_logits_in_slots` gives the tokens of `next_logits`. In few bits rounding could change them."""
+        return self._plan is not None and self._is_exact and not self._vectors
+
+    @torch.inference_mode()
+    def first_logits_in_slots(self, decoders: Sequence[Decoder], slots: Sequence[int], layers: list[Tensor]) -> Tensor:
+        """Return the logits (B, V) after the windows of B new decoders, as `next_logits` of each would, with one pass.
+
+        Each `can_begin_with_others`, and makes its cache in its slot of `layers`. Raises CheckpointError if the model
+        computes NaN.
+        """
+        assert self._plan is not None
+        begun = [decoder._begin_in_slot() for decoder in decoders]
+        texts, lengths = [ids[cache.length :] for ids, cache in begun], [cache.length for _, cache in begun]
+        n_tokens = sum(map(len, texts))
+        with self._timed("prefill", n_tokens.bit_length(), work=n_tokens):
+            logits = self._plan.logits(self._plan.hidden_states_of_slots(texts, lengths, slots, layers))
+        _check_finite(logits)
+        for decoder, (ids, cache) in zip(decoders, begun, strict=True):
+            cache.advance(len(ids) - cache.length)
+            decoder._cache = cache
+            decoder._tokens_left -= 1
+            if decoder._prefixes is not None:
+                decoder._prefixes.note([ids], cache)
+        return logits
+
+    def _begin_in_slot(self) -> tuple[tuple[int, ...], KVCache]:
+        """Return the visible ids of the only window, and a cache with the beginning of them that is known."""
+        self.windows[0].slide()
+        ids = tuple(self.windows[0].visible_ids)
+        cache = self._new_cache(1, self._n_slots(len(ids)))
+        assert cache is not None
+        self._copy_beginnings([ids], cache)
+        return ids, cache
 
     @torch.inference_mode()
     def join(self, windows: list[Window], max_new_tokens: int, vectors: Mapping[int, Tensor] | None = None) -> Tensor:
@@ -310,10 +346,7 @@ class Decoder:
         prompts = [tuple(window.visible_ids) for window in self.windows]
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         self._forget_graph()
-        # Slots for the prompts and for new tokens. Padding takes slots too, so the cache of a batch may be full before its
-        # longest window slides.
-        n_slots = min(self._model.config.n_positions, max(map(len, distinct)) + max(self._tokens_left - 1, 0))
-        self._cache, self._mask, logits = self._compute(list(distinct), n_slots)
+        self._cache, self._mask, logits = self._compute(list(distinct), self._n_slots(max(map(len, distinct))))
         if self._prefixes is not None and self._cache is not None:
             self._prefixes.note(list(distinct), self._cache)
         if len(distinct) == len(prompts):
@@ -321,6 +354,13 @@ class Decoder:
         rows = torch.tensor([distinct[prompt] for prompt in prompts], device=self._device)
         self._select_computed(rows)
         return logits.index_select(0, rows)
+
+    def _n_slots(self, n_tokens: int) -> int:
+        """Return how many slots are needed for a prompt of `n_tokens` and for the new tokens.
+
+        Padding takes slots too, so the cache of a batch may be full before its longest window slides.
+        """
+        return min(self._model.config.n_positions, n_tokens + max(self._tokens_left - 1, 0))
 
     def _compute(self, prompts: list[tuple[int, ...]], n_slots: int) -> tuple[KVCache | None, Tensor | None, Tensor]:
         """Return a cache of `n_slots` with distinct prompts, its mask, and the logits (B, V) of the token after each."""

@@ -2,13 +2,13 @@
 
 Each row has a decoder of its own, whose cache is a slot. While one row runs, this decoder takes all steps, with its fast
 paths. Several rows take their steps in one pass over the weights, in which each row attends to its own tokens only: there is
-no padding, and a row that has ended costs nothing. The `beginning` of a row is copied into its slot, in every dtype.
-It needs a model that `DecodePlan` fits, on a CPU.
+no padding, and a row that has ended costs nothing. In float32, short prompts that begin at once take one pass too. The
+`beginning` of a row is copied into its slot, in every dtype. It needs a model that `DecodePlan` fits, on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from gpt2.fast.plan import DecodePlan
 from gpt2.generation.batch import Batch
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.memory import memory_of_rows
-from gpt2.generation.prefix_cache import PrefixCache
+from gpt2.generation.prefix_cache import PrefixCache, n_common
 from gpt2.generation.row import Row
 from gpt2.generation.steps import Step
 from gpt2.kv_cache import KVCache
@@ -95,7 +95,7 @@ class SlotBatch(Batch):
             decoders = [self._new_decoder(row, slot) for row, slot in zip(rows, taken, strict=True)]
             if len(rows) == 1 and not self._places:
                 self._drafts(rows[0], decoders[0])  # speculation counts this step too
-            logits = _first_logits(decoders)
+            logits = self._first_logits(decoders, taken)
         except BaseException:
             self._slots.free += taken
             raise
@@ -132,6 +132,43 @@ class SlotBatch(Batch):
             plan=self._plan,
             beginning=row.beginning,
         )
+
+    def _first_logits(self, decoders: Sequence[Decoder], slots: Sequence[int]) -> Tensor:
+        """Return the logits (B, V) after the windows of B new decoders: equal ones computed once, short ones together."""
+        windows = [tuple(decoder.windows[0].visible_ids) for decoder in decoders]
+        found: dict[int, Tensor] = {}  # (1, V) by place
+        for group in self._groups(decoders, windows):
+            if len(group) == 1:
+                logits = decoders[group[0]].next_logits().clone()
+            else:
+                of_group = [decoders[place] for place in group], [slots[place] for place in group]
+                logits = of_group[0][0].first_logits_in_slots(*of_group, self._slots.layers)
+            found |= dict(zip(group, logits.split(1), strict=True))
+        for place, decoder in enumerate(decoders):
+            if place not in found:
+                first = windows.index(windows[place])
+                decoder.copy_prefill(decoders[first])
+                found[place] = found[first]
+        return torch.cat([found[place] for place in range(len(decoders))])
+
+    def _groups(self, decoders: Sequence[Decoder], windows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+        """The places of distinct windows, in groups that are computed together.
+
+        A window that has its beginning in common with another comes after it, so that the beginning can be copied.
+        """
+        most, group = self._fast.prompt_rows_together, list[int]()
+        for window, place in {window: windows.index(window) for window in windows}.items():
+            if len(window) > most or not decoders[place].can_begin_with_others:
+                yield [place]
+                continue
+            is_full = sum(len(windows[other]) for other in group) + len(window) > most
+            n_shared = max((n_common(windows[other], window) for other in group), default=0)
+            if is_full or n_shared >= self._prefix_cache.min_tokens:
+                yield group
+                group = []
+            group.append(place)
+        if group:
+            yield group
 
     def _one_token(self) -> list[Row]:
         if len(self._decoders) == 1:
@@ -178,20 +215,6 @@ class SlotBatch(Batch):
         self._taken = [self._taken[place] for place in kept]
         self._decoder = self._decoders[0] if kept else None
         self._one_at_a_time = False
-
-
-def _first_logits(decoders: Sequence[Decoder]) -> Tensor:
-    """Return the logits (B, V) after the windows of B new decoders. Windows with equal visible ids are computed once."""
-    first: dict[tuple[int, ...], tuple[Decoder, Tensor]] = {}
-    found: list[Tensor] = []  # (1, V) each
-    for decoder in decoders:
-        ids = tuple(decoder.windows[0].visible_ids)
-        if ids in first:
-            decoder.copy_prefill(first[ids][0])
-        else:
-            first[ids] = decoder, decoder.next_logits().clone()
-        found.append(first[ids][1])
-    return torch.cat(found)
 
 
 def batch_of(

@@ -131,6 +131,30 @@ def test_a_beginning_is_not_computed_again(model: GPT2, monkeypatch: pytest.Monk
     assert n_tokens[0] == 2 and max(n_tokens) > 2 and all(row.beginning is None for row in found)
 
 
+@pytest.mark.parametrize("rows_for_python", [64, 2])
+def test_short_prompts_are_computed_together(model: GPT2, monkeypatch: pytest.MonkeyPatch, rows_for_python: int) -> None:
+    """At most 16 tokens in a pass. What shares a beginning of 4 tokens comes after it, and a longer prompt is alone."""
+    prompts = [[4] * 9, [5, 6], [4, 4, 4, 4, 1], [7] * 10, [8, 9], list(range(20, 40)), [5, 6]]
+    wanted = [finished(Batch(model), rows(model, [prompt]))[0] for prompt in prompts]
+    passes: list[list[int]] = []
+    together, one = plan.DecodePlan.hidden_states_of_slots, plan.DecodePlan.hidden_states
+
+    def counted(self: Any, texts: Sequence[Sequence[int]], *rest: Any) -> torch.Tensor:
+        passes.append([len(text) for text in texts])
+        return together(self, texts, *rest)
+
+    def counted_alone(self: Any, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
+        passes.append([input_ids.shape[1]])
+        return one(self, input_ids, **rest)
+
+    monkeypatch.setattr(plan.DecodePlan, "hidden_states_of_slots", counted)
+    monkeypatch.setattr(plan.DecodePlan, "hidden_states", counted_alone)
+    fast = FastLimits(prompt_rows_together=16, rows_for_python=rows_for_python)
+    batch = SlotBatch(model, Slots(model, 8), prefix_cache=PrefixCache(min_tokens=4), fast=fast)
+    assert finished(batch, rows(model, prompts)) == wanted
+    assert passes[:5] == [[9, 2], [5, 10], [20], [2], [1] * 7]
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "head", "python"])
 def test_other_kinds_of_models(model: GPT2, kind: str) -> None:
     """Of rows that are equal, the ids are those of each row alone; in float32 with a greedy head, of all rows."""

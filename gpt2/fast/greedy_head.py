@@ -134,7 +134,7 @@ def _made(weight: Tensor, rows_of_part: int) -> HeadBytes | None:
     packed, radius, longest = [], [], 0.0
     for part in weight.split(rows_of_part):
         weight_int8, scale = quantized_rows(part)
-        packed.append(Int8Linear(weight_int8, scale, None).packed_weight())
+        packed += Int8Linear(weight_int8, scale, None).packed_weight() or []
         small_parts = (tensor.split(ROWS_IN_CACHE) for tensor in (part, weight_int8, scale))
         for exact, in_steps, size in zip(*small_parts, strict=True):
             rounded = in_steps * size[:, None]

@@ -17,8 +17,8 @@ class FastLinear(NamedTuple):
     - "packed float32": `weight` packed by oneDNN, and `bias` (n_out,) if the layer has one.
     - "bfloat16": `weight` packed by oneDNN, and `bias` (n_out,).
     - "bfloat16 or float32": like "bfloat16"; from `rows_for_float32` rows on, `other`, the weight (n_out, n_in), is used.
-    - "int8": `packed`, which includes `bias` (n_out,); `other` is the layer's `units_and_sums`, for `product_of_each`,
-      and `n_steps` is the number of steps to which inputs are rounded.
+    - "int8": `packed`, of which the parts include `bias` (n_out,); `other` is the layer's `units_and_sums`, for
+      `product_of_each`, and `n_steps` is the number of steps to which inputs are rounded.
     - "lifted int8": like "int8", for input rows multiplied by LIFT.
     - "plain int8", without a kernel: `weight` (n_out, n_in) and `bias` (n_out,); `other` is the weight's scales (n_out,).
     """
@@ -27,7 +27,7 @@ class FastLinear(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     other: Tensor
-    packed: Optional[torch.classes.quantized.LinearPackedParamsBase]  # type: ignore[name-defined]  # noqa: UP045
+    packed: Optional[list[torch.classes.quantized.LinearPackedParamsBase]]  # type: ignore[name-defined]  # noqa: UP045
     rows_for_float32: int = 0
     n_steps: int = 0
 

@@ -23,10 +23,11 @@ from gpt2.quantization.kernels import (
     packing,
     packing_engine,
     plain_int8_product,
+    product_of_steps,
 )
 from gpt_config.errors import DeviceError
 
-_packed: Derived[torch.ScriptObject | None] = Derived()
+_packed: Derived[list[torch.ScriptObject] | None] = Derived()
 _units_and_sums: Derived[Tensor | None] = Derived()
 
 
@@ -65,13 +66,13 @@ class Int8Linear(nn.Module):
             )
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def packed_weight(self) -> torch.ScriptObject | None:
-        """Return the weights packed for the CPU's kernel, or None if there is no such kernel."""
+    def packed_weight(self) -> list[torch.ScriptObject] | None:
+        """Return the weights packed for the CPU's kernel, in parts, or None if there is no such kernel."""
         if self.weight_int8.device.type != "cpu":
             return None
         return _packed.of(self, state_of(self.weight_int8, self.scale, self.bias), self._pack)
 
-    def _pack(self) -> torch.ScriptObject | None:
+    def _pack(self) -> list[torch.ScriptObject] | None:
         engine = packing_engine(self.engines)
         return None if engine is None else pack(self.weight_int8, self.scale, self.bias, engine)
 
@@ -97,15 +98,15 @@ class Int8Linear(nn.Module):
             return None
         return _units_and_sums.of(self, _packed.state(self), lambda: self._units_and_sums_of(packed))
 
-    def _units_and_sums_of(self, packed: torch.ScriptObject) -> Tensor | None:
+    def _units_and_sums_of(self, packed: list[torch.ScriptObject]) -> Tensor | None:
         return self._find_units_and_sums(packed) if rounds_each_alone(self.engines) else None
 
-    def _find_units_and_sums(self, packed: torch.ScriptObject | None) -> Tensor | None:
+    def _find_units_and_sums(self, packed: list[torch.ScriptObject]) -> Tensor | None:
         units = (self.scale.double() / rounding.LIFT).float()
         if self.bias is not None and bool((self.bias.abs() > rounding.LARGEST_BIAS * units).any()):
             return None
         ones = torch.ones(1, self.weight_int8.shape[1], dtype=torch.float32, device="cpu")
-        sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(ones, 1.0, 0, packed)
+        sums = product_of_steps(ones, packed)
         if self.bias is not None:
             sums -= self.bias
         return torch.stack([units, sums[0].div_(units).round_()])
@@ -138,6 +139,7 @@ def gives_the_bits_of_each() -> bool:
     layer = Int8Linear(weight, scale + 0.1, bias)
     x = torch.randn(9, 90, dtype=torch.float32, generator=numbers, device="cpu") * 100
     packed, n_steps = layer.packed_weight(), layer.n_steps
+    assert packed is not None
     units_and_sums = layer._find_units_and_sums(packed)
     assert units_and_sums is not None  # with a bias as small as this
     alone = torch.cat([int8_product(row, packed, bias, True, n_steps) for row in x.split(1)])
@@ -155,7 +157,7 @@ def pack_together(model: nn.Module) -> None:
     engine = packing_engine(layers[0].engines)
     if engine is None:
         return
-    # Start with the largest: the head takes as long as all blocks together.
+    # Start with the largest: the head is the last to end otherwise.
     layers.sort(key=lambda layer: layer.weight_int8.numel(), reverse=True)
     with packing(engine), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         list(pool.map(Int8Linear.packed_weight, layers))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gpt2 import GPT2, KVCache
 from gpt2.adapters.lora import add_lora
@@ -18,7 +19,7 @@ from gpt2.fast.linear import fast_norm_and_linear, product
 from gpt2.fast.plan import DecodePlan
 from gpt2.quantization import kernels, layers, rounding
 from gpt2.quantization.kernels import ENGINES, int8_product, int8_product_of_each, packing_engine
-from gpt2.quantization.layers import Int8Linear, pack_together
+from gpt2.quantization.layers import Int8Linear, pack_together, rounds_each_alone
 from gpt2.quantization.quantize import is_int8, quantize_int8
 from gpt2.training import Trainer, prepare
 from gpt2.weights.folder import locate_model
@@ -104,6 +105,29 @@ def test_each_row_has_the_bits_of_its_own_product(rows: int, n_in: int, n_out: i
     packed = layer.packed_weight()
     alone = torch.cat([int8_product(row, packed, bias, is_lifted, layer.n_steps) for row in x.split(1)])
     assert torch.equal(int8_product_of_each(x, packed, bias, units_and_sums, is_lifted, layer.n_steps), alone)
+
+
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 50)], ids=["no bias", "bias"])
+def test_a_weight_packed_in_parts_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, bias: Tensor | None) -> None:
+    torch.manual_seed(0)
+    weight, scale, x = torch.randint(-127, 128, (50, 90), dtype=torch.int8), torch.rand(50) + 0.01, torch.randn(5, 90)
+    layers = []
+    for rows_of_part in (50, 16):
+        monkeypatch.setattr(kernels, "ROWS_OF_PART", rows_of_part)
+        layer = Int8Linear(weight, scale, bias)
+        layer.packed_weight()
+        layers.append(layer)
+    whole, in_parts = layers
+    if whole.packed_weight() is not None:
+        assert (len(whole.packed_weight()), len(in_parts.packed_weight())) == (1, 4)
+    assert torch.equal(in_parts(x), whole(x)) and torch.equal(in_parts(x[:1]), whole(x[:1]))
+    if rounds_each_alone():
+        assert torch.equal(in_parts.units_and_sums(), whole.units_and_sums())
+        each = [
+            int8_product_of_each(x, layer.packed_weight(), bias, layer.units_and_sums(), False, layer.n_steps)
+            for layer in layers
+        ]
+        assert torch.equal(*each)
 
 
 @pytest.mark.parametrize("n_in", [90, 3072])

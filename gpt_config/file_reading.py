@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,15 +86,10 @@ def parse_json(text: str, **options: Any) -> Any:
 
 
 def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (dict, list))
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
+    level: list[Any] = [[value]]
+    for _ in range(_MAX_DEPTH + 1):
+        children = chain.from_iterable(parent.values() if isinstance(parent, dict) else parent for parent in level)
+        level = [child for child in children if isinstance(child, (dict, list))]
         if not level:
             return False
     return True

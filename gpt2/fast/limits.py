@@ -81,6 +81,9 @@ class FastLimits:
     # False: bfloat16 layers compute as in the model, without packing.
     pack_bfloat16: bool = True
 
+    # False: float16 layers compute as in the model, without packing.
+    pack_float16: bool = True
+
     # Steps of several rows in float32 before the weights are packed: packing takes as long as it saves in that many.
     steps_before_packing: int = 24
 

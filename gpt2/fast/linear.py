@@ -2,11 +2,12 @@
 
 A product of few rows is limited by memory bandwidth, so the layout of the weights determines its speed. A product of many
 rows is limited by arithmetic, so the dtype does. With weights packed by oneDNN, a single row of bfloat16 takes 2/3 of the
-time of `F.linear`.
+time of `F.linear`. Packed by fbgemm, which adds in float32, 2 to 32 rows of float16 take a quarter to 60%.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -20,11 +21,21 @@ from gpt2.fast.scripted import Scripted
 from gpt2.model import Conv1D, TokenEmbedding
 from gpt2.quantization import rounding
 from gpt2.quantization.derived import Derived, state_with_contents
-from gpt2.quantization.kernels import int8_product, int8_product_of_each, plain_int8_product
+from gpt2.quantization.kernels import (
+    ROWS_OF_PART,
+    int8_product,
+    int8_product_of_each,
+    packing,
+    packing_engine,
+    plain_int8_product,
+)
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
 
 # Packed weights, kept between generations, because packing takes as long as dozens of tokens.
 _packed: Derived[Tensor] = Derived()
+
+# Parts of float16 weights; None: they cannot be packed.
+_packed_float16: Derived[list[torch.ScriptObject] | None] = Derived()
 
 # For each layer, whether `product_of_each` may multiply several rows in one product. It depends on the kind of the layer and
 # on the number of threads, because these decide in which order oneDNN adds.
@@ -34,13 +45,16 @@ _same_rows: Derived[bool] = Derived()
 def fast_linear(layer: Conv1D | Int8Linear, limits: FastLimits = FAST, *, is_lifted: bool = False) -> FastLinear:
     """Return the `FastLinear` of `layer`. With `is_lifted`, an int8 layer expects its input rows multiplied by LIFT.
 
-    In float32, float64 and float16, the results are equal to the layer's, bit for bit. In bfloat16 on a CPU the weights are
-    packed, and sums may be rounded differently.
+    In float32 and float64, the results are equal to the layer's, bit for bit. In bfloat16 and float16 on a CPU the weights
+    are packed, and sums may be rounded differently.
     """
     if isinstance(layer, Int8Linear):
         return _fast_int8(layer, is_lifted)
     if _can_pack(layer.weight, limits):
         return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach(), limits)
+    parts = _float16_parts(layer, limits)
+    if parts is not None:
+        return FastLinear("float16", layer.weight, layer.bias.detach(), layer.weight.detach().t(), parts)
     # A bias of shape (1, n_out) is added slightly faster to a single row, with the same result.
     return FastLinear("float", layer.weight, layer.bias[None], layer.weight, None)
 
@@ -51,6 +65,9 @@ def fast_head(head: TokenEmbedding | Int8Embedding, limits: FastLimits = FAST) -
         return fast_linear(head)
     if _can_pack(head.weight, limits):
         return _fast_bfloat16(head, head.weight, None, limits)
+    parts = _float16_parts(head, limits)
+    if parts is not None:
+        return FastLinear("float16", head.weight, None, head.weight.detach(), parts)
     return FastLinear("float head", head.weight, None, head.weight, None)
 
 
@@ -92,6 +109,32 @@ def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None, limits
 
 
 @torch.no_grad()
+def _float16_parts(layer: Conv1D | TokenEmbedding, limits: FastLimits) -> list[torch.ScriptObject] | None:
+    """Return the weights of a float16 layer packed by fbgemm, in parts, or None if they cannot be packed."""
+    if not _can_pack_float16(layer.weight, limits):
+        return None
+    weight = layer.weight.detach() if isinstance(layer, TokenEmbedding) else layer.weight.detach().t()  # (n_out, n_in)
+
+    def pack() -> list[torch.ScriptObject] | None:
+        if not bool(torch.isfinite(weight).all()):  # fbgemm would replace infinite weights by the largest number
+            return None
+        with packing(packing_engine() or ""):
+            return [torch.ops.quantized.linear_prepack_fp16(rows.float(), None) for rows in weight.split(ROWS_OF_PART)]
+
+    return _packed_float16.of(layer, state_with_contents(layer.weight), pack)
+
+
+def pack_float16_together(model: nn.Module, limits: FastLimits) -> None:
+    """Pack the float16 layers of a model, several at the same time, because packing a layer uses one thread only."""
+    layers = [module for module in model.modules() if isinstance(module, (Conv1D, TokenEmbedding))]
+    layers = [layer for layer in layers if layer not in _packed_float16 and _can_pack_float16(layer.weight, limits)]
+    if len(layers) > 1:
+        layers.sort(key=lambda layer: layer.weight.numel(), reverse=True)
+        with packing(packing_engine() or ""), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
+            list(pool.map(lambda layer: _float16_parts(layer, limits), layers))
+
+
+@torch.no_grad()
 def packed_float32(layer: nn.Module, linear: FastLinear) -> FastLinear:
     """Return the `FastLinear` of a float32 layer with weights packed by oneDNN: see `packed_rows`."""
     weight = linear.weight if linear.kind == "float head" else linear.weight.t()  # (n_out, n_in)
@@ -127,6 +170,8 @@ def product(x: Tensor, layer: FastLinear) -> Tensor:
         packed = layer.packed
         assert packed is not None
         return int8_product(x, packed, bias, kind == "lifted int8", layer.n_steps)
+    if kind == "float16" or kind == "float16 row by row":
+        return _float16_product(x, layer).to(x.dtype)
     if kind == "plain int8":
         return plain_int8_product(x, weight, layer.other, bias)
     if kind == "bfloat16 or float32" and x.size(0) >= layer.rows_for_float32:
@@ -136,12 +181,23 @@ def product(x: Tensor, layer: FastLinear) -> Tensor:
     return y
 
 
+def _float16_product(x: Tensor, layer: FastLinear) -> Tensor:
+    """Return the result in float32 of a layer that fbgemm has packed."""
+    packed, bias, x = layer.packed, layer.bias, x.float()
+    assert packed is not None
+    if len(packed) == 1:
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, packed[0])
+    else:
+        y = torch.cat([torch.ops.quantized.linear_dynamic_fp16(x, part) for part in packed], 1)
+    return y if bias is None else y.add_(bias)
+
+
 def product_of_each(x: Tensor, layer: FastLinear) -> Tensor:
     """Like `product`; each row has the same bits as in a product of this row only.
 
-    In int8 this requires the layer's `units_and_sums`. For the kind "bfloat16" it requires `has_same_rows`.
+    In int8 this requires the layer's `units_and_sums`. For the kinds "bfloat16" and "float16" it requires `has_same_rows`.
     """
-    if x.size(0) == 1 or layer.kind == "bfloat16":
+    if x.size(0) == 1 or layer.kind == "bfloat16" or layer.kind == "float16":
         return product(x, layer)
     if layer.kind == "int8" or layer.kind == "lifted int8":
         packed = layer.packed
@@ -156,12 +212,17 @@ scripted_product_of_each = Scripted(product_of_each)
 
 def one_by_one(linear: FastLinear) -> FastLinear:
     """Return the same layer with a kind whose rows `product_of_each` multiplies one by one."""
-    return linear._replace(kind="bfloat16 or float32") if linear.kind == "bfloat16" else linear
+    others = {"bfloat16": "bfloat16 or float32", "float16": "float16 row by row"}
+    return linear._replace(kind=others.get(linear.kind, linear.kind))
 
 
 def has_same_rows(layer: nn.Module, linear: FastLinear) -> bool:
-    """Return whether oneDNN gives each of several rows the bits of a product of this row only, as matrix units often do."""
-    state = _packed.state(layer), linear.kind, torch.get_num_threads()
+    """Return whether each of several rows has the bits of a product of this row only, as with fbgemm, and often with oneDNN.
+
+    With oneDNN it depends on the processor.
+    """
+    of_layer = _packed_float16.state(layer) if linear.kind == "float16" else _packed.state(layer)
+    state = of_layer, linear.kind, torch.get_num_threads()
     return _same_rows.of(layer, state, lambda: _multiplies_rows_alike(linear))
 
 
@@ -169,9 +230,14 @@ def has_same_rows(layer: nn.Module, linear: FastLinear) -> bool:
 def _multiplies_rows_alike(linear: FastLinear) -> bool:
     """Test `has_same_rows` by multiplying the same row several times.
 
-    A bias subtracts the result and leaves its rounding error, which depends on the order of additions.
+    A bias subtracts the result and leaves its rounding error, which depends on the order of additions. Products of float16
+    are compared in float32.
     """
     n_in = linear.other.shape[1]
+    if linear.kind == "float16":
+        x = torch.randn(17, n_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32).half()
+        each = torch.cat([_float16_product(row, linear) for row in x.split(1)])
+        return all(torch.equal(_float16_product(x[:rows], linear), each[:rows]) for rows in (2, 3, 5, 9, 17))
     row = torch.randn(1, n_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(linear.other.dtype)
     example = linear._replace(bias=None)
     example = example._replace(bias=-product(row, example)[0])
@@ -185,6 +251,19 @@ def _can_pack(weight: Tensor, limits: FastLimits) -> bool:
     """Return whether oneDNN can pack this weight in bfloat16, which requires AVX-512 or newer instructions."""
     takes_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     return limits.pack_bfloat16 and _onednn_packs(weight, torch.bfloat16) and bool(takes_bfloat16())
+
+
+def _can_pack_float16(weight: Tensor, limits: FastLimits) -> bool:
+    """Return whether fbgemm can pack this weight. It needs an x86 CPU with AVX2; torch will remove its operators."""
+    return (
+        limits.pack_float16
+        and weight.dtype == torch.float16
+        and weight.device.type == "cpu"
+        and not weight.is_inference()  # an inference tensor has no version, so changes could not be detected
+        and hasattr(torch.ops.quantized, "linear_prepack_fp16")
+        and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
+        and packing_engine() in ("x86", "fbgemm")
+    )
 
 
 def can_pack_float32(weight: Tensor) -> bool:

@@ -36,6 +36,7 @@ from gpt2.fast.linear import (
     fast_norm_and_linear,
     has_same_rows,
     one_by_one,
+    pack_float16_together,
     scripted_product,
     scripted_product_of_each,
 )
@@ -60,6 +61,7 @@ class DecodePlan:
     def __init__(self, model: GPT2, *, only_last: bool = False, limits: FastLimits = FAST) -> None:
         self._model, self._only_last, self._limits = model, only_last, limits
         pack_together(model)
+        pack_float16_together(model, limits)
         parts = _parts_of(model, limits)
         self._parts = parts
         self._runs = Runs(parts, limits)
@@ -67,7 +69,7 @@ class DecodePlan:
         self._packed: PlanParts | None = None
         self._packed_runs: Runs | None = None
         # torch has kernels for int8 times int8 on a CPU only.
-        self._is_int8 = parts.blocks[0].c_attn.packed is not None
+        self._is_int8 = parts.blocks[0].c_attn.kind in ("int8", "lifted int8")
         self._matrix_rows = MatrixRows(limits) if self._is_int8 else None
         self._has_int8_head = self._is_int8 and parts.ends.row_scales is not None
         # In int8, few rows of logits are always computed with the bits of single rows, if possible.
@@ -247,14 +249,14 @@ def _parts_of_block(block: Block, limits: FastLimits) -> BlockParts:
 
 
 def _of_rows_that_add_up_alike(model: GPT2, parts: PlanParts) -> PlanParts:
-    """Return `parts`, in which layers packed by oneDNN multiply one row after another if several rows would change bits."""
+    """Return `parts`, in which layers packed in 16 bits multiply one row after another if several rows would change bits."""
     first, block = parts.blocks[0], cast(Block, model.h[0])
     asked = (
         (model.wte, parts.ends.head),
         *((block.attn.c_attn, first.c_attn), (block.attn.c_proj, first.attn_proj)),
         *((block.mlp.c_fc, first.c_fc), (block.mlp.c_proj, first.mlp_proj)),
     )
-    if all(linear.kind != "bfloat16" or has_same_rows(layer, linear) for layer, linear in asked):
+    if all(linear.kind not in ("bfloat16", "float16") or has_same_rows(layer, linear) for layer, linear in asked):
         return parts
     blocks = [
         block._replace(

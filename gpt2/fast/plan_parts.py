@@ -17,6 +17,8 @@ class FastLinear(NamedTuple):
     - "packed float32": `weight` packed by oneDNN, and `bias` (n_out,) if the layer has one.
     - "bfloat16": `weight` packed by oneDNN, and `bias` (n_out,).
     - "bfloat16 or float32": like "bfloat16"; from `rows_for_float32` rows on, `other`, the weight (n_out, n_in), is used.
+    - "float16": `packed` by fbgemm, and `bias` (n_out,) if the layer has one; `other` is the weight (n_out, n_in).
+    - "float16 row by row": like "float16"; `product_of_each` multiplies one row after another.
     - "int8": `packed`, of which the parts include `bias` (n_out,); `other` is the layer's `units_and_sums`, for
       `product_of_each`, and `n_steps` is the number of steps to which inputs are rounded.
     - "lifted int8": like "int8", for input rows multiplied by LIFT.

@@ -1,4 +1,4 @@
-"""Packed bfloat16 weights give the plain product, also after weights change, and with a missing kernel."""
+"""Packed weights of 16 bits give the plain product, also after weights change, and with a missing kernel."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from gpt2.fast.linear import fast_head, fast_linear, has_same_rows, one_by_one, 
 from gpt2.fast.plan import DecodePlan
 from gpt2.model import Conv1D, TokenEmbedding
 from gpt2.quantization.derived import state_with_contents
+from gpt2.quantization.kernels import ROWS_OF_PART
 from gpt_config import GPT2Config
 from gpt_test.conftest import random_model
+
+DTYPES = (torch.bfloat16, torch.float16)
 
 
 def bfloat16_layer(n_in: int = 24, n_out: int = 40) -> Conv1D:
@@ -53,7 +56,7 @@ def test_each_row_has_the_bits_of_its_own_product(dtype: torch.dtype, n_in: int,
                 inputs = layer.weight if isinstance(layer, Conv1D) else layer.weight.t()
                 inputs[n_in // 2 :] = -inputs[: n_in // 2][pairs]
             linear = fast_linear(layer, limits) if isinstance(layer, Conv1D) else fast_head(layer, limits)
-            if linear.kind == "bfloat16" and not has_same_rows(layer, linear):
+            if linear.kind in ("bfloat16", "float16") and not has_same_rows(layer, linear):
                 linear = one_by_one(linear)
             alone = torch.cat([product(row, linear) for row in x.split(1)])
             for rows in (2, 3, 5, 9, 17):
@@ -92,16 +95,42 @@ def test_a_processor_that_cannot_pack_bfloat16_uses_the_plain_layer(monkeypatch:
     assert linear.kind == "float" and product(torch.ones(1, 24).bfloat16(), linear).shape == (1, 40)
 
 
-def test_packed_weights_are_kept_until_they_change() -> None:
-    layer, x = bfloat16_layer(23, 41), torch.randn(1, 23).bfloat16()
-    if not fast_linear(layer).kind.startswith("bfloat16"):
+@pytest.mark.parametrize("n_in", [1, 7, 24, 64, 3072])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_packed_float16_is_the_product_rounded_once(n_in: int, rows: int) -> None:
+    """Sums are in float32. Weights below the normal numbers are kept, and a layer with infinite ones is not packed."""
+    layer, x = bfloat16_layer(n_in, 2 * ROWS_OF_PART + 1 if n_in == 24 else 70).half(), torch.randn(rows, n_in).half()
+    with torch.no_grad():
+        layer.weight[0, :8] *= 2**-20
+    linear = fast_linear(layer)
+    if linear.kind == "float":
+        pytest.skip("this processor has no such kernel")
+    assert len(linear.packed) == (3 if n_in == 24 else 1)
+    exact = x.double() @ layer.weight.double() + layer.bias.double()
+    of_sums = n_in * 2**-24 * (x.double().abs() @ layer.weight.double().abs() + layer.bias.abs())
+    assert ((product(x, linear) - exact).abs() <= exact.abs() * 2**-11 + 2 * of_sums + 2**-24).all()
+    with torch.no_grad():
+        layer.weight[0, 0] = float("inf")
+    linear = fast_linear(layer)
+    assert linear.kind == "float" and not torch.isfinite(product(torch.ones(1, n_in).half(), linear)[0, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_weights_are_kept_until_they_change(dtype: torch.dtype) -> None:
+    layer, x = bfloat16_layer(23, 41).to(dtype), torch.randn(1, 23).to(dtype)
+    if fast_linear(layer).kind == "float":
         pytest.skip("torch has no such kernel for this processor")
-    before = fast_linear(layer).weight
-    assert fast_linear(layer).weight is before
+
+    def packed() -> object:
+        linear = fast_linear(layer)
+        return linear.weight if linear.packed is None else linear.packed[0]
+
+    before = packed()
+    assert packed() is before
     with torch.no_grad():
         layer.weight.mul_(2)
     layer.bias.data.zero_()
-    assert fast_linear(layer).weight is not before
+    assert packed() is not before
     torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
     layer.weight.data[3, 5] += 1  # this does not change the tensor's version
     torch.testing.assert_close(product(x, fast_linear(layer)), layer(x), atol=0.1, rtol=0.02)
@@ -127,18 +156,20 @@ def test_the_state_of_weights_shows_every_change(shape: tuple[int, int], dtype: 
         assert state_with_contents(rows) != before
 
 
-def test_without_the_kernel_the_logits_are_those_of_the_model(small_config: GPT2Config) -> None:
-    model = random_model(small_config).to(torch.bfloat16)
-    ids, cache = torch.randint(0, 300, (2, 9)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
-    plan = DecodePlan(model, limits=FastLimits(pack_bfloat16=False))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_the_kernel_the_logits_are_those_of_the_model(small_config: GPT2Config, dtype: torch.dtype) -> None:
+    model = random_model(small_config).to(dtype)
+    ids, cache = torch.randint(0, 300, (2, 9)), KVCache(small_config, batch_size=2, dtype=dtype)
+    plan = DecodePlan(model, limits=FastLimits(pack_bfloat16=False, pack_float16=False))
     with torch.inference_mode():
         assert torch.equal(plan.logits(plan.hidden_states(ids, attention_mask=None, kv_cache=cache)), model(ids))
 
 
-def test_logits_in_bfloat16_are_about_as_exact_as_those_of_the_model(small_config: GPT2Config) -> None:
-    model, exact = (random_model(small_config, dtype=dtype) for dtype in (torch.bfloat16, torch.float64))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_in_16_bits_are_about_as_exact_as_those_of_the_model(small_config: GPT2Config, dtype: torch.dtype) -> None:
+    model, exact = random_model(small_config, dtype=dtype), random_model(small_config, dtype=torch.float64)
     exact.load_state_dict(model.state_dict())
-    ids, cache = torch.randint(0, 300, (2, 30)), KVCache(small_config, batch_size=2, dtype=torch.bfloat16)
+    ids, cache = torch.randint(0, 300, (2, 30)), KVCache(small_config, batch_size=2, dtype=dtype)
     plan = DecodePlan(model)
     with torch.inference_mode():
         errors = [
@@ -148,14 +179,15 @@ def test_logits_in_bfloat16_are_about_as_exact_as_those_of_the_model(small_confi
     assert errors[1] < 1.5 * errors[0]
 
 
-def test_changes_of_a_model_between_generations_are_detected(small_config: GPT2Config) -> None:
-    model = random_model(small_config).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_changes_of_a_model_between_generations_are_detected(small_config: GPT2Config, dtype: torch.dtype) -> None:
+    model = random_model(small_config).to(dtype)
     prompt = torch.tensor([[1, 2, 3]])
     first = model.generate(prompt, max_new_tokens=9, stop_at_eot=False)
     for block in model.h:
         block.mlp.c_proj.weight.data.zero_()
     changed = model.generate(prompt, max_new_tokens=9, stop_at_eot=False)
-    twin = GPT2(small_config).to(torch.bfloat16).eval()
+    twin = GPT2(small_config).to(dtype).eval()
     twin.load_state_dict(model.state_dict())
     assert torch.equal(changed, twin.generate(prompt, max_new_tokens=9, stop_at_eot=False))
     assert not torch.equal(first, changed)

@@ -6,8 +6,10 @@ It knows neither HTTP nor JSON. The rules:
   that came first. So a request with many choices uses the slots that no other request wants.
 - At most `max_waiting` jobs wait for their first slot; `submit` refuses more.
 - A pass over a prompt (its log-probabilities, its embedding, or a long prompt's keys and values) runs in parts between the
-  steps of the rows, so that a running row waits for one part only. After a part, the rows take steps for at least as long as
-  it took: a prompt that comes about doubles their mean time per token.
+  steps of the rows, so that a running row waits for one part only. A part has as many tokens as about fit in the time of a
+  step. Short prompts join whole.
+- After a part, and after short prompts have joined, the running rows take steps for at least as long as that took. Prompts
+  that come about double their mean time per token, however many come. Parts and joining rows take turns.
 - A cancelled job leaves before the next step.
 - After an exception in a step, each row takes its step alone, and only those that fail again end with an error.
 """
@@ -24,19 +26,14 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from typing import Any, cast
 
-import torch
-
-from gpt2.fast.plan import DecodePlan
 from gpt2.generation import sampling
 from gpt2.generation.batch import Batch
-from gpt2.generation.prefix_cache import Prefix, PrefixCache
 from gpt2.generation.processors import Controls
 from gpt2.generation.row import Row, end_ids
-from gpt2.generation.slot_batch import SlotBatch, Slots
-from gpt2.quantization.derived import state_of
-from gpt2.quantization.quantize import is_int8
+from gpt2.generation.steps import Prefill
 from gpt2.serving.fields import ApiError
 from gpt2.serving.job import Choice, Job, Pass, Work
+from gpt2.serving.lane import Lane
 from gpt2.serving.models import Served
 from gpt2.serving.prompt_pass import compute_beginning, embed_prompt, score_prompt
 from gpt_config.errors import GPT2Error
@@ -45,61 +42,18 @@ _log = logging.getLogger("gpt2.serving")
 
 RandomState = tuple[Any, ...]
 
+# The least tokens of a part beside running rows. Each part reads all weights, so fewer tokens hardly take less time.
+_LEAST_PART = 16
 
-class Lane:
-    """The rows of one model: its batch, and the choice of each row that has a slot."""
-
-    def __init__(self, served: Served, n_slots: int) -> None:
-        self.served, model = served, served.model
-        self.choices: dict[int, Choice] = {}  # by the row's id
-        self.is_left = False  # whether a row was taken out of the batch since its last step
-        self.prefixes = PrefixCache(max(2**28, 2 * served.bytes_per_slot), keep_texts=True)
-        self.prefixes.use_for(state_of(*model.parameters()))
-        # Where `Decoder` uses the prefixes.
-        self.reuses = model.dtype in (torch.float32, torch.float64) and not is_int8(model) and DecodePlan.fits(model)
-        self._slots = Slots(model, n_slots) if SlotBatch.fits(model) else None
-        self.batch = self._new_batch()
-
-    def renew(self) -> None:
-        """Begin with an empty batch."""
-        if isinstance(self.batch, SlotBatch):
-            self.batch.close()
-        self.batch = self._new_batch()
-
-    def _new_batch(self) -> Batch:
-        model, vocab_size, draft_model = self.served.model, self.served.tokenizer.vocab_size, self.served.draft_model
-        if self._slots is None:
-            return Batch(model, vocab_size=vocab_size, draft_model=draft_model, prefix_cache=self.prefixes)
-        return SlotBatch(model, self._slots, vocab_size=vocab_size, draft_model=draft_model, prefix_cache=self.prefixes)
-
-    def alone(self) -> Batch:
-        """A batch for a row that is tried alone."""
-        return Batch(self.served.model, vocab_size=self.served.tokenizer.vocab_size)
-
-    def n_to_compute(self, row: Row) -> int:
-        """How many tokens of a prompt have no keys and values yet."""
-        ids = row.window.visible_ids
-        return len(ids) - (len(row.beginning.ids) if row.beginning else self.prefixes.find(ids)[0])
-
-    def computes_in_parts(self, *, beside_others: bool) -> bool:
-        """Whether a long prompt is computed in parts. In fewer bits they are rounded differently, so only beside others."""
-        return self.reuses or (beside_others and self._slots is not None)
-
-    def keep(self, beginning: Prefix, choice: Choice) -> None:
-        """Give a beginning to the choice for which it was computed, and to those of its prompt that have not begun."""
-        if self.reuses:
-            self.prefixes.add(beginning)
-            return
-        n_ids, n_tokens = len(choice.row.window.ids), len(beginning.ids)
-        for row in (other.row for other in choice.job.choices):
-            if len(row.window.ids) == n_ids and tuple(row.window.ids[:n_tokens]) == beginning.ids:
-                row.beginning = beginning
+# Seconds that a part or a join costs at least, so that a step follows it, whatever the clock says.
+_LEAST_SECONDS = 1e-9
 
 
 class Engine:
     """Runs jobs in a thread of its own. `submit` and `cancel` may be called from any thread.
 
-    - `part`: the most tokens of prompts that are computed between two steps of running rows. Fewer cost more time each.
+    - `part`: the most tokens of prompts that are computed between two steps of running rows, and of a short prompt. Fewer
+      cost more time each.
     - `part_alone`: the same while no row runs.
     - `clock` returns the time in seconds.
     - `observe` is called with each job that has ended, in the engine's thread.
@@ -121,9 +75,11 @@ class Engine:
         self._jobs: list[Job] = []  # that have not ended, in the order of their arrival
         self._lanes: dict[Served, Lane] = {}
         self._passes: deque[tuple[Job, Pass]] = deque()  # the first one is under way
-        self._has_joined = False  # whether rows have joined for the last step
-        self._n_stepping = 0  # rows that were given a token by the last steps
-        self._owed = 0.0  # seconds that they must still step before the next part of a prompt
+        self._n_beside = 0  # rows that run at the start of a turn, and wait for what it computes of prompts
+        self._owed = 0.0  # seconds that they must still step before the next part of a prompt, or before others join
+        self._joins_next = False  # whether joining rows go before the next part
+        # The last ones that were measured beside running rows, in seconds.
+        self._step_seconds = self._prompt_token_seconds = 0.0
         self._inbox: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._n_submitted = 0  # jobs in the inbox
@@ -201,16 +157,30 @@ class Engine:
         self._end_all(closing_error())
 
     def _turn(self) -> None:
-        """Obey, admit, and take one part of a pass and one step of each model."""
+        """Obey, compute some tokens of prompts if no running row has to go first, and take one step of each model."""
         self._obey()
-        if self._owed <= 0:
+        self._n_beside = sum(lane.n_running for lane in self._lanes.values())
+        if not self._n_beside:
+            self._owed = 0.0
             self._advance_pass()
-        self._admit()
-        self._n_stepping, began = 0, self._clock()
+            self._admit()
+        elif self._owed <= 0:
+            first, second = self._advance_pass, self._admit
+            if self._joins_next:
+                first, second = second, first
+            if first():
+                self._joins_next = not self._joins_next
+            else:
+                second()
         for lane in list(self._lanes.values()):
             if lane.is_left or lane.batch.rows:
                 self._step(lane)
-        self._owed = max(0.0, self._owed - (self._clock() - began)) if self._n_stepping else 0.0
+
+    def _charge(self, seconds: float, n_tokens: int) -> None:
+        """Let the running rows step for as long as the tokens of a prompt took."""
+        if self._n_beside:
+            self._owed += max(seconds, _LEAST_SECONDS)
+            self._prompt_token_seconds = seconds / max(1, n_tokens)
 
     def _obey(self) -> None:
         while self._inbox:
@@ -227,33 +197,37 @@ class Engine:
 
     def _part(self) -> int:
         """How many tokens of prompts may be computed before the next step."""
-        return self._parts[self._n_stepping > 0]
+        alone, most = self._parts
+        if not self._n_beside:
+            return alone
+        fitting = int(self._step_seconds / self._prompt_token_seconds) if self._prompt_token_seconds > 0 else 0
+        return min(most, max(_LEAST_PART, fitting - fitting % 8))
 
-    def _admit(self) -> None:
-        """Give free slots to rows. Long prompts have a pass first; as many short ones as a part has tokens join the batch.
+    def _admit(self) -> bool:
+        """Give free slots to rows, and return whether rows have joined the batch.
 
-        Between two steps in which rows join, there is one in which all rows get a token.
+        Long prompts have a pass first. Short ones join: one, and those after it that fit in a part together with it.
         """
-        if self._has_joined and self._n_stepping:
-            self._has_joined = False
-            return
-        n_tokens = 0
-        while self.n_running < self.slots and n_tokens < self._part():
+        longest, n_tokens = self._parts[self._n_beside > 0], 0
+        while self.n_running < self.slots:
             job = min((job for job in self._jobs if job.ready), key=lambda job: job.n_running, default=None)
             if job is None:
-                return
-            choice = job.ready.popleft()
-            lane = self._lane(job.served)
+                break
+            choice, lane = job.ready[0], self._lane(job.served)
+            n_new = lane.n_to_compute(choice.row)
+            is_long = n_new > longest and lane.computes_in_parts(beside_others=self._n_beside > 0)
+            if not is_long and n_tokens and n_tokens + n_new > self._part():
+                break
+            job.ready.popleft()
             lane.choices[id(choice.row)] = choice
             job.n_running += 1
             self.n_running += 1
-            n_new = lane.n_to_compute(choice.row)
-            if n_new > self._part() and lane.computes_in_parts(beside_others=self._n_stepping > 0):
+            if is_long:
                 self._passes.append((job, self._begin(lane, choice)))
             else:
                 n_tokens += n_new
-                lane.batch.admit([choice.row])
-                self._has_joined = True
+                lane.admit(choice.row, n_new)
+        return n_tokens > 0
 
     def _begin(self, lane: Lane, choice: Choice) -> Pass:
         """Compute a long prompt in parts; then its row joins the batch."""
@@ -262,7 +236,7 @@ class Engine:
             ids = row.window.visible_ids
             beginning = yield from compute_beginning(lane.served.model, ids, lane.prefixes, part=self._part)
             lane.keep(beginning, choice)
-        lane.batch.admit([row])
+        lane.admit(row, lane.n_to_compute(row))
 
     def _lane(self, served: Served) -> Lane:
         if served not in self._lanes:
@@ -270,21 +244,31 @@ class Engine:
         return self._lanes[served]
 
     def _step(self, lane: Lane) -> None:
-        lane.is_left = False
+        lane.is_left, lane.step = False, None
         states = _random_states(lane) if len(lane.choices) > 1 else {}
+        n_rounds, began = 1, self._clock()
         try:
-            self._read(lane, lane.batch)
+            n_rounds = self._read(lane, lane.batch)
         except Exception as error:
             self._isolate(lane, states, error)
+        seconds = self._clock() - began
+        if isinstance(lane.step, Prefill):  # the rows that ran before got no token
+            self._charge(seconds, lane.n_joining)
+            lane.n_joining = 0
+        elif lane.step is not None:
+            self._owed = max(0.0, self._owed - max(seconds, _LEAST_SECONDS))
+            self._step_seconds = seconds / max(1, n_rounds)
 
-    def _read(self, lane: Lane, batch: Batch) -> None:
-        """Run a step and give its tokens to the jobs."""
+    def _read(self, lane: Lane, batch: Batch) -> int:
+        """Run a step, give its tokens to the jobs, and return how many tokens a row got at most."""
+        n_rounds = 0
         with closing(cast("Generator[list[Row]]", batch.step())) as rounds:
             for advanced in rounds:
-                self._n_stepping += len(advanced)
+                n_rounds += 1
                 for row in advanced:
                     if (choice := lane.choices.get(id(row))) is not None:
                         self._give(lane, choice)
+        return n_rounds
 
     def _give(self, lane: Lane, choice: Choice) -> None:
         try:
@@ -321,20 +305,24 @@ class Engine:
                 if row.finish_reason is None:
                     lane.batch.admit([row])
 
-    def _advance_pass(self) -> None:
-        """Take one part of the first pass. The passes of a job over its prompts take turns with those of other jobs."""
+    def _advance_pass(self) -> bool:
+        """Take one part of the first pass, and return whether there was one.
+
+        The passes of a job over its prompts take turns with those of other jobs.
+        """
         if not self._passes:
-            return
-        (job, parts), began = self._passes[0], self._clock()
+            return False
+        (job, parts), began, n_tokens = self._passes[0], self._clock(), self._part()
         try:
             next(parts)
-            self._owed = self._clock() - began if self._n_stepping else 0.0
+            self._charge(self._clock() - began, n_tokens)
         except StopIteration:
             self._passes.popleft()
             self._next_pass(job)
             self._end_if_complete(job)
         except Exception as error:
             self._fail(job, error)
+        return True
 
     def _next_pass(self, job: Job) -> None:
         if job.passes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import time
@@ -119,6 +120,7 @@ def test_running_streams_do_not_wait_for_a_long_prompt(served: Mapping[str, Serv
         stream.close()
     long = [place for place, n in enumerate(n_tokens) if n > 8]
     assert len(long) > 1 and max(n_tokens) <= 32
+    assert all(after - before > 1 for before, after in itertools.pairwise(long))
 
 
 def test_closing(served: Mapping[str, Served]) -> None:

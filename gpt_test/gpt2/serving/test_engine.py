@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -60,6 +61,93 @@ def test_a_row_whose_step_is_taken_again_draws_the_same_numbers(served: Mapping[
     assert asyncio.run(run()) == wanted.text
 
 
+class Clock:
+    """Counts what a plan computes in place of time. `cost` is the time of a pass over a number of tokens of one prompt."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: Callable[[int], float]) -> None:
+        self.seconds, self.n_tokens = 0.0, list[int]()
+        compute, step = DecodePlan.hidden_states, DecodePlan.hidden_states_of_slots
+
+        def computed(plan: DecodePlan, input_ids: Tensor, **rest: Any) -> Tensor:
+            self._add(input_ids.shape[1], cost)
+            return compute(plan, input_ids, **rest)
+
+        def stepped(plan: DecodePlan, *args: Any) -> Tensor:
+            self._add(1, cost)
+            return step(plan, *args)
+
+        monkeypatch.setattr(DecodePlan, "hidden_states", computed)
+        monkeypatch.setattr(DecodePlan, "hidden_states_of_slots", stepped)
+
+    def _add(self, n_tokens: int, cost: Callable[[int], float]) -> None:
+        self.n_tokens.append(n_tokens)
+        self.seconds += cost(n_tokens)
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def times_of_tokens(
+    engine: Engine, clock: Clock, one: Served, others: Callable[[], list[Job]], n_tokens: int = 90
+) -> list[float]:
+    """When a running text gets its tokens, of which the sixth and later ones come beside `others`."""
+    times: list[float] = []
+
+    async def run() -> None:
+        later = others()
+
+        def look(ids: Tensor, logits: Tensor) -> Tensor:
+            times.append(clock.seconds)
+            if len(times) == 5:
+                for job in later:
+                    engine.submit(job)
+            return logits
+
+        first = job_of(one, (look,), max_new_tokens=n_tokens)
+        engine.submit(first)
+        engine.start()
+        for job in (first, *later):
+            await job.finished()
+        await asyncio.to_thread(engine.close)
+
+    asyncio.run(run())
+    return times
+
+
+def test_short_prompts_that_come_together_hold_a_running_row_up_one_at_a_time(
+    served: Mapping[str, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 prompts of 24 tokens take as long as 3 steps each. After each, the running row has 3 steps before the next one."""
+    clock = Clock(monkeypatch, lambda n_tokens: max(1, n_tokens // 8))
+    prompts = [[65 + number, *[66, 67] * 11, 68] for number in range(12)]
+    small = served["small"]
+    times = times_of_tokens(
+        Engine(slots=16, clock=clock),
+        clock,
+        small,
+        lambda: [job_of(small, (), prompt=prompt, max_new_tokens=60) for prompt in prompts],
+    )
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert sorted(set(gaps)) == [1, 4] and gaps.count(4) == 12
+    long = [place for place, gap in enumerate(gaps) if gap == 4]
+    assert min(after - before for before, after in itertools.pairwise(long)) >= 3, gaps
+
+
+@pytest.mark.parametrize(("step", "part"), [(6, 24), (1, 16), (40, 32)])
+def test_a_part_of_a_long_prompt_takes_about_as_long_as_a_step(
+    served: Mapping[str, Served], monkeypatch: pytest.MonkeyPatch, step: float, part: int
+) -> None:
+    """Four tokens of a prompt take one second. The first part has the fewest tokens, because no part was timed before."""
+    clock = Clock(monkeypatch, lambda n_tokens: step if n_tokens == 1 else n_tokens / 4)
+    small = served["small"]
+    engine = Engine(slots=2, clock=clock)
+    times = times_of_tokens(engine, clock, small, lambda: [job_of(small, (), prompt=[65, *[66, 67] * 40], max_new_tokens=4)])
+    _, *parts = [n for n in clock.n_tokens if n > 1]
+    assert parts[:2] == [16, part]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert max(gaps) == step + max(step, part / 4)  # the last token of the prompt takes a step
+
+
 @pytest.mark.parametrize(("kind", "n_steps"), [("bfloat16", 1), ("int8", 1), ("float32", 1), ("float32", 3)])
 def test_a_long_prompt_comes_in_parts_beside_a_running_row(
     served: Mapping[str, Served], monkeypatch: pytest.MonkeyPatch, kind: str, n_steps: int
@@ -70,16 +158,10 @@ def test_a_long_prompt_comes_in_parts_beside_a_running_row(
     model = copy.deepcopy(served["small"].model)
     one = Served(kind, quantize_int8(model) if kind == "int8" else model.to(getattr(torch, kind)), served["small"].tokenizer)
     seen: list[int] = []  # tokens of the first text: when the others are asked for, and when each has its first token
-    seconds, compute = [0], DecodePlan.hidden_states
-
-    def counted(self: DecodePlan, input_ids: Tensor, **rest: Any) -> Tensor:
-        seconds[0] += n_steps if input_ids.shape[1] > 1 else 1
-        return compute(self, input_ids, **rest)
-
-    monkeypatch.setattr(DecodePlan, "hidden_states", counted)
+    clock = Clock(monkeypatch, lambda n_tokens: n_steps if n_tokens > 1 else 1)
 
     async def run() -> None:
-        engine = Engine(slots=3, part=8, clock=lambda: seconds[0])
+        engine = Engine(slots=3, part=8, clock=clock)
 
         def ask(ids: Tensor, logits: Tensor) -> Tensor:
             if len(ids[0]) == 5:

@@ -80,8 +80,8 @@ def log_likelihoods(
 
     Up to `batch_size` sequences of similar length are computed at once, or more if they are short; a batch never needs more
     memory than `batch_size` full windows. Other texts in the batch change a score only by rounding. `progress` is called
-    with the number of continuations completed since its last call. The softmax is computed in float32, or in the model's
-    dtype if that is wider; sums are in float64.
+    with the number of continuations completed since its last call. Exponentials are computed in float32, or in the model's
+    dtype if that is wider; log-probabilities and their sums are in float64.
 
     If a text is too long, the model sees its last n_positions + 1 tokens, the last one only as a target, as in
     lm-evaluation-harness. A continuation of more than n_positions tokens is scored in parts of n_positions / 2 tokens, each
@@ -216,13 +216,25 @@ def _look_up(model: GPT2, hidden: Tensor, wanted: list[_Wanted], limits: Scoring
     start = 0
     for states in hidden.split(limits.rows):
         for logits in model.logits(states).split(limits.softmax_rows):
-            found = at_least_float32(logits).log_softmax(-1)  # (R, V)
-            is_here = (rows >= start) & (rows < start + len(found))
-            here, target = (rows[is_here] - start).to(found.device), targets[is_here].to(found.device)
-            log_probs[is_here] = found[here, target].cpu().double()
-            is_miss[is_here] = (found.argmax(-1)[here] != target).long().cpu()
-            start += len(found)
+            largest, log_sums, best = _log_sums(logits)
+            is_here = (rows >= start) & (rows < start + len(logits))
+            here, target = rows[is_here] - start, targets[is_here]
+            chosen = logits[here.to(logits.device), target.to(logits.device)].cpu().double()
+            log_probs[is_here] = chosen - largest[here] - log_sums[here]
+            is_miss[is_here] = (best[here] != target).long()
+            start += len(logits)
     return log_probs, is_miss, places
+
+
+def _log_sums(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each row of logits (R, V): the largest, the log of the sum of exp(logit - largest), both float64, and the argmax.
+
+    A log-probability in float32 is rounded to about 5e-7, which adds up over the tokens of a text. So the logarithm and the
+    differences are in float64; the sum of positive numbers in float32 is precise enough.
+    """
+    largest, best = logits.max(-1)  # (R,)
+    sums = (at_least_float32(logits) - at_least_float32(largest)[:, None]).exp_().sum(-1)
+    return largest.cpu().double(), sums.cpu().double().log(), best.cpu()
 
 
 def _check_ids(ids: Tensor, vocab_size: int) -> None:

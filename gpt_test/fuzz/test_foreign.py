@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from gpt2.formats.export import export_model
+from gpt2.formats.registry import load_runnable
+from gpt2.formats.stored import Stored
 from gpt2.pretrained import load_foreign
-from gpt2.weights.foreign import foreign_format
+from gpt2.weights.foreign import foreign_format, written_format
 from gpt_config import GPT2Config
 from gpt_encoder import GPT2Tokenizer
 from gpt_test.conftest import random_model
@@ -118,3 +120,29 @@ def test_tensorflow_checkpoint(n_files: int, small_tokenizer: GPT2Tokenizer, tmp
         if loaded is not None:
             found = loaded[0].state_dict()
             assert all(torch.equal(tensor, found[key]) for key, tensor in model.state_dict().items()), what
+
+
+@HUNDREDS_OR_MORE
+@pytest.mark.parametrize("name", ["onnx", "ctranslate2"])
+def test_what_other_programs_run(n_files: int, name: str, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    """The weights and the engine that `gpt2 verify` reads: no checksum, so that other weights cannot be noticed."""
+    package = "onnxruntime" if name == "onnx" else name
+    pytest.importorskip(package, reason=f"{package} is not installed (pip install -r requirements-dev.txt)")
+    model = random_model(dataclasses.replace(TINY, vocab_size=300))
+    for dtype in ("float32", "int8"):
+        export_model(model, small_tokenizer, tmp_path / dtype, to=name, dtype=dtype)
+    form, random, ids, folder = load_runnable(name), Random(3), torch.tensor([[1, 2, 3]]), tmp_path / "mangled"
+
+    def run() -> list[Stored]:
+        weights = form.stored_weights(folder)
+        form.load_engine(folder).logits(ids)
+        return weights
+
+    for number in range(n_files):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / random.choice(("float32", "int8")), folder)
+        file = next((folder / "onnx").iterdir()) if name == "onnx" else folder / "model.bin"
+        content = file.read_bytes()
+        file.write_bytes(mangled_bytes(content, random, end=random.choice((60, 1_000, len(content)))))
+        outcome(lambda: written_format(folder), f"file {number}")
+        outcome(run, f"file {number}")

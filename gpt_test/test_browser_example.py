@@ -64,7 +64,7 @@ def wait_for(browser: Any, state: str, seconds: int = 120) -> None:
     def is_there(driver: Any) -> bool:
         text = driver.find_element("id", "state").text
         assert not text.startswith("Error"), (text, driver.get_log("browser"))
-        return text == state
+        return text.startswith(state)
 
     WebDriverWait(browser, seconds, poll_frequency=0.2).until(is_there)
 
@@ -88,6 +88,7 @@ def test_the_page_runs_the_int8_file(browser: Any, site: Site) -> None:
     chosen = log_probs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     assert float((log_probs.amax(-1) - chosen)[-40:].max()) < 0.3
     assert text == load_tokenizer("gpt2-tiny").decode(ids) and len(ids) > 40
+    assert "With rounded weights, the ids may differ" in browser.find_element("id", "state").text
 
 
 def generated(browser: Any, address: str) -> tuple[list[int], str, list[int]]:

@@ -8,6 +8,9 @@ env.allowLocalModels = true;
 env.localModelPath = "models/";
 env.backends.onnx.wasm.wasmPaths = new URL("node_modules/onnxruntime-web/dist/", document.baseURI).href;
 
+// onnxruntime-web rounds int8 in other places than onnxruntime.
+const ROUNDED = "With rounded weights, the ids may differ from those outside of a browser.";
+
 const form = document.querySelector("form");
 const button = document.querySelector("button");
 const state = document.querySelector("#state");
@@ -35,7 +38,7 @@ async function run(work, message) {
   state.textContent = message;
   try {
     await work();
-    state.textContent = "Ready.";
+    state.textContent = dtype === "fp32" ? "Ready." : `Ready. ${ROUNDED}`;
   } catch (error) {
     state.textContent = `Error: ${error.message}`;
   }

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.formats.gguf_file import Container, kind_name, read_container, read_numbers
+from gpt2.formats.gguf_file import Container, has_equal_steps, kind_name, read_container, read_numbers, read_range
 from gpt2.formats.layout import TANH_GELU, transposed
 from gpt2.formats.registry import Imported, config_of
+from gpt2.formats.stored import Grid
 from gpt2.weights.names import published_names
 from gpt2.weights.tokenizer import folder_of
 from gpt_config.errors import CheckpointError, GPT2Warning, InputError, VocabularyError
@@ -191,10 +194,28 @@ def read(path: Path) -> Imported:
 def kinds_of(path: Path) -> dict[str, str]:
     """Return the kind of the numbers of each weight of a file, such as float16 or q4_0, by its published name."""
     container = read_container(path)
+    return {ours: kind_name(container.tensors[theirs].kind) for ours, theirs in _weights(container).items()}
+
+
+def grids_of(path: Path) -> dict[str, Callable[[], Grid]]:
+    """Return what computes the Grid of each weight of a type with equal steps, by its published name."""
+    container = read_container(path)
+    is_weighted = any(key.startswith("quantize.imatrix.") for key in container.values)
+
+    def grid(ours: str, theirs: str) -> Grid:
+        low, high, n_steps = read_range(container, theirs)
+        return Grid(transposed({ours: low})[ours], transposed({ours: high})[ours], n_steps, is_weighted)
+
+    names = {ours: theirs for ours, theirs in _weights(container).items() if has_equal_steps(container.tensors[theirs].kind)}
+    return {ours: partial(grid, ours, theirs) for ours, theirs in names.items()}
+
+
+def _weights(container: Container) -> dict[str, str]:
+    """llama.cpp's name of each weight by the published one; of a head that is stored twice, the one that is read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `read` has warned
-        kinds = {ours: kind_name(container.tensors[theirs].kind) for ours, theirs in _published(container).items()}
-    return {"wte.weight": kinds.pop("lm_head.weight"), **kinds} if "lm_head.weight" in kinds else kinds
+        names = _published(container)
+    return {"wte.weight": names.pop("lm_head.weight"), **names} if "lm_head.weight" in names else names
 
 
 def _published(container: Container) -> dict[str, str]:

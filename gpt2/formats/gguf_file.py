@@ -25,6 +25,22 @@ _STRING, _ARRAY = 8, 9
 # The types of tensors that are no groups.
 _FLOATS = {0: ("<f4", torch.float32), 1: ("<f2", torch.float16), 30: ("<i2", torch.bfloat16)}
 
+# Types with equal steps between the numbers of a group: which bytes of a group are numbers and not scales, these bytes for
+# the least and for the largest number, and the steps between the two.
+_ALL_BITS = (0x00, 0xFF)
+_EQUAL_STEPS: dict[str, tuple[slice, tuple[int, int], int]] = {
+    "Q8_0": (slice(2, None), (0x81, 0x7F), 254),
+    "Q4_0": (slice(2, None), _ALL_BITS, 15),
+    "Q4_1": (slice(4, None), _ALL_BITS, 15),
+    "Q5_0": (slice(2, None), _ALL_BITS, 31),
+    "Q5_1": (slice(4, None), _ALL_BITS, 31),
+    "Q2_K": (slice(16, 80), _ALL_BITS, 3),
+    "Q3_K": (slice(96), _ALL_BITS, 7),
+    "Q4_K": (slice(16, None), _ALL_BITS, 15),
+    "Q5_K": (slice(16, None), _ALL_BITS, 31),
+    "Q6_K": (slice(192), _ALL_BITS, 63),
+}
+
 # Keys, tensors, and levels of arrays: a hundred times those of any GPT-2.
 _MAX_ITEMS, _MAX_LEVELS = 100_000, 2
 
@@ -59,19 +75,50 @@ def read_container(path: Path) -> Container:
 
 def read_numbers(container: Container, name: str) -> Tensor:
     """Return a tensor: float types as they are, quantized ones in float32."""
-    stored = container.tensors[name]
-    try:
-        with open_regular(container.path) as file:
-            file.seek(stored.start)
-            content = file.read(stored.n_bytes)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {container.path} ({error.strerror}): check the file") from None
+    stored, content = container.tensors[name], _content(container, name)
     if stored.kind in _FLOATS:
         layout, dtype = _FLOATS[stored.kind]
         values = torch.from_numpy(np.frombuffer(content, dtype=layout).copy()).view(dtype)
         return values.view(stored.shape)
+    return _dequantized(container, name, content)
+
+
+def has_equal_steps(kind: int) -> bool:
+    """Whether a quantized type has equal steps between the numbers of a group, so that `read_range` knows them."""
+    return kind_name(kind).upper() in _EQUAL_STEPS
+
+
+def read_range(container: Container, name: str) -> tuple[Tensor, Tensor, int]:
+    """Return the least and the largest number that each place of a tensor can have, and the number of steps between them.
+
+    Both follow from the scales in the file: the tensor is read with each number replaced by the least, or the largest.
+    """
+    stored, content = container.tensors[name], _content(container, name)
+    title = kind_name(stored.kind)
+    numbers, fills, n_steps = _EQUAL_STEPS[title.upper()]
+    ends = []
+    for fill in fills:
+        groups = np.frombuffer(content, dtype=np.uint8).reshape(-1, group_sizes(title)[1]).copy()
+        groups[:, numbers] = fill
+        ends.append(_dequantized(container, name, groups.tobytes()))
+    low, high = torch.minimum(*ends), torch.maximum(*ends)  # a scale may be negative
+    return low, high, n_steps
+
+
+def _content(container: Container, name: str) -> bytes:
+    stored = container.tensors[name]
+    try:
+        with open_regular(container.path) as file:
+            file.seek(stored.start)
+            return file.read(stored.n_bytes)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {container.path} ({error.strerror}): check the file") from None
+
+
+def _dequantized(container: Container, name: str, content: bytes) -> Tensor:
     import gguf
 
+    stored = container.tensors[name]
     kind = gguf.GGMLQuantizationType(stored.kind)
     try:
         rows = np.frombuffer(content, dtype=np.uint8).reshape(*stored.shape[:-1], -1)

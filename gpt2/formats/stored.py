@@ -1,13 +1,13 @@
 """How files round weights, and how far a stored weight can be from the one that it was made from. It reads no file.
 
 A weight is stored as the nearest of the numbers that the file can have, so the error is at most half a step between them.
-Steps follow from the weights: in floating point from the weight itself, in integers from the largest weight of those that
-share a scale. Such groups lie along the inputs of a matrix.
+In floating point the weight itself sets the step. In integers the largest weight of those that share a scale sets it, or the
+scale in the file, if that is known. Such groups lie along the inputs of a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -31,13 +31,49 @@ _Q8_GROUP = 32
 # Scales and products of float32 are rounded, too.
 _SLACK = 1e-6
 
+# The largest relative error of a float16, and half of its least step: scales are stored in float16, and a file may have been
+# made from weights in float16.
+_HALF, _HALF_LEAST = 2**-11, 2**-25
+
+# Weights up to this size may be stored as 0: a float16 scale is 0 below 2^-25, and q6_k multiplies it by up to 128 * 32.
+_LOST = 2**-13
+
+# Kinds whose scale is chosen after the integers. With an importance matrix, a weight may then be further than half a step
+# from what is stored. Chosen: 1.83 steps is the most that was measured, with weights of a Cauchy distribution.
+_SCALE_LAST, _WEIGHTED_STEPS = ("q4_0", "q4_1", "q5_0", "q5_1"), 2.0
+
+# How far a weight may be outside of the range of its group, divided by the largest weight of the group. Without a search:
+# one step if the numbers are not symmetric (-8 to 7), and what rounding to float16 does to scale, offset and weights.
+_RANGES = {"q8_0": 2**-9, "q4_0": 2**-3 + 2**-9, "q4_1": 2**-9, "q5_0": 2**-4 + 2**-9, "q5_1": 2**-9}
+
+# The same with an importance matrix. Chosen: 0.87 is the most that was measured for 2 bits, and 0.385 for more. A lost scale
+# gives 1.
+_WEIGHTED_RANGES = {"q2_k": 0.95}
+_WEIGHTED_RANGE = 0.5
+
+
+class Grid(NamedTuple):
+    """The numbers that a file can have for each weight: `n_steps` equal steps from `low` to `high`.
+
+    `is_weighted`: an importance matrix has told the program which weights matter.
+    """
+
+    low: Tensor
+    high: Tensor
+    n_steps: int
+    is_weighted: bool = False
+
 
 class Stored(NamedTuple):
-    """A weight of a file in float32, with its published name and shape, and the kind of its numbers: float16, q4_0, ..."""
+    """A weight of a file in float32, with its published name and shape, and the kind of its numbers: float16, q4_0, ...
+
+    `grid` computes the numbers that the file can have for it, if they are known.
+    """
 
     name: str
     values: Tensor
     kind: str
+    grid: Callable[[], Grid] | None = None
 
 
 class Error(NamedTuple):
@@ -56,13 +92,78 @@ class Error(NamedTuple):
 def error_of(stored: Stored, expected: Tensor) -> Error:
     """Return the error of a stored weight. Numbers that are NaN or infinite in both are equal."""
     expected = expected.detach().float()
+    if stored.grid is not None:
+        return _error_on_grid(stored, expected, stored.grid())
     if stored.values.shape != expected.shape:
         raise InputError(f"{stored.name} has shape {tuple(stored.values.shape)} instead of {tuple(expected.shape)}")
-    difference = (stored.values.float() - expected).abs()
-    is_same = (stored.values == expected) | (stored.values.isnan() & expected.isnan())
-    difference = torch.where(is_same, 0.0, difference)
+    difference = _difference(stored.values.float(), expected)
     base = _base(stored.name, expected, stored.kind).clamp(min=torch.finfo(torch.float32).tiny)
     return Error(float(difference.max()), float((difference / base).max()), limit_of(stored.kind))
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    is_same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(is_same, 0.0, (a - b).abs())
+
+
+def _error_on_grid(stored: Stored, expected: Tensor, grid: Grid) -> Error:
+    """The error of weights in the range of their group, in steps."""
+    ratio = _steps(stored, expected, grid)
+    return Error(float(_difference(stored.values, expected).max()), float(ratio.max()), _steps_allowed(stored.kind, grid))
+
+
+def _steps(stored: Stored, expected: Tensor, grid: Grid) -> Tensor:
+    """How many steps a stored number is from its weight, or from the end of the range if the weight is outside of it.
+
+    A step includes twice what rounding to float16 can change, so that half a step is always the limit.
+    """
+    nearest_end = torch.minimum(torch.maximum(expected, grid.low), grid.high)
+    step = (grid.high - grid.low) / grid.n_steps + 2 * (_of_rounded_scales(stored.kind, grid) + _HALF * expected.abs())
+    return _difference(stored.values, nearest_end) / step.clamp(min=torch.finfo(step.dtype).tiny)  # a scale may be 0
+
+
+def _of_rounded_scales(kind: str, grid: Grid) -> Tensor:
+    """How far numbers move when scale and offset are rounded after the integers are chosen. K kinds choose these last."""
+    largest = torch.maximum(grid.low.abs(), grid.high.abs())
+    if kind in ("q4_1", "q5_1"):
+        return _HALF * (grid.low.abs() + grid.high - grid.low) + (grid.n_steps + 1) * _HALF_LEAST
+    if kind in ("q8_0", "q4_0", "q5_0"):
+        return _HALF * largest + (grid.n_steps + 1) / 2 * _HALF_LEAST
+    return _SLACK * largest
+
+
+def _steps_allowed(kind: str, grid: Grid) -> float:
+    return _WEIGHTED_STEPS if grid.is_weighted and kind in _SCALE_LAST else 0.5
+
+
+def range_error_of(stored: Stored, expected: Tensor) -> Error | None:
+    """Return how far weights are outside of the range of their group, or None if the range is not known.
+
+    Programs may cut off the largest weights of a group if that makes the others better.
+    """
+    if stored.grid is None:
+        return None
+    expected, grid = expected.detach().float(), stored.grid()
+    outside = torch.maximum(expected - grid.high, grid.low - expected).clamp(min=0)
+    base = _base(stored.name, expected, stored.kind).clamp(min=_LOST)
+    limit = _RANGES.get(stored.kind, limit_of(stored.kind))
+    if grid.is_weighted:
+        limit = _WEIGHTED_RANGES.get(stored.kind, _WEIGHTED_RANGE)
+    return Error(float(outside.max()), float(((outside - _LOST).clamp(min=0) / base).max()), limit)
+
+
+def rounded_as(stored: Stored, expected: Tensor) -> Tensor:
+    """Return a weight with the numbers of the file, where these are a rounding of it.
+
+    Where they are not, it has the nearest number of its group, or its own if these are not known.
+    """
+    if stored.grid is None:
+        return stored.values if error_of(stored, expected).is_rounding else expected
+    grid = stored.grid()
+    step = (grid.high - grid.low) / grid.n_steps
+    number = ((expected - grid.low) / step).round().clamp(0, grid.n_steps)
+    near = torch.where(step > 0, grid.low + number * step, grid.low)
+    return torch.where(_steps(stored, expected, grid) <= _steps_allowed(stored.kind, grid), stored.values, near)
 
 
 def wrong_weight(stored: Iterable[Stored], expected: Mapping[str, Tensor]) -> str | None:
@@ -91,8 +192,8 @@ def limit_of(kind: str) -> float:
         return 1 / 255 + _SLACK  # the zero point is rounded, too, so that the end of the range may be one step off
     if kind == "q8_0":
         return 0.5 / 127 + 2**-11 + _SLACK  # the scale is a float16
-    # Below 8 bits, programs search the scale with the least mean error, which may cut off the largest weights by a step, and
-    # round scale and zero point to 6 bits: at most 15/126 of a step each.
+    # Below 8 bits, programs search the scale with the least mean error, which may cut off the largest weights, and round
+    # scale and zero point to 6 bits. The factor is chosen: 77% of this limit is the most that was measured.
     group, n_bytes = group_sizes(kind)
     n_bits = 8 * n_bytes // group  # the rest are scales
     return float(1.25 / (2 ** (n_bits - 1) - 0.5))

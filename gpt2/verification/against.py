@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpt2.formats.gguf import kinds_of, precision_of
+from gpt2.formats.gguf import grids_of, kinds_of, precision_of
 from gpt2.formats.layout import is_transposed
 from gpt2.formats.registry import load_runnable
-from gpt2.formats.stored import INT8_ROWS, Stored, error_of, limit_of
+from gpt2.formats.stored import INT8_ROWS, Error, Stored, error_of, range_error_of
 from gpt2.generation.loop import generate
 from gpt2.model import GPT2
 from gpt2.pretrained import load_foreign, load_model
@@ -28,19 +28,19 @@ from gpt2.verification.rounded import (
     Rounding,
     by_matrix,
     by_row,
-    with_errors_of_other_signs,
     with_rounded_inputs,
     with_rounded_weights,
 )
+from gpt2.weights.files import read_tensors
+from gpt2.weights.folder import is_adapter_folder
 from gpt2.weights.foreign import foreign_format, written_format
+from gpt2.weights.names import published_names
 from gpt2.weights.tokenizer import tokenizer_of
-from gpt_config.model_config import GPT2Config
+from gpt_config.errors import InputError
+from gpt_config.model_config import GPT2Config, is_untied
 from gpt_encoder.interface import Tokenizer
 
 _EXACT_DTYPES = ("float32", "float64")
-
-# How many times the errors get random signs, and how far the change of the logits may exceed the largest of these changes.
-_N_ESTIMATES, _TIMES_ESTIMATE = 4, 2.0
 
 _N_TOKENS = 20
 _BATCHES = ((1, 1), (3, 7), (2, 16))
@@ -104,23 +104,34 @@ def _subject(path: Path) -> _Subject:
         model, tokenizer = load_foreign(path, name)
         precision = precision_of(path) if name == "gguf" else str(model.dtype).removeprefix("torch.")
         kinds = kinds_of(path) if name == "gguf" else dict.fromkeys(model.state_dict(), precision)
-        model = model.float()
-        weights = [Stored(name, tensor, kinds.get(name, precision)) for name, tensor in model.state_dict().items()]
+        grids = grids_of(path) if name == "gguf" else {}
+        model, state = model.float(), model.state_dict()
+        weights = [Stored(each, state[each], kinds.get(each, precision), grids.get(each)) for each in state]
     else:
         model = load_model(path)
         tokenizer = tokenizer_of(model)
-        precision, weights = _of_folder(model)
+        precision, weights = _of_folder(model, path)
     return _Subject(model, partial(_greedy_ids, model), precision, weights, model, tokenizer)
 
 
-def _of_folder(model: GPT2) -> tuple[str, list[Stored]]:
+def _of_folder(model: GPT2, folder: Path) -> tuple[str, list[Stored]]:
     if not is_int8(model):
-        return "float32", [Stored(name, tensor, "float32") for name, tensor in model.state_dict().items()]
+        kinds = _dtypes(folder)
+        weights = [Stored(name, tensor, kinds.get(name, "float32")) for name, tensor in model.state_dict().items()]
+        return max(weights, key=lambda each: each.values.numel()).kind, weights
     state = dequantize(copy.deepcopy(model)).state_dict()
     return "int8", [
         Stored(name, tensor, INT8_ROWS if name == "wte.weight" or is_transposed(name, tensor) else "float32")
         for name, tensor in state.items()
     ]
+
+
+def _dtypes(folder: Path) -> dict[str, str]:
+    """The dtype in which a folder has each weight. An adapter's folder has none: it is added to its base in float32."""
+    if is_adapter_folder(folder):
+        return {}
+    tensors = published_names(read_tensors(folder), folder, is_untied=is_untied(folder))
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
 
 
 def _oracle(found: _Subject, expected: GPT2) -> tuple[Logits, Tolerance, str]:
@@ -134,11 +145,7 @@ def _oracle(found: _Subject, expected: GPT2) -> tuple[Logits, Tolerance, str]:
         return rounded, Tolerance(change, reason), "inputs rounded"
     if found.model is not None and is_int8(found.model):
         return quantize_int8(copy.deepcopy(expected)), FLOAT32, "rounded"
-    if (same := with_rounded_weights(expected, found.weights)) is not None:
-        return same, FLOAT32, "rounded"
-    changes = [_change(with_errors_of_other_signs(expected, found.weights, seed), expected) for seed in range(_N_ESTIMATES)]
-    reason = f"errors of the same sizes with random signs change the logits by up to {max(changes):.2g}"
-    return expected, Tolerance(_TIMES_ESTIMATE * max(changes), reason), ""
+    return with_rounded_weights(expected, found.weights), FLOAT32, "rounded"
 
 
 def _change(rounded: GPT2, expected: GPT2) -> float:
@@ -172,21 +179,38 @@ def _weights(found: _Subject, expected: GPT2, path: str, folder: str) -> Iterato
         yield Outcome("weights", path, folder, found.precision, Status.FAIL, note=note)
         return
     for kind in dict.fromkeys(each.kind for each in found.weights):
-        errors = {each.name: error_of(each, theirs[each.name]) for each in found.weights if each.kind == kind}
-        wrong = [name for name, error in errors.items() if not error.is_rounding]
-        status = Status.FAIL if wrong else Status.PASS
-        absolute, relative = (max(getattr(error, which) for error in errors.values()) for which in ("absolute", "relative"))
-        limit = limit_of(kind)
-        tolerance = Tolerance(limit, f"{kind} rounds to the nearest of its numbers") if limit else EXACT
-        note = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        yield Outcome("weights", path, folder, kind, status, absolute, relative, tolerance, note)
+        stored = [each for each in found.weights if each.kind == kind]
+        errors = {each.name: error_of(each, theirs[each.name]) for each in stored}
+        yield _of_errors("weights", (path, folder, kind), errors, f"{kind} rounds to the nearest of its numbers")
+        outside = {each.name: error for each in stored if (error := range_error_of(each, theirs[each.name]))}
+        if outside:
+            reason = f"{kind} cuts off at most so much of the largest weight of a group"
+            yield _of_errors("ranges", (path, folder, kind), outside, reason)
+
+
+def _of_errors(part: str, names: tuple[str, str, str], errors: dict[str, Error], reason: str) -> Outcome:
+    wrong = [name for name, error in errors.items() if not error.is_rounding]
+    status = Status.FAIL if wrong else Status.PASS
+    absolute, relative, limit = (max(figures) for figures in zip(*errors.values(), strict=True))
+    note = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    return Outcome(part, *names, status, absolute, relative, Tolerance(limit, reason) if limit else EXACT, note)
 
 
 def _tokens(found: Tokenizer, expected: Tokenizer) -> Iterator[Pair]:
     yield "number of tokens", [found.vocab_size], [expected.vocab_size]
+    ids = sorted(found.token_bytes.keys() | expected.token_bytes.keys())
+    yield "bytes of tokens", [found.token_bytes.get(i) != expected.token_bytes.get(i) for i in ids], [False] * len(ids)
     for text in filter(None, _TEXTS):
-        ids = [tokenizer.encode(text) for tokenizer in (found, expected)]
-        yield repr(text), [len(ids[0]), *ids[0]], [len(ids[1]), *ids[1]]
+        yield repr(text), _encoded(found, text), _encoded(expected, text)
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The number of ids and the ids, or -1 if a tokenizer of characters lacks one of the text."""
+    try:
+        ids = tokenizer.encode(text)
+    except InputError:
+        return [-1]
+    return [len(ids), *ids]
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """The model that a file with rounded weights should compute, in PyTorch: the same rounding, applied to the original.
 
-Int8 programs round the inputs of each product, too. Where programs choose their rounding freely, the change of the logits is
-estimated from errors of the same sizes.
+Int8 programs round the inputs of each product, too.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.formats.stored import Stored, nearest
+from gpt2.formats.stored import Stored, nearest, rounded_as
 from gpt2.model import GPT2, Conv1D, TokenEmbedding
 
 Rounding = Callable[[Tensor], Tensor]
@@ -57,23 +56,16 @@ def with_rounded_inputs(model: GPT2, stored: Sequence[Stored], rounding: Roundin
     return model
 
 
-def with_rounded_weights(model: GPT2, stored: Sequence[Stored]) -> GPT2 | None:
-    """Return a copy of `model` with its weights rounded as those of the file, or None if programs differ in the rounding."""
-    state = model.state_dict()
-    rounded = {each.name: nearest(each.name, state[each.name], each.kind) for each in stored}
-    if any(tensor is None for tensor in rounded.values()):
-        return None
-    return _with_weights(model, {name: tensor for name, tensor in rounded.items() if tensor is not None})
+def with_rounded_weights(model: GPT2, stored: Sequence[Stored]) -> GPT2:
+    """Return a copy of `model` with its weights rounded as those of the file.
 
-
-def with_errors_of_other_signs(model: GPT2, stored: Sequence[Stored], seed: int) -> GPT2:
-    """Return a copy of `model` with the errors of the stored weights, each with a random sign."""
-    generator, state = torch.Generator().manual_seed(seed), model.state_dict()
-    weights = {}
+    Where programs choose the rounding, the file's numbers are taken, if they are a rounding of the model's.
+    """
+    state, rounded = model.state_dict(), {}
     for each in stored:
-        signs = torch.randint(0, 2, each.values.shape, generator=generator) * 2 - 1
-        weights[each.name] = state[each.name] + (each.values - state[each.name]) * signs
-    return _with_weights(model, weights)
+        same = nearest(each.name, state[each.name], each.kind) if each.grid is None else None
+        rounded[each.name] = rounded_as(each, state[each.name]) if same is None else same
+    return _with_weights(model, rounded)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2
 from gpt2.formats.export import export_model
-from gpt2.formats.gguf import gguf_name, kinds_of, precision_of, read, write_gguf
+from gpt2.formats.gguf import gguf_name, grids_of, kinds_of, precision_of, read, write_gguf
 from gpt2.formats.stored import Stored, error_of, nearest
 from gpt2.pretrained import save_model
 from gpt2.verification.against import compare
@@ -170,8 +170,18 @@ def test_q8_0_needs_whole_groups(small_model: GPT2, small_tokenizer: GPT2Tokeniz
     assert not (tmp_path / "model.gguf").exists()
 
 
-def write_quantized(model: GPT2, path: Path, kind: str) -> dict[str, np.ndarray]:
-    """Write a file with the `gguf` package, and return the rounded weights by their published names."""
+def write_quantized(
+    model: GPT2,
+    path: Path,
+    kind: str,
+    *,
+    quantize: Callable[[np.ndarray], np.ndarray] | None = None,
+    has_matrix: bool = False,
+) -> dict[str, np.ndarray]:
+    """Write a file with the `gguf` package, and return the rounded weights by their published names.
+
+    `quantize` makes the bytes of a matrix; without it, the package does. `has_matrix`: an importance matrix is named.
+    """
     gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install '.[benchmark]')")
     config, rounded = model.config, {}
     writer = gguf.GGUFWriter(path, "gpt2")
@@ -181,11 +191,13 @@ def write_quantized(model: GPT2, path: Path, kind: str) -> dict[str, np.ndarray]
         (writer.add_head_count, config.n_head), (writer.add_layer_norm_eps, 1e-5),
     ):  # fmt: skip
         add(value)
+    if has_matrix:
+        writer.add_string("quantize.imatrix.file", "imatrix.gguf")
     for name, tensor in model.state_dict().items():
         is_matrix = tensor.dim() == 2 and name != "wpe.weight"
         values = np.ascontiguousarray(tensor.T if is_matrix and name.startswith("h.") else tensor)
         raw = gguf.GGMLQuantizationType[kind if is_matrix else "F32"]
-        stored = gguf.quants.quantize(values, raw)
+        stored = quantize(values) if quantize and is_matrix else gguf.quants.quantize(values, raw)
         writer.add_tensor(gguf_name(name), stored, raw_dtype=raw)
         numbers = gguf.quants.dequantize(stored, raw)
         rounded[name] = numbers.T if is_matrix and name.startswith("h.") else numbers
@@ -243,3 +255,83 @@ def test_a_round_trip_keeps_all_bits_of_odd_shapes(dtype: str, small_tokenizer: 
         assert (found.inner_dim, found.n_head, found.vocab_size) == (config.inner_dim, heads, config.vocab_size)
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensors[name].float(), tensor), name
+
+
+# Bytes of a group, those of its float16 scales, and, of q6_k and q3_k, other scales that must not be 0 in all groups.
+GROUPS = {"Q2_K": (84, (80, 82)), "Q3_K": (110, (108,)), "Q4_K": (144, (0, 2)), "Q5_K": (176, (0, 2)), "Q6_K": (210, (208,))}
+
+
+def random_groups(kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What fills matrices with random numbers and random scales."""
+    n_bytes, scales = GROUPS[kind]
+    rng = np.random.default_rng(0)
+
+    def quantize(values: np.ndarray) -> np.ndarray:
+        groups = rng.integers(0, 256, (values.size // 256, n_bytes), dtype=np.uint8)
+        for place in scales:
+            groups[:, place : place + 2] = np.frombuffer(np.float16(0.001).tobytes(), np.uint8)
+        return groups.reshape(len(values), -1)
+
+    return quantize
+
+
+@pytest.mark.parametrize("kind", list(GROUPS))
+@pytest.mark.filterwarnings("ignore:.*has no tokenizer of GPT-2's kind")
+def test_a_weight_may_be_half_a_step_from_its_number_and_no_more(kind: str, tmp_path: Path) -> None:
+    """The original has random weights of which the file's are the nearest in their groups. Then one is moved."""
+    model = random_model(GPT2Config(vocab_size=300, n_positions=8, n_embd=256, n_layer=1, n_head=2))
+    path, generator = tmp_path / "model.gguf", torch.Generator().manual_seed(0)
+    write_quantized(model, path, kind, quantize=random_groups(kind))
+    tensors, grids, state = read(path).tensors, grids_of(path), model.state_dict()
+    assert kinds_of(path)["wte.weight"] == kind.lower() and grids.keys() == {"wte.weight", *matrices_of(model)}
+    for name in grids:
+        low, high, n_steps, _ = grids[name]()
+        step = (high - low) / n_steps
+        number = ((tensors[name] - low) / step)[step > 0]  # some scales are 0
+        assert torch.allclose(number, number.round(), atol=1e-3) and (number.min(), number.round().max()) == (0, n_steps)
+        noise = torch.rand(low.shape, generator=generator) - 0.5
+        state[name].copy_((tensors[name] + 0.99 * noise * step).clamp(low, high))
+    save_model(model, tmp_path / "folder")
+    outcomes = list(compare(path, tmp_path / "folder"))
+    assert {outcome.status.value for outcome in outcomes if outcome.part != "greedy ids"} == {"pass"}, outcomes
+    assert [outcome.part for outcome in outcomes if outcome.dtype == kind.lower()][:3] == ["sizes", "weights", "ranges"]
+    name = "h.0.mlp.c_proj.weight"
+    low, high, n_steps, _ = grids[name]()
+    row, column = divmod(int((high - low).argmax()), low.shape[1])
+    step = (high - low)[row, column] / n_steps
+    state[name][row, column] = (
+        tensors[name][row, column] + (0.7 if tensors[name][row, column] < high[row, column] else -0.7) * step
+    )
+    save_model(model, tmp_path / "other")
+    wrong = {outcome.part: outcome for outcome in compare(path, tmp_path / "other") if outcome.status == "fail"}
+    assert wrong["weights"].note == name and 0.6 < wrong["weights"].relative < 0.7
+
+
+def matrices_of(model: GPT2) -> list[str]:
+    return [name for name, tensor in model.state_dict().items() if name.startswith("h.") and tensor.dim() == 2]
+
+
+@pytest.mark.parametrize("has_matrix", [False, True])
+@pytest.mark.filterwarnings("ignore:.*has no tokenizer of GPT-2's kind")
+def test_a_lost_scale_is_found_and_an_importance_matrix_may_cut_off_more(has_matrix: bool, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install '.[benchmark]')")
+    model = random_model(GPT2Config(vocab_size=300, n_positions=8, n_embd=64, n_layer=1, n_head=2))
+    path, kind = tmp_path / "model.gguf", gguf.GGMLQuantizationType.Q4_0
+    save_model(model, tmp_path / "folder")
+
+    def failed(quantize: Callable[[np.ndarray], np.ndarray]) -> set[str]:
+        write_quantized(model, path, "Q4_0", quantize=quantize, has_matrix=has_matrix)
+        return {outcome.part for outcome in compare(path, tmp_path / "folder") if outcome.status == "fail"}
+
+    def without_a_scale(values: np.ndarray) -> np.ndarray:
+        stored = gguf.quants.quantize(values, kind)
+        stored[3, :2] = 0
+        return stored
+
+    def of_a_smaller_range(values: np.ndarray) -> np.ndarray:
+        largest = np.abs(values.reshape(-1, 32)).max(-1, keepdims=True)
+        return gguf.quants.quantize(values.reshape(-1, 32).clip(-0.8 * largest, 0.8 * largest).reshape(values.shape), kind)
+
+    assert failed(lambda values: gguf.quants.quantize(values, kind)) == set()
+    assert failed(without_a_scale) == {"ranges"}
+    assert failed(of_a_smaller_range) == (set() if has_matrix else {"ranges"})

@@ -15,14 +15,15 @@ from gpt2.pretrained import save_model
 from gpt2.verification import Outcome, Status
 from gpt2.verification.against import compare
 from gpt_config import GPT2Config
-from gpt_encoder import GPT2Tokenizer, train_bpe
+from gpt_encoder import CharTokenizer, GPT2Tokenizer, train_bpe
 from gpt_test.conftest import TRAINING_TEXT, random_model
 
 PACKAGES = {"gguf": "gguf", "onnx": "onnxruntime", "ctranslate2": "ctranslate2"}
 KINDS = [
     ("openai", "float32"), ("nanogpt", "float16"), ("llmc", "float32"), ("llmc", "bfloat16"), ("gguf", "float32"),
     ("gguf", "float16"), ("gguf", "bfloat16"), ("gguf", "q8_0"), ("onnx", "float32"), ("onnx", "int8"),
-    ("ctranslate2", "float32"), ("ctranslate2", "float16"), ("ctranslate2", "int8"),
+    ("ctranslate2", "float32"), ("ctranslate2", "float16"), ("ctranslate2", "int8"), ("safetensors", "float32"),
+    ("safetensors", "float16"), ("safetensors", "bfloat16"),
 ]  # fmt: skip
 
 # One of each reader of rounded weights.
@@ -71,9 +72,10 @@ def test_a_written_file_is_the_model_that_it_was_made_from(
     outcomes = list(compare(tmp_path / "file", folders[kind]))
     found = statuses(outcomes)
     is_run_elsewhere = form in ("onnx", "ctranslate2")
-    has_tokenizer = form in ("openai", "gguf")
+    has_tokenizer = form in ("openai", "gguf", "safetensors")
     assert list(found) == [
-        *([] if is_run_elsewhere else ["sizes"]), "weights", *(["tokens"] if has_tokenizer else []), "logits", "greedy ids",
+        *([] if is_run_elsewhere else ["sizes"]), "weights", *(["ranges"] if dtype == "q8_0" else []),
+        *(["tokens"] if has_tokenizer else []), "logits", "greedy ids",
     ]  # fmt: skip
     assert {outcome.dtype for outcome in outcomes if outcome.part == "weights"} == MIXED.get((form, dtype), {dtype})
     assert {outcome.dtype for outcome in outcomes if outcome.part != "weights"} == {dtype}
@@ -139,3 +141,12 @@ def test_another_size_and_another_tokenizer_are_named(
     save_model(models["gelu"], tmp_path / "other", tokenizer=train_bpe([TRAINING_TEXT[::-1]], vocab_size=300))
     found = statuses(list(compare(tmp_path / "other", folders["gelu"])))
     assert found == {"sizes": "pass", "weights": "pass", "tokens": "fail", "logits": "pass", "greedy ids": "pass"}
+
+
+def test_characters_that_a_tokenizer_lacks_are_no_difference(tmp_path: Path) -> None:
+    model = random_model(GPT2Config(vocab_size=20, n_positions=16, n_embd=12, n_layer=1, n_head=3))
+    for name, characters in (("one", "abc ,.1"), ("same", "abc ,.1"), ("other", "abd ,.1")):
+        save_model(model, tmp_path / name, tokenizer=CharTokenizer(characters))
+    assert statuses(list(compare(tmp_path / "same", tmp_path / "one")))["tokens"] == "pass"
+    tokens = next(outcome for outcome in compare(tmp_path / "other", tmp_path / "one") if outcome.part == "tokens")
+    assert tokens.status == Status.FAIL and tokens.note == "bytes of tokens"

@@ -27,6 +27,8 @@ def import_(file: str, source: str, out: Path, tokenizer: str | None) -> None:
     of llm.c, or a GGUF file. The numbers keep their dtype. Without a tokenizer in the file, a model with OpenAI's vocabulary
     gets OpenAI's; others need --tokenizer.
     """
+    if not file:
+        raise click.UsageError("FILE is empty: name a file or a folder")
     check_is_new(out)
     path = user_path(file)
     name = foreign_format(path) if source == "auto" else source

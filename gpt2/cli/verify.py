@@ -59,6 +59,7 @@ def _run_against(name: str, against: str) -> list[Outcome]:
     folder = locate_whole_model(against)  # before torch is imported
     path = user_path(name)
     if not foreign_model(path) and not written_model(path):
+        _refuse_unknown_file(name)
         path = locate_whole_model(name)
     from gpt2.verification.against import compare
 
@@ -72,6 +73,8 @@ def _run_all(name: str) -> list[Outcome]:
             f"{name} is {WRITTEN_TITLES[written[1]]}, which other programs run: name the model to compare it with, "
             "by --against FOLDER"
         )
+    if not foreign:
+        _refuse_unknown_file(name)
     folder = None if foreign or name == _RANDOM else locate_float_model(name)  # before torch is imported
     if folder is not None and not is_model_folder(folder):
         raise CheckpointError(f"{name} is not a model: name a folder that contains config.json and the weights")
@@ -89,6 +92,13 @@ def _run_all(name: str) -> list[Outcome]:
     place = _imported(*foreign) if foreign else random_model() if folder is None else contextlib.nullcontext(folder)
     with bar, place as source:
         return list(run_checks(source, show))
+
+
+def _refuse_unknown_file(name: str) -> None:
+    if user_path(name).is_file():
+        raise CheckpointError(
+            f"{name} is no file that gpt2 import reads: it may be damaged, so copy it again, or name a model folder"
+        )
 
 
 @contextlib.contextmanager

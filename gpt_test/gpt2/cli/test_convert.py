@@ -61,6 +61,7 @@ def test_mistakes_are_one_line(run_command: Callable, small_folder: Path, tmp_pa
         (("export", small_folder, "--to", "llmc", "--dtype", "q8_0", "--out", out), "use float32 or bfloat16"),
         (("import", tmp_path / "text", "--out", out), "is none of these: a TensorFlow checkpoint, a nanoGPT checkpoint"),
         (("import", tmp_path / "text", "--from", "llmc", "--out", out), "is not an llm.c model"),
+        (("import", "", "--out", out), "FILE is empty"),
         (("import", tmp_path / "none", "--out", out), "there is no file or folder"),
         (("import", tmp_path / "text", "--out", small_folder), "already contains a model"),
     ):

@@ -57,6 +57,14 @@ def test_random_and_unknown_models(run_command: Callable, tmp_path: Path) -> Non
     assert result.status == 1 and result.err.startswith("error: ")
 
 
+def test_a_file_of_no_known_format_is_one_line(run_command: Callable, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ckpt.pt").write_bytes(b"PK\x03\x04 half of a file")
+    for arguments in ((), ("--against", folder)):
+        result = run_command("verify", tmp_path / "ckpt.pt", *arguments)
+        assert result.status == 1 and result.err.count("\n") == 1
+        assert "ckpt.pt is no file that gpt2 import reads: it may be damaged" in result.err
+
+
 def test_a_file_is_compared_with_a_folder(run_command: Callable, folder: Path, tmp_path: Path) -> None:
     run_command("export", folder, "--to", "llmc", "--out", tmp_path / "model.bin")
     result = run_command("verify", tmp_path / "model.bin", "--against", folder, "--json")

@@ -61,7 +61,8 @@ def with_rounded_weights(model: GPT2, stored: Sequence[Stored]) -> GPT2:
 
     Where programs choose the rounding, the file's numbers are taken, if they are a rounding of the model's.
     """
-    state, rounded = model.state_dict(), {}
+    state = model.state_dict()
+    rounded: dict[str, Tensor] = {}
     for each in stored:
         same = nearest(each.name, state[each.name], each.kind) if each.grid is None else None
         rounded[each.name] = rounded_as(each, state[each.name]) if same is None else same

@@ -19,7 +19,7 @@ import click
 from gpt2.cli.option_sources import outranks, was_given
 from gpt2.cli.options import Choice, NewTokens, option, options_together, values_of, wrong_options
 from gpt2.cli.resume_options import DATA, Change, write_changes
-from gpt_config.errors import GPT2Warning
+from gpt_config.errors import GPT2Warning, InputError
 from gpt_config.model_config import GPT2Config
 
 if TYPE_CHECKING:
@@ -160,14 +160,24 @@ def report_options(group: str) -> Callable[[Any], Any]:
 
 def read_task_options(ctx: click.Context, options: RunOptions) -> list[Task]:
     """The tasks to score at each evaluation. One line, before anything is computed, for a wrong name, file or log."""
-    from gpt2.training.run_logs import check_logs
     from gpt2.training.task_scores import read_tasks
 
     if not options.eval_tasks and was_given(ctx, "eval_limit"):
         raise click.UsageError("--eval_limit is for --eval_tasks: give them, or leave it out")
     with wrong_options():
-        check_logs(options.log)
+        _check_logs(options.log, "--log=")
+        _check_logs(("tensorboard",) if options.tensorboard else (), "--")
         return read_tasks(options.eval_tasks, options.eval_limit)
+
+
+def _check_logs(names: Sequence[str], option_before: str) -> None:
+    """Like `check_logs`. The message names the option, which is `option_before` and the name, not the library's argument."""
+    from gpt2.training.run_logs import check_logs
+
+    try:
+        check_logs(names)
+    except InputError as error:
+        raise InputError(option_before + str(error).removeprefix("log=")) from None
 
 
 def field_options(

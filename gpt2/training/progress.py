@@ -47,9 +47,12 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
         for log in self._logs:
+            fail = getattr(log, "fail", None)
+            if kind is not None and fail is not None:
+                fail()
             log.close()
 
     def step(self, loss: float, tokens_per_second: float, peak_share: float | None) -> None:

@@ -28,7 +28,10 @@ WANDB_FILE = "wandb.json"  # the id of the run at Weights & Biases, under which 
 
 
 class RunLog(Protocol):
-    """Takes the metrics of a run. Any object with these two methods is one."""
+    """Takes the metrics of a run. Any object with these two methods is one.
+
+    A third method without arguments, `fail`, is called before `close` if an object has it and an error ends the run.
+    """
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Take the values after `step`: numbers by name, and the text "sample". A resumed run may do a step a second
@@ -110,14 +113,19 @@ class WandbLog:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         atomic_write_json(folder / WANDB_FILE, {"id": run_id})
+        self._exit_code = 0
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Send the values."""
         self._run.log({"step": step, **values})
 
+    def fail(self) -> None:
+        """Let `close` mark the run as failed, not as finished."""
+        self._exit_code = 1
+
     def close(self) -> None:
         """Wait until all is sent, or in the offline mode, written."""
-        self._run.finish()
+        self._run.finish(exit_code=self._exit_code)
 
 
 _COPIES: Mapping[str, Callable[[Path, int, Mapping[str, Any]], RunLog]] = {
@@ -162,6 +170,13 @@ class SteadyLog:
         if self._log is not None and not self._has_failed:
             with self._going_on():
                 self._log.log(step, values)
+
+    def fail(self) -> None:
+        """Tell the log that an error ends the run, if it has the method `fail`."""
+        fail = getattr(self._log, "fail", None)
+        if fail is not None:
+            with self._going_on():
+                fail()
 
     def close(self) -> None:
         """Close the log, also after a failure."""

@@ -93,16 +93,24 @@ def test_fine_tuning_scores_too(run_command: Callable, folder: Path, small_folde
         (["--eval_tasks", "lambada", "--engine", "numpy"], 2, "--engine numpy does not score tasks"),
         (["--eval_limit", "3"], 2, "--eval_limit is for --eval_tasks"),
         (["--log", "mlflow"], 2, "--log='mlflow' must be one of jsonl, tensorboard, wandb"),
-        (["--log", "jsonl,wandb"], 1, "log=wandb needs the package wandb, which is not installed: pip install '.[wandb]'"),
+        (["--log", "jsonl,wandb"], 1, "--log=wandb needs the package wandb, which is not installed: pip install '.[wandb]'"),
+        (["--log", "tensorboard"], 1, "--log=tensorboard needs the package tensorboard, which is not installed"),
+        (
+            ["--tensorboard"],
+            1,
+            "--tensorboard needs the package tensorboard, which is not installed: pip install '.[train]'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_before_the_run(
     run_command: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], status: int, words: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    for package in ("wandb", "tensorboard"):
+        monkeypatch.setitem(sys.modules, package, None)
     (folder / "odd.jsonl").write_text('{"text": "to be X"}\n')
     result = run_command("train", "--data", "text.txt", "--out", "run", *TINY, "--quiet", *options)
     assert result.status == status and words in result.err.splitlines()[-1], result.err
+    assert "log=" not in result.err.replace("--log=", "")
     assert not (folder / "run" / "metrics.jsonl").exists() and not (folder / "run" / "training.json").exists()
 
 

@@ -71,12 +71,12 @@ def test_a_wrong_log_is_named_before_the_run(trainer: Callable[..., Trainer], mo
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """Replace the package wandb. Returns its runs, each with `options` and `lines`."""
+    """Replace the package wandb. Returns its runs, each with `options`, `lines` and the `exit_codes` of its ends."""
     runs: list[SimpleNamespace] = []
 
     def init(**options: Any) -> SimpleNamespace:
-        run = SimpleNamespace(options=options, lines=[], n_closed=0, define_metric=lambda *_, **__: None)
-        run.log, run.finish = run.lines.append, lambda: setattr(run, "n_closed", run.n_closed + 1)
+        run = SimpleNamespace(options=options, lines=[], exit_codes=[], define_metric=lambda *_, **__: None)
+        run.log, run.finish = run.lines.append, lambda exit_code=None: run.exit_codes.append(exit_code)
         runs.append(run)
         return run
 
@@ -100,7 +100,20 @@ def test_a_resumed_run_has_the_same_id(
     assert first.options["name"] == "run" and "name" not in second.options and first.options["resume"] == "allow"
     assert first.options["config"]["max_steps"] == 2 and first.options["config"]["model"]["n_layer"] == 2
     assert [line["step"] for line in first.lines + second.lines] == [0, 1, 2, 2, 3, 4, 4]
-    assert first.lines + second.lines == read_metrics(tmp_path / "run") and first.n_closed == second.n_closed == 1
+    assert first.lines + second.lines == read_metrics(tmp_path / "run") and first.exit_codes == second.exit_codes == [0]
+
+
+def test_an_error_marks_the_run_as_failed(
+    trainer: Callable[..., Trainer], stand_in: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At Weights & Biases, a run with an exit code other than 0 is "failed", not "finished". A log needs no method fail."""
+    kept = Kept()
+    broken = trainer("wandb", kept)
+    monkeypatch.setattr(broken, "train_step", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        broken.train()
+    [run] = stand_in
+    assert run.exit_codes == [1] and [line["step"] for line in run.lines] == [0] and kept.n_closed == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"id": 3}'])
@@ -144,7 +157,7 @@ def records_of(file: Path) -> Iterator[bytes]:
 def test_weights_and_biases_offline(
     trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    """The package itself, without a network: two parts of a run with one id, all metrics in its files, a silent terminal."""
+    """The package itself, without a network: parts of a run with one id, all metrics in its files, a silent terminal."""
     pytest.importorskip("wandb", reason="wandb is not installed (pip install '.[wandb]')")
     from wandb.proto import wandb_internal_pb2
 
@@ -155,14 +168,21 @@ def test_weights_and_biases_offline(
         again = trainer("wandb")
         again.load()
         again.train()
+        broken = trainer("wandb", max_steps=5)
+        broken.load()
+        monkeypatch.setattr(broken, "train_step", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            broken.train()
     run_id = json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]
     files = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
-    lines = []
+    lines, exit_codes = [], []
     for content in (content for file in files for content in records_of(file)):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(content)
         items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        if record.HasField("exit"):
+            exit_codes.append(record.exit.exit_code)
         if items:
             lines.append({name: value for name, value in items.items() if not name.startswith("_")})
-    assert len(files) == 2 and lines == read_metrics(tmp_path / "run")
+    assert exit_codes == [0, 0, 1] and lines == read_metrics(tmp_path / "run")
     assert capfd.readouterr() == ("", "")

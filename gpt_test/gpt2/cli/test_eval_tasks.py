@@ -65,6 +65,20 @@ def test_figures_are_those_of_evaluate_and_of_a_resumed_run(run_command: Callabl
     assert scores(folder / "run") == {**found, 6: {}}
 
 
+def test_the_average_of_the_weights_is_scored(run_command: Callable, folder: Path) -> None:
+    """With --ema, the figures are those of the model in the folder, which is the average, and not those of the weights."""
+    call = ["train", "--data", "text.txt", *TINY, "--quiet", "--eval_tasks", "lambada", "--learning_rate", 0.01, "--out"]
+    for options in (["weights"], ["average", "--ema", 0.9]):
+        result = run_command(*call, *options)
+        assert result.status == 0, result.err
+    weights, average = (scores(folder / name)[4]["lambada_perplexity"] for name in ("weights", "average"))
+    saved = json.loads(
+        run_command("evaluate", "lambada.jsonl", "--task", "lambada", "--from_pretrained", "average", "--json").out
+    )
+    assert average == pytest.approx(saved["perplexity"]["value"], rel=1e-6)
+    assert average != pytest.approx(weights, rel=1e-2)
+
+
 def test_fine_tuning_scores_too(run_command: Callable, folder: Path, small_folder: Path) -> None:
     options = ["--max_steps", 1, "--batch_size", 2, "--context", 8, "--sample_tokens", 0, "--lora_rank", 2]
     call = ["finetune", "--data", "text.txt", "--from_pretrained", small_folder, *options]

@@ -36,6 +36,21 @@ def test_each_line_has_a_vector(run_command: Callable, small_folder: Path, tmp_p
     assert np.allclose([item["embedding"] for item in objects], vectors, atol=1e-6)
 
 
+def test_the_options_are_those_of_the_library(
+    run_command: Callable, small_folder: Path, small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path
+) -> None:
+    """Each option alone changes the vectors, as it does in `embed`."""
+    lines = "\n".join(TEXTS).encode()
+    plain = embed(small_model, small_tokenizer, TEXTS)
+    for options in ({"pooling": "last"}, {"layer": 1}, {"layer": -3}, {"normalize": True}):
+        given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+        out = tmp_path / "vectors.npy"
+        result = run_command("embed", "-", "--from_pretrained", small_folder, *given, "--out", out, stdin=lines)
+        assert result.status == 0, result.err
+        expected = embed(small_model, small_tokenizer, TEXTS, **options)
+        assert np.allclose(np.load(out), expected, atol=1e-6) and not np.allclose(expected, plain, atol=1e-2), options
+
+
 def test_other_fields_are_carried(run_command: Callable, small_folder: Path, tmp_path: Path, vectors: np.ndarray) -> None:
     records = [{"id": number, "title": text, "text": "no", "model": "x"} for number, text in enumerate(TEXTS)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

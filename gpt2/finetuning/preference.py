@@ -60,7 +60,7 @@ def preference(fields: Fields) -> Pair:
     if without[0] != without[1]:
         raise BadRecord("chosen and rejected do not answer the same prompt: they may differ in the last response only")
     if pair.chosen == pair.rejected:
-        raise BadRecord("chosen and rejected are equal: leave the row out, or change one of them")
+        raise BadRecord("chosen and rejected are equal")
     return pair
 
 

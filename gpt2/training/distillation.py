@@ -16,9 +16,11 @@ from gpt2.model import GPT2
 from gpt2.training.loss import LanguageModelLoss
 from gpt2.training.objective import LanguageModelling
 from gpt2.training.preparation import TrainingData
+from gpt2.weights.tokenizer import tokenizer_of
 from gpt_config.errors import ConfigError
 from gpt_config.model_config import GPT2Config
 from gpt_config.training_config import TrainingConfig
+from gpt_encoder.interface import Tokenizer
 
 _ROWS = 1024  # rows of logits in memory at a time
 
@@ -40,17 +42,14 @@ class Distillation(LanguageModelling):
 
     def __init__(self, data: TrainingData, config: TrainingConfig, teacher: GPT2) -> None:
         super().__init__(data, config)
-        self._teacher = teacher
+        self._teacher, self._tokenizer = teacher, data.tokenizer
         self._weights = _Weights(config.temperature_of_teacher, config.teacher_share)
 
     def check(self, model: GPT2Config, config: TrainingConfig) -> None:
         super().check(model, config)
         teacher = self._teacher.config
-        if teacher.vocab_size < model.vocab_size:
-            raise ConfigError(
-                f"the teacher has {teacher.vocab_size} token ids and the student {model.vocab_size}: use a teacher with the "
-                "student's tokenizer"
-            )
+        _check_vocabulary(teacher.vocab_size, model.vocab_size)
+        _check_tokens(tokenizer_of(self._teacher), self._tokenizer)
         if teacher.n_positions < config.context:
             raise ConfigError(
                 f"context={config.context} is longer than the {teacher.n_positions} positions of the teacher: use at most "
@@ -60,6 +59,27 @@ class Distillation(LanguageModelling):
 
     def loss(self, model: GPT2) -> nn.Module:
         return DistillationLoss(model, self._teacher.to(model.device), self._weights.temperature, self._weights.share)
+
+
+def _check_vocabulary(n_teacher: int, n_student: int) -> None:
+    if n_teacher < n_student:
+        raise ConfigError(
+            f"the teacher has {n_teacher} token ids and the student {n_student}: use the teacher's tokenizer, or a teacher "
+            "with the student's"
+        )
+
+
+def _check_tokens(teachers: Tokenizer | None, students: Tokenizer) -> None:
+    """Raise ConfigError if an id is another token for the teacher. Its probabilities would be those of other tokens."""
+    if teachers is None:
+        return
+    theirs = teachers.token_bytes
+    for token_id, ours in students.token_bytes.items():
+        if theirs.get(token_id, ours) != ours:
+            raise ConfigError(
+                f"the token {token_id} is {theirs[token_id]!r} for the teacher and {ours!r} for the student: use the "
+                "teacher's tokenizer, or a teacher with the student's"
+            )
 
 
 class DistillationLoss(LanguageModelLoss):
@@ -170,13 +190,18 @@ def start_from_teacher(student: GPT2, teacher: GPT2) -> list[int]:
                 "begin with its layers: choose the teacher's, or student_start=random",
                 field=name if name.startswith("n_") else None,
             )
-    for name in ("n_layer", "n_positions", "vocab_size"):
-        if getattr(ours, name) > getattr(theirs, name):
-            raise ConfigError(
-                f"{name}={getattr(ours, name)} is more than the teacher's {getattr(theirs, name)}, so the student cannot "
-                "begin with its layers: choose fewer, or student_start=random",
-                field=name,
-            )
+    _check_vocabulary(theirs.vocab_size, ours.vocab_size)
+    if ours.n_positions > theirs.n_positions:
+        raise ConfigError(
+            f"the student has {ours.n_positions} positions and the teacher {theirs.n_positions}: use a context of at most "
+            f"{theirs.n_positions}"
+        )
+    if ours.n_layer > theirs.n_layer:
+        raise ConfigError(
+            f"n_layer={ours.n_layer} is more than the teacher's {theirs.n_layer}, so the student cannot begin with its "
+            "layers: choose fewer, or student_start=random",
+            field="n_layer",
+        )
     layers = layers_of_student(theirs.n_layer, ours.n_layer)
     for block, layer in zip(student.h, layers, strict=True):
         block.load_state_dict(teacher.h[layer].state_dict())

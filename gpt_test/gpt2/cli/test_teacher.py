@@ -58,6 +58,12 @@ def test_the_teacher_and_its_share_change_the_loss(run_command: Callable, start:
         (["--temperature_of_teacher", "0"], "--temperature_of_teacher=0.0 must be above 0"),
         (["--teacher_share", "1.5"], "--teacher_share=1.5 must be at least 0 and at most 1"),
         (["--tokenizer", "gpt2", "--student_start", "random"], "the teacher has 300 token ids and the student 50257"),
+        (["--tokenizer", "gpt2"], "the teacher has 300 token ids and the student 50257: use the teacher's tokenizer"),
+        (
+            ["--tokenizer", "char"],
+            "the token 0 is b'!' for the teacher and b' ' for the student: use the teacher's tokenizer",
+        ),
+        (["--context", "4096"], "the student has 4096 positions and the teacher 40: use a context of at most 40"),
         (["--teacher", "nowhere"], "nowhere"),
     ],
 )

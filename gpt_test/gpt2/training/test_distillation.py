@@ -66,12 +66,13 @@ def test_the_layers_of_a_student() -> None:
         ({"n_embd": 24}, "n_embd=16 is not that of the teacher, 24"),
         ({"n_head": 4}, "n_head=2 is not that of the teacher, 4"),
         ({"n_layer": 1}, "n_layer=2 is more than the teacher's 1"),
-        ({"n_positions": 8}, "n_positions=16 is more than the teacher's 8"),
+        ({"n_positions": 8}, "the student has 16 positions and the teacher 8: use a context of at most 8"),
+        ({"vocab_size": 30}, "the teacher has 30 token ids and the student 31: use the teacher's tokenizer"),
     ],
 )
 def test_a_student_that_cannot_begin_with_the_layers(fields: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        start_from_teacher(random_model(STUDENT), random_model(GPT2Config(vocab_size=31, **(SIZES | fields))))
+        start_from_teacher(random_model(STUDENT), random_model(GPT2Config(**({"vocab_size": 31, **SIZES} | fields))))
 
 
 def test_the_parts_of_a_step_have_the_loss_of_the_whole(char_data: TrainingData, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ difference, the model itself is called. In float32, its results are equal to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -97,20 +97,22 @@ class DecodePlan:
         return x
 
     def _in_steps(self, input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor]) -> Tensor:
-        """As `run_model`, with `_in_turns`."""
+        """As `run_model`, with `_blocks_in_turn`."""
         (B, T), ends = input_ids.shape, self._parts.ends
         mask = visible_slots(past, T, attention_mask, input_ids.device)
         x = embedded(input_ids, attention_mask, past, ends)  # (B, T, C)
-        for cache, block in self._in_turns(caches, B * T):
-            x = run_blocks(x, past, mask, [cache], [block])
+        x = self._blocks_in_turn(x, B * T, caches, lambda x, cache, block: run_blocks(x, past, mask, [cache], [block]))
         return normed(x, ends.norm)
 
-    def _in_turns(self, caches: list[Tensor], n_rows: int) -> Iterator[tuple[Tensor, BlockParts]]:
-        """Each block and its cache. The number of threads may change after each block: a long prompt is not one step."""
+    def _blocks_in_turn(
+        self, x: Tensor, n_rows: int, caches: list[Tensor], run: Callable[[Tensor, Tensor, BlockParts], Tensor]
+    ) -> Tensor:
+        """Run each block. The number of threads may change after each, because a long prompt is not one step."""
         parts = self._parts if self._packed is None or self._limits.packed_rows < n_rows else self._packed
         for cache, block in zip(caches, parts.blocks, strict=True):
             with step((id(self._model), "block", n_rows.bit_length()), cache.device, work=n_rows):
-                yield cache, block
+                x = run(x, cache, block)
+        return x
 
     def hidden_states_of_slots(
         self, texts: Sequence[Sequence[int]], lengths: Sequence[int], slots: Sequence[int], layers: list[Tensor]
@@ -125,8 +127,9 @@ class DecodePlan:
             x: Tensor = self._runs.run_slots(tokens, positions, *rows, layers, self._parts_for(len(tokens)))
         else:
             x = embedded_in_slots(tokens, positions, self._parts.ends)  # (N, C)
-            for layer, block in self._in_turns(layers, len(tokens)):
-                x = run_blocks_in_slots(x, *rows, [layer], [block])
+            x = self._blocks_in_turn(
+                x, len(tokens), layers, lambda x, layer, block: run_blocks_in_slots(x, *rows, [layer], [block])
+            )
             x = normed(x, self._parts.ends.norm)
         return x if len(tokens) == len(texts) else x[torch.tensor(counts, device=device).cumsum(0) - 1]
 

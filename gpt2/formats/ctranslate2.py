@@ -104,7 +104,8 @@ class Engine:
             with open(next(path.glob("*vocabulary.json")), encoding="utf-8") as file:
                 self._tokens: list[str] = json.load(file)
             settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (RuntimeError, OSError, ValueError, StopIteration) as error:
+        # A C++ exception comes as any of these: a missing weight is an IndexError.
+        except (ArithmeticError, LookupError, MemoryError, RuntimeError, OSError, ValueError, StopIteration) as error:
             raise CheckpointError(f"{path} is not a readable CTranslate2 model ({error}): write it again") from None
         # A processor without a dtype computes in float32, with the rounded weights.
         self.precision = str(settings.get("dtype") or self._generator.compute_type.partition("_")[0])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2 import GPT2
+from gpt2.formats.ctranslate2 import load_engine
 from gpt2.formats.ctranslate2_file import stored_weights
 from gpt2.formats.export import Agreement, export_model
 from gpt_config import CheckpointError, GPT2Config, InputError
@@ -96,3 +97,12 @@ def test_damaged_weights_are_one_line(small_tokenizer: GPT2Tokenizer, tmp_path: 
     message = "has no scale for each row of" if damage == "no scales" else "is not a readable CTranslate2 model"
     with pytest.raises(CheckpointError, match=message):
         list(stored_weights(path))
+
+
+def test_a_missing_weight_is_one_line(small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    """CTranslate2 raises a C++ exception, which Python sees as an IndexError."""
+    export_model(random_model(CONFIG), small_tokenizer, tmp_path / "model", to="ctranslate2")
+    path = tmp_path / "model" / "model.bin"
+    path.write_bytes(path.read_bytes().replace(b"decoder/projection/weight", b"decoder/projection/weighs"))
+    with pytest.raises(CheckpointError, match=r"is not a readable CTranslate2 model .* write it again"):
+        load_engine(path.parent)

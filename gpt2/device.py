@@ -5,7 +5,9 @@ It depends on torch only.
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -83,13 +85,44 @@ def has_matrix_units() -> bool:
 
     Matrices of bfloat16 and of int8 are then multiplied faster than matrices of float32.
     """
-    # oneDNN reads both names; the second is the older one.
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
-    if not {"AMX", "ALL", "DEFAULT"} & set(limit.upper().split("_")):
-        return False
     # The function is private: if a version of torch lacks it, assume that there is no AMX.
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return bool(has_amx())
+    return _onednn_may_use("AMX") and bool(has_amx())
+
+
+def has_bfloat16_units() -> bool:
+    """Return whether this CPU multiplies matrices of bfloat16 faster than those of float32.
+
+    It has AMX, or AVX-512 with instructions for bfloat16, and oneDNN may use them.
+    """
+    has_avx512 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return has_matrix_units() or (_onednn_may_use("AMX", "BF16", "FP16") and bool(has_avx512()))
+
+
+def _onednn_may_use(*names: str) -> bool:
+    """Return whether oneDNN may use instructions of one of these names. A variable can limit them."""
+    # oneDNN reads both variables; the second is the older one.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    return bool({*names, "ALL", "DEFAULT"} & set(limit.upper().split("_")))
+
+
+def mkl_is_slow() -> bool:
+    """Return whether torch multiplies with MKL on a processor with AVX-512 that is not Intel's.
+
+    MKL does not use its fastest code there, but oneDNN does.
+    """
+    if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return "AuthenticAMD" in _processor()
+
+
+@functools.cache
+def _processor() -> str:
+    """Return what the system says of the processor's maker and kind."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()  # on Windows it ends with the maker's name
 
 
 def free_memory(device: str | torch.device = "cpu") -> int | None:

@@ -56,10 +56,12 @@ class KVCache:
         cache.max_length, cache.length, cache.layers = layers[0].shape[3], 0, list(layers)
         return cache
 
-    def check_fit(self, config: GPT2Config, rows: int, n_tokens: int, weight: Tensor) -> None:
+    def check_fit(
+        self, config: GPT2Config, rows: int, n_tokens: int, weight: Tensor, *, dtype: torch.dtype | None = None
+    ) -> None:
         """Raise InputError unless `n_tokens` more tokens of `rows` rows fit.
 
-        The cache must have the layers and heads of `config`, and the dtype and device of `weight`.
+        The cache must have the layers and heads of `config`, and the dtype, or `dtype`, and the device of `weight`.
         """
         store = self.layers[0]
         n_layer, n_head, head_dim = len(self.layers), store.shape[2], store.shape[4]
@@ -70,7 +72,7 @@ class KVCache:
             )
         if rows != store.shape[1]:
             raise InputError(f"input_ids has {rows} rows and the cache has {store.shape[1]}: use one cache for each batch")
-        if (weight.dtype, weight.device) != (store.dtype, store.device):
+        if store.dtype not in (weight.dtype, dtype) or store.device != weight.device:
             raise InputError(
                 f"the cache is {store.dtype} on {store.device} and the model computes in {weight.dtype} on {weight.device}: "
                 "make the cache with the model's dtype and device"

@@ -79,7 +79,7 @@ def run_blocks(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], 
     x = x.view(B * T, C)  # a row for each token
     for i, block in enumerate(blocks):
         heads = stored(product(normed(x, block.norm_1), block.c_attn), T, past, caches[i])  # (3, B, H, T, D)
-        y = attention(heads[0], caches[i], past, mask, block.scale)  # (B, H, T, D)
+        y = attention(heads, caches[i], past, mask, block.scale)  # (B, H, T, D)
         x += product(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)  # (B * T, C)
         y = product(normed(x, block.norm_2), block.c_fc)
         x += product(activated(y, block.activation), block.mlp_proj)
@@ -142,7 +142,7 @@ def run_blocks_in_slots(
             text.narrow(2, lengths[b], counts[b]).copy_(heads[1:])
             seen = text.narrow(2, 0, lengths[b] + counts[b]).unsqueeze(1)  # (2, 1, H, S, D)
             mask = visible_slots(lengths[b], counts[b], None, x.device)
-            y = attention(heads[0].unsqueeze(0), seen, lengths[b], mask, block.scale)  # (1, H, T, D)
+            y = attention(heads.unsqueeze(1), seen, lengths[b], mask, block.scale)  # (1, H, T, D)
             ys.append(y[0].transpose(0, 1).reshape(counts[b], C))
         x += product(torch.cat(ys), block.attn_proj)  # (N, C)
         y = product(normed(x, block.norm_2), block.c_fc)
@@ -157,11 +157,18 @@ def stored(qkv: Tensor, T: int, past: int, cache: Tensor) -> Tensor:
     return heads
 
 
-def attention(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
-    """Return the attention of queries (B, H, T, D) after `past` cached tokens: (B, H, T, D)."""
-    k, v = cache.narrow(3, 0, past + q.size(2)).unbind()  # (B, H, S, D) each
-    is_causal = mask is None and q.size(2) > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+def attention(heads: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
+    """Return the attention of `heads` (3, B, H, T, D), the queries, keys and values of the last T tokens: (B, H, T, D).
+
+    The cache (2, B, H, S, D) has the same keys and values after those of `past` tokens, perhaps in float32: see
+    `cache_dtype`. A prompt in bfloat16 is computed in bfloat16, because matrix units are faster so.
+    """
+    T = heads.size(3)
+    q, k, v = heads.unbind()  # (B, H, T, D) each
+    if past > 0 or T == 1 or heads.dtype != torch.bfloat16:
+        k, v = cache.narrow(3, 0, past + T).unbind()  # (B, H, S, D) each
+    is_causal = mask is None and T > 1
+    return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, is_causal=is_causal, scale=scale).to(q.dtype)
 
 
 def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, scale: float) -> Tensor:
@@ -174,8 +181,9 @@ def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, 
         # MKL's rounding depends on the alignment of a row, so give the query the alignment that it has in a single step.
         if query.storage_offset() * query.element_size() % 64:
             query = torch.empty_strided(query.size(), query.stride(), dtype=query.dtype, device=query.device).copy_(query)
+        query = query.to(k.dtype)
         ys.append(F.scaled_dot_product_attention(query, k.narrow(2, 0, S), v.narrow(2, 0, S), attn_mask=seen, scale=scale))
-    return torch.cat(ys, 2)
+    return torch.cat(ys, 2).to(q.dtype)
 
 
 def activated(x: Tensor, activation: str) -> Tensor:

@@ -84,7 +84,16 @@ class FastLimits:
     # False: float16 layers compute as in the model, without packing.
     pack_float16: bool = True
 
-    # Steps of several rows in float32 before the weights are packed: packing takes as long as it saves in that many.
+    # Whether MKL's products in float32 are avoided. None: `device` decides by the processor's maker.
+    avoid_mkl: bool | None = None
+
+    # Bytes of a layer's weights. Smaller ones are multiplied by MKL.
+    min_bytes_without_mkl: int = 2**16
+
+    # Whether single rows in bfloat16 are multiplied by weights in float16. None: if the CPU has no matrix units.
+    bfloat16_by_float16: bool | None = None
+
+    # Steps of several rows before the weights are packed: packing takes as long as it saves in that many.
     steps_before_packing: int = 24
 
     # Rows. More are multiplied as fast without packing.
@@ -97,7 +106,7 @@ class FastLimits:
     # Whether the CPU multiplies matrices of bfloat16 and int8 faster than those of float32. None: `device` detects it.
     matrix_units: bool | None = None
 
-    # Rows. From here on, a CPU without matrix units multiplies bfloat16 faster in float32, including the conversion.
+    # Rows. From here on, a CPU without instructions for bfloat16 multiplies faster in float32, including the conversion.
     rows_for_float32: int = 256
 
     # Rows. From here on, Python runs the blocks: its share of the time is negligible, and Ctrl-C takes effect before all

@@ -2,11 +2,16 @@
 
 A product of few rows is limited by memory bandwidth, so the layout of the weights determines its speed. A product of many
 rows is limited by arithmetic, so the dtype does. With weights packed by oneDNN, a single row of bfloat16 takes 2/3 of the
-time of `F.linear`. Packed by fbgemm, which adds in float32, 2 to 32 rows of float16 take a quarter to 60%.
+time of `F.linear`. Packed by fbgemm, which adds in float32, 2 to 32 rows of float16 take a quarter to 60%. With the numbers
+of bfloat16 in float16, fbgemm takes 70% of oneDNN's time for a single row on an EPYC with AVX-512. With AMX both are equal.
+
+MKL multiplies float32 slowly on processors of other makers than its own. On an EPYC with AVX-512, the products of a step of
+124M take 60% of its time for one row, as a batch of parts, and half of it for 2 to 512 rows, with oneDNN (see `avoids_mkl`).
 """
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.device import has_matrix_units
+from gpt2.device import has_bfloat16_units, has_matrix_units, mkl_is_slow
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.plan_parts import FastLinear, Norm
 from gpt2.fast.scripted import Scripted
@@ -31,6 +36,12 @@ from gpt2.quantization.kernels import (
 )
 from gpt2.quantization.layers import Int8Embedding, Int8Linear
 
+# A product of one row in float32 is computed as this many products, which MKL distributes over the threads.
+N_PARTS = 8
+
+# Kinds whose weights can be packed for several rows: see `packed_for_rows`.
+PLAIN_FOR_ROWS = {"float", "float head", "float without MKL", "float head without MKL", "bfloat16 by float16"}
+
 # Packed weights, kept between generations, because packing takes as long as dozens of tokens.
 _packed: Derived[Tensor] = Derived()
 
@@ -45,17 +56,18 @@ _same_rows: Derived[bool] = Derived()
 def fast_linear(layer: Conv1D | Int8Linear, limits: FastLimits = FAST, *, is_lifted: bool = False) -> FastLinear:
     """Return the `FastLinear` of `layer`. With `is_lifted`, an int8 layer expects its input rows multiplied by LIFT.
 
-    In float32 and float64, the results are equal to the layer's, bit for bit. In bfloat16 and float16 on a CPU the weights
-    are packed, and sums may be rounded differently.
+    In float32 and float64, the results are equal to the layer's, bit for bit, if not `avoids_mkl`. In bfloat16 and float16
+    on a CPU the weights are packed, and sums may be rounded differently.
     """
     if isinstance(layer, Int8Linear):
         return _fast_int8(layer, is_lifted)
-    if _can_pack(layer.weight, limits):
-        return _fast_bfloat16(layer, layer.weight.t(), layer.bias.detach(), limits)
-    parts = _float16_parts(layer, limits)
-    if parts is not None:
-        return FastLinear("float16", layer.weight, layer.bias.detach(), layer.weight.detach().t(), parts)
+    few_bits = _fast_few_bits(layer, layer.weight.t(), layer.bias.detach(), limits)
+    if few_bits is not None:
+        return few_bits
     # A bias of shape (1, n_out) is added slightly faster to a single row, with the same result.
+    if avoids_mkl(layer.weight, limits) and layer.weight.shape[0] % N_PARTS == 0:
+        parts = layer.weight.detach().view(N_PARTS, -1, layer.weight.shape[1])  # (parts, n_in / parts, n_out)
+        return FastLinear("float without MKL", layer.weight, layer.bias[None], parts, None)
     return FastLinear("float", layer.weight, layer.bias[None], layer.weight, None)
 
 
@@ -63,11 +75,13 @@ def fast_head(head: TokenEmbedding | Int8Embedding, limits: FastLimits = FAST) -
     """Return the `FastLinear` that computes `head.logits` for rows (N, C)."""
     if isinstance(head, Int8Embedding):
         return fast_linear(head)
-    if _can_pack(head.weight, limits):
-        return _fast_bfloat16(head, head.weight, None, limits)
-    parts = _float16_parts(head, limits)
-    if parts is not None:
-        return FastLinear("float16", head.weight, None, head.weight.detach(), parts)
+    few_bits = _fast_few_bits(head, head.weight, None, limits)
+    if few_bits is not None:
+        return few_bits
+    if avoids_mkl(head.weight, limits):
+        V, C = head.weight.shape
+        parts = head.weight.detach()[: V - V % N_PARTS].view(N_PARTS, -1, C).transpose(1, 2)  # (parts, C, V / parts)
+        return FastLinear("float head without MKL", head.weight, None, parts, None)
     return FastLinear("float head", head.weight, None, head.weight, None)
 
 
@@ -96,27 +110,44 @@ def _fast_int8(layer: Int8Linear, is_lifted: bool) -> FastLinear:
 
 
 @torch.no_grad()
-def _fast_bfloat16(layer: nn.Module, weight: Tensor, bias: Tensor | None, limits: FastLimits) -> FastLinear:
-    """Return the `FastLinear` of `weight` (n_out, n_in). With matrix units, any number of rows is computed in bfloat16."""
+def _fast_few_bits(
+    layer: Conv1D | TokenEmbedding, weight: Tensor, bias: Tensor | None, limits: FastLimits
+) -> FastLinear | None:
+    """Return the `FastLinear` of `weight` (n_out, n_in) in 16 bits, or None if no kernel is faster than torch's products."""
+    weight = weight.detach()
+    parts, has_onednn = _float16_parts(layer, limits), _can_pack(weight, limits)
+    if not has_onednn:
+        return None if parts is None else FastLinear("float16", weight, bias, weight, parts)
+    is_fast = has_bfloat16_units() if limits.matrix_units is None else limits.matrix_units
+    rows_for_float32 = sys.maxsize if is_fast else limits.rows_for_float32
+    if parts is not None:
+        return FastLinear("bfloat16 by float16", weight, bias, weight, parts, rows_for_float32)
+    return FastLinear("bfloat16", _packed_by_onednn(layer, weight, 1), bias, weight, None, rows_for_float32)
+
+
+def _packed_by_onednn(layer: nn.Module, weight: Tensor, n_rows: int) -> Tensor:
+    """Return `weight` (n_out, n_in) of a layer in oneDNN's layout for that many rows."""
 
     def pack() -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), n_rows)
         return packed
 
-    kind = "bfloat16" if uses_matrix_units(limits) else "bfloat16 or float32"
-    packed = _packed.of(layer, state_with_contents(weight), pack)
-    return FastLinear(kind, packed, bias, weight.detach(), None, limits.rows_for_float32)
+    return _packed.of(layer, state_with_contents(weight), pack)
 
 
 @torch.no_grad()
 def _float16_parts(layer: Conv1D | TokenEmbedding, limits: FastLimits) -> list[torch.ScriptObject] | None:
-    """Return the weights of a float16 layer packed by fbgemm, in parts, or None if they cannot be packed."""
+    """Return the weights of a layer in 16 bits packed by fbgemm, in parts, or None if they cannot be packed.
+
+    Numbers of bfloat16 are the same in float16 between 6e-5 and 65504, and smaller ones within 3e-8.
+    """
     if not _can_pack_float16(layer.weight, limits):
         return None
     weight = layer.weight.detach() if isinstance(layer, TokenEmbedding) else layer.weight.detach().t()  # (n_out, n_in)
 
     def pack() -> list[torch.ScriptObject] | None:
-        if not bool(torch.isfinite(weight).all()):  # fbgemm would replace infinite weights by the largest number
+        # fbgemm would replace larger numbers by the largest one. NaN is not smaller than it either.
+        if not all(bool(bound.abs() <= torch.finfo(torch.float16).max) for bound in torch.aminmax(weight)):
             return None
         with packing(packing_engine() or ""):
             return [torch.ops.quantized.linear_prepack_fp16(rows.float(), None) for rows in weight.split(ROWS_OF_PART)]
@@ -125,7 +156,7 @@ def _float16_parts(layer: Conv1D | TokenEmbedding, limits: FastLimits) -> list[t
 
 
 def pack_float16_together(model: nn.Module, limits: FastLimits) -> None:
-    """Pack the float16 layers of a model, several at the same time, because packing a layer uses one thread only."""
+    """Pack the layers of a model in 16 bits, several at the same time, because packing a layer uses one thread only."""
     layers = [module for module in model.modules() if isinstance(module, (Conv1D, TokenEmbedding))]
     layers = [layer for layer in layers if layer not in _packed_float16 and _can_pack_float16(layer.weight, limits)]
     if len(layers) > 1:
@@ -135,17 +166,13 @@ def pack_float16_together(model: nn.Module, limits: FastLimits) -> None:
 
 
 @torch.no_grad()
-def packed_float32(layer: nn.Module, linear: FastLinear) -> FastLinear:
-    """Return the `FastLinear` of a float32 layer with weights packed by oneDNN: see `packed_rows`."""
-    weight = linear.weight if linear.kind == "float head" else linear.weight.t()  # (n_out, n_in)
-
-    def pack() -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
-        return packed
-
+def packed_for_rows(layer: nn.Module, linear: FastLinear) -> FastLinear:
+    """Return the `FastLinear` of a layer with weights packed by oneDNN for several rows: see `packed_rows`."""
+    if linear.kind == "bfloat16 by float16":
+        return linear._replace(weight=_packed_by_onednn(layer, linear.other, 8))
+    weight = linear.weight if linear.bias is None else linear.weight.t()  # (n_out, n_in)
     bias = None if linear.bias is None else linear.bias[0].detach()
-    packed = _packed.of(layer, state_with_contents(linear.weight), pack)
-    return linear._replace(kind="packed float32", weight=packed, bias=bias)
+    return linear._replace(kind="packed float32", weight=_packed_by_onednn(layer, weight.detach(), 8), bias=bias)
 
 
 def is_kept_packed(layer: nn.Module) -> bool:
@@ -166,19 +193,38 @@ def product(x: Tensor, layer: FastLinear) -> Tensor:
         return torch.addmm(bias, x, weight)
     if kind == "float head":
         return F.linear(x, weight)
+    if kind == "float without MKL":
+        assert bias is not None
+        if x.size(0) > 1:
+            return _onednn_product(x, weight.t(), bias[0])
+        parts = torch.bmm(x.view(layer.other.size(0), 1, -1), layer.other)  # (parts, 1, n_out)
+        return parts.sum(0).add_(bias)  # (1, n_out)
+    if kind == "float head without MKL":
+        return _onednn_product(x, weight, None) if x.size(0) > 1 else _logits_without_mkl(x, weight, layer.other)
     if kind == "int8" or kind == "lifted int8":
         packed = layer.packed
         assert packed is not None
         return int8_product(x, packed, bias, kind == "lifted int8", layer.n_steps)
-    if kind == "float16" or kind == "float16 row by row":
+    if kind == "float16" or kind == "float16 row by row" or (kind == "bfloat16 by float16" and x.size(0) == 1):
         return _float16_product(x, layer).to(x.dtype)
     if kind == "plain int8":
         return plain_int8_product(x, weight, layer.other, bias)
-    if kind == "bfloat16 or float32" and x.size(0) >= layer.rows_for_float32:
+    if kind != "packed float32" and x.size(0) >= layer.rows_for_float32:
         return F.linear(x.float(), layer.other.float(), None if bias is None else bias.float()).to(x.dtype)
+    return _onednn_product(x, weight, bias)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     none: list[int | float | complex | None] = []
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", none, "")
     return y
+
+
+def _logits_without_mkl(x: Tensor, weight: Tensor, parts: Tensor) -> Tensor:
+    """Return the logits (1, V) of `x` (1, C). `parts` (parts, C, V / parts) are the first rows of `weight` (V, C)."""
+    y = torch.bmm(x.expand(parts.size(0), 1, x.size(1)), parts).view(1, -1)  # (1, V without the rest)
+    rest = weight.size(0) - y.size(1)
+    return y if rest == 0 else torch.cat([y, F.linear(x, weight.narrow(0, y.size(1), rest))], 1)
 
 
 def _float16_product(x: Tensor, layer: FastLinear) -> Tensor:
@@ -212,8 +258,12 @@ scripted_product_of_each = Scripted(product_of_each)
 
 def one_by_one(linear: FastLinear) -> FastLinear:
     """Return the same layer with a kind whose rows `product_of_each` multiplies one by one."""
-    others = {"bfloat16": "bfloat16 or float32", "float16": "float16 row by row"}
-    return linear._replace(kind=others.get(linear.kind, linear.kind))
+    return linear._replace(kind=f"{linear.kind} row by row") if linear.kind in ("bfloat16", "float16") else linear
+
+
+def of_each(linear: FastLinear) -> FastLinear:
+    """Return the layer whose products of several rows `product_of_each` computes, by the kernel of a single row."""
+    return linear._replace(kind="float16") if linear.kind == "bfloat16 by float16" else linear
 
 
 def has_same_rows(layer: nn.Module, linear: FastLinear) -> bool:
@@ -248,16 +298,20 @@ def _multiplies_rows_alike(linear: FastLinear) -> bool:
 
 
 def _can_pack(weight: Tensor, limits: FastLimits) -> bool:
-    """Return whether oneDNN can pack this weight in bfloat16, which requires AVX-512 or newer instructions."""
+    """Return whether oneDNN can multiply this weight in bfloat16, which requires AVX-512 or newer instructions."""
     takes_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     return limits.pack_bfloat16 and _onednn_packs(weight, torch.bfloat16) and bool(takes_bfloat16())
 
 
 def _can_pack_float16(weight: Tensor, limits: FastLimits) -> bool:
-    """Return whether fbgemm can pack this weight. It needs an x86 CPU with AVX2; torch will remove its operators."""
+    """Return whether fbgemm can pack this weight, and multiply it faster than oneDNN.
+
+    It needs an x86 CPU with AVX2; torch will remove its operators.
+    """
+    pays = limits.bfloat16_by_float16 if weight.dtype == torch.bfloat16 else weight.dtype == torch.float16
     return (
         limits.pack_float16
-        and weight.dtype == torch.float16
+        and (not uses_matrix_units(limits) if pays is None else pays)
         and weight.device.type == "cpu"
         and not weight.is_inference()  # an inference tensor has no version, so changes could not be detected
         and hasattr(torch.ops.quantized, "linear_prepack_fp16")
@@ -266,9 +320,20 @@ def _can_pack_float16(weight: Tensor, limits: FastLimits) -> bool:
     )
 
 
-def can_pack_float32(weight: Tensor) -> bool:
-    """Return whether oneDNN can pack this weight in float32."""
-    return _onednn_packs(weight, torch.float32)
+def avoids_mkl(weight: Tensor, limits: FastLimits) -> bool:
+    """Return whether products of this weight in float32 are faster without `addmm`, because of whose processor it is.
+
+    MKL's product of one row uses one thread there, and its product of several rows half of the processor's speed. Small
+    weights stay in the processor's cache, where the parts of a product cost more than they save.
+    """
+    avoids = mkl_is_slow() if limits.avoid_mkl is None else limits.avoid_mkl
+    is_large = weight.nbytes >= limits.min_bytes_without_mkl and weight.shape[0] >= N_PARTS
+    return avoids and is_large and _onednn_packs(weight, torch.float32)
+
+
+def can_pack_for_rows(weight: Tensor) -> bool:
+    """Return whether oneDNN can pack this weight for several rows."""
+    return _onednn_packs(weight, torch.float32) or _can_pack(weight, FAST)
 
 
 def _onednn_packs(weight: Tensor, dtype: torch.dtype) -> bool:

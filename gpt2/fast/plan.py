@@ -35,13 +35,14 @@ from gpt2.fast.linear import (
     fast_linear,
     fast_norm_and_linear,
     has_same_rows,
+    of_each,
     one_by_one,
     pack_float16_together,
     scripted_product,
     scripted_product_of_each,
 )
 from gpt2.fast.packed_rows import PackedRows
-from gpt2.fast.plan_parts import BlockParts, Ends, Norm, PlanParts
+from gpt2.fast.plan_parts import BlockParts, Ends, FastLinear, Norm, PlanParts
 from gpt2.fast.scripted import Scripted
 from gpt2.fast.threads import step
 from gpt2.fast.unchanged import activation_name, computes_as_written
@@ -49,6 +50,7 @@ from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2, Block
 from gpt2.positions import visible_slots
 from gpt2.quantization.layers import Int8Embedding, Int8Linear, pack_together
+from gpt_config.errors import InputError
 
 
 class DecodePlan:
@@ -60,6 +62,7 @@ class DecodePlan:
 
     def __init__(self, model: GPT2, *, only_last: bool = False, limits: FastLimits = FAST) -> None:
         self._model, self._only_last, self._limits = model, only_last, limits
+        self._dtype = model.dtype
         pack_together(model)
         pack_float16_together(model, limits)
         parts = _parts_of(model, limits)
@@ -84,7 +87,7 @@ class DecodePlan:
         """Return the hidden states (B, T, C), like `GPT2.hidden_states`. Ids and the shape of the mask are not checked."""
         assert kv_cache is not None  # the model itself computes without one
         (B, T), past, caches = input_ids.shape, kv_cache.length, kv_cache.layers
-        kv_cache.check_fit(self._model.config, B, T, self._parts.ends.wpe)
+        self.check_fit(kv_cache, B, T)
         if self._matrix_rows and self._matrix_rows.pay(B * T, is_prompt=T > 1):
             x = embedded(input_ids, attention_mask, past, self._parts.ends)
             mask = visible_slots(past, T, attention_mask, input_ids.device)
@@ -95,6 +98,13 @@ class DecodePlan:
             x = self._in_steps(input_ids, attention_mask, past, caches)
         kv_cache.advance(T)
         return x
+
+    def check_fit(self, kv_cache: KVCache, rows: int, n_tokens: int) -> None:
+        """Raise InputError unless the tokens fit into the cache, or if the model was converted to another dtype."""
+        wpe = self._parts.ends.wpe
+        kv_cache.check_fit(self._model.config, rows, n_tokens, wpe, dtype=torch.float32 if is_coarse(wpe) else None)
+        if wpe.dtype != self._dtype:
+            raise InputError(f"the model was converted from {self._dtype} to {wpe.dtype} while it generated: generate again")
 
     def _in_steps(self, input_ids: Tensor, attention_mask: Tensor | None, past: int, caches: list[Tensor]) -> Tensor:
         """As `run_model`, with `_blocks_in_turn`."""
@@ -152,7 +162,7 @@ class DecodePlan:
     def greedy_tokens(self, token: int, n: int, vocab_size: int | None, kv_cache: KVCache) -> list[tuple[int, float]]:
         """Decode `n` greedy tokens of one unpadded row after `token`. Returns (token, logit) of each."""
         past, ends = kv_cache.length, self._parts.ends
-        kv_cache.check_fit(self._model.config, 1, n, ends.wpe)
+        self.check_fit(kv_cache, 1, n)
         input_ids = torch.tensor([[token]], device=ends.wpe.device)
         run = self._runs.greedy_tokens
         tokens, logits = run(input_ids, n, vocab_size, past, kv_cache.layers, self._runs.parts)
@@ -204,7 +214,7 @@ class PlanOfEach:
         if T == 1:
             return self._plan.hidden_states(input_ids, attention_mask=attention_mask, kv_cache=kv_cache)
         past, caches = kv_cache.length, kv_cache.layers
-        kv_cache.check_fit(self._config, B, T, self._parts.ends.wpe)
+        self._plan.check_fit(kv_cache, B, T)
         if _is_few(B * T, self._limits):
             x = self._runs.run_model_of_each(input_ids, attention_mask, past, caches, self._runs.parts)
         else:
@@ -253,6 +263,7 @@ def _parts_of_block(block: Block, limits: FastLimits) -> BlockParts:
 
 def _of_rows_that_add_up_alike(model: GPT2, parts: PlanParts) -> PlanParts:
     """Return `parts`, in which layers packed in 16 bits multiply one row after another if several rows would change bits."""
+    parts = _with_linears(parts, of_each)
     first, block = parts.blocks[0], cast(Block, model.h[0])
     asked = (
         (model.wte, parts.ends.head),
@@ -261,21 +272,35 @@ def _of_rows_that_add_up_alike(model: GPT2, parts: PlanParts) -> PlanParts:
     )
     if all(linear.kind not in ("bfloat16", "float16") or has_same_rows(layer, linear) for layer, linear in asked):
         return parts
+    return _with_linears(parts, one_by_one)
+
+
+def _with_linears(parts: PlanParts, change: Callable[[FastLinear], FastLinear]) -> PlanParts:
+    """Return `parts` with each linear layer changed."""
     blocks = [
         block._replace(
-            c_attn=one_by_one(block.c_attn),
-            attn_proj=one_by_one(block.attn_proj),
-            c_fc=one_by_one(block.c_fc),
-            mlp_proj=one_by_one(block.mlp_proj),
+            c_attn=change(block.c_attn),
+            attn_proj=change(block.attn_proj),
+            c_fc=change(block.c_fc),
+            mlp_proj=change(block.mlp_proj),
         )
         for block in parts.blocks
     ]
-    return PlanParts(blocks, parts.ends._replace(head=one_by_one(parts.ends.head)))
+    return PlanParts(blocks, parts.ends._replace(head=change(parts.ends.head)))
 
 
 def _is_few(n_rows: int, limits: FastLimits) -> bool:
     """Return whether Python's share of the time matters for this many rows."""
     return n_rows < limits.rows_for_python
+
+
+def cache_dtype(model: GPT2) -> torch.dtype:
+    """Return the dtype of keys and values that is the fastest for a `DecodePlan`: float32 on a CPU.
+
+    torch's attention of one token in 16 bits takes 3 to 6 times as long as in float32, and that of a prompt in float16
+    twice. Keys and values in 16 bits are the same numbers in float32, and take twice the memory.
+    """
+    return torch.float32 if is_coarse(model.wpe.weight) and DecodePlan.fits(model) else model.dtype
 
 
 def is_coarse(weight: Tensor) -> bool:

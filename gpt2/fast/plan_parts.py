@@ -14,11 +14,12 @@ class FastLinear(NamedTuple):
 
     - "float": `weight` (n_in, n_out) and `bias` (1, n_out).
     - "float head": `weight` (n_out, n_in), no bias.
+    - "float without MKL", "float head without MKL": the same; `other` is the weight of a product of one row, in parts.
     - "packed float32": `weight` packed by oneDNN, and `bias` (n_out,) if the layer has one.
-    - "bfloat16": `weight` packed by oneDNN, and `bias` (n_out,).
-    - "bfloat16 or float32": like "bfloat16"; from `rows_for_float32` rows on, `other`, the weight (n_out, n_in), is used.
+    - "bfloat16": the same; from `rows_for_float32` rows on, `other`, the weight (n_out, n_in), is multiplied in float32.
     - "float16": `packed` by fbgemm, and `bias` (n_out,) if the layer has one; `other` is the weight (n_out, n_in).
-    - "float16 row by row": like "float16"; `product_of_each` multiplies one row after another.
+    - "bfloat16 by float16": a single row like "float16", several like "bfloat16", also with a `weight` that is not packed.
+    - "bfloat16 row by row", "float16 row by row": the same, but `product_of_each` multiplies one row after another.
     - "int8": `packed`, of which the parts include `bias` (n_out,); `other` is the layer's `units_and_sums`, for
       `product_of_each`, and `n_steps` is the number of steps to which inputs are rounded.
     - "lifted int8": like "int8", for input rows multiplied by LIFT.

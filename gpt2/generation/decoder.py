@@ -20,7 +20,7 @@ from gpt2.fast import threads
 from gpt2.fast.cuda_graph import GraphedSteps
 from gpt2.fast.greedy_head import GreedyHead
 from gpt2.fast.limits import FAST, FastLimits
-from gpt2.fast.plan import DecodePlan, PlanOfEach, is_coarse
+from gpt2.fast.plan import DecodePlan, PlanOfEach, cache_dtype, is_coarse
 from gpt2.fast.unchanged import keeps_layers_apart
 from gpt2.generation.network import CalledModel, EmbeddingNetwork, network_of
 from gpt2.generation.prefix_cache import Prefix, PrefixCache
@@ -451,9 +451,10 @@ class Decoder:
         if not self._use_cache:
             return None
         model = self._model
-        if self._make_cache is not None:
+        if self._make_cache is not None and self._plan is not None:  # without a plan its dtype could be wrong
             return self._make_cache(n_slots)
-        return KVCache(model.config, batch_size=batch_size, max_length=n_slots, device=model.device, dtype=model.dtype)
+        dtype = cache_dtype(model) if self._plan is not None else model.dtype
+        return KVCache(model.config, batch_size=batch_size, max_length=n_slots, device=model.device, dtype=dtype)
 
 
 def _is_finite(logits: Tensor) -> bool:

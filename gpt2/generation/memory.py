@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpt2.device import free_memory
+from gpt2.fast.plan import cache_dtype
 from gpt2.model import GPT2
 from gpt_config.errors import ConfigError
 from gpt_config.generation_config import GenerationConfig
@@ -33,7 +34,7 @@ def check_memory(
     free = free_memory(model.device)
     if free is None:
         return
-    n_tokens, itemsize = n_prompt_tokens + config.max_new_tokens, model.dtype.itemsize
+    n_tokens, itemsize = n_prompt_tokens + config.max_new_tokens, cache_dtype(model).itemsize
     a_row = memory_of_rows(model.config, 1, n_tokens, itemsize)
     kept = config.num_return_sequences * (_PER_TEXT + config.max_new_tokens * _PER_TOKEN)
     for field, value, needed in (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2.device import free_memory
 from gpt2.fast.limits import FAST, FastLimits
-from gpt2.fast.plan import DecodePlan
+from gpt2.fast.plan import DecodePlan, cache_dtype
 from gpt2.generation.batch import Batch
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.memory import memory_of_rows
@@ -39,7 +39,7 @@ class Slots:
         check_whole("n_slots", n_slots, 1)
         config = model.config
         shape = (2, n_slots, config.n_head, config.n_positions, config.head_dim)
-        self.layers = [torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(config.n_layer)]
+        self.layers = [torch.empty(shape, dtype=cache_dtype(model), device=model.device) for _ in range(config.n_layer)]
         self.free = list(range(n_slots))
 
     def cache(self, slot: int, n_tokens: int) -> KVCache:
@@ -230,7 +230,7 @@ def batch_of(
     Slots are for whole contexts, so they must fit into half of the free memory; a `Batch` takes what its texts need.
     """
     free, config = free_memory(model.device), model.config
-    needed = memory_of_rows(config, n_rows, config.n_positions, model.dtype.itemsize)
+    needed = memory_of_rows(config, n_rows, config.n_positions, cache_dtype(model).itemsize)
     if not SlotBatch.fits(model) or free is None or 2 * needed > free:
         return Batch(model, vocab_size=vocab_size, draft_model=draft_model, on_step=on_step)
     return SlotBatch(model, Slots(model, n_rows), vocab_size=vocab_size, draft_model=draft_model, on_step=on_step)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from gpt2.fast.plan import cache_dtype
 from gpt2.generation.chat_template import ChatTemplate
 from gpt2.generation.draft_model import check_vocabularies
 from gpt2.model import GPT2
@@ -47,7 +48,7 @@ class Served:
     def bytes_per_slot(self) -> int:
         """The memory of the keys and values of a row that fills all positions."""
         config = self.model.config
-        return 2 * config.n_layer * config.n_embd * config.n_positions * self.model.dtype.itemsize
+        return 2 * config.n_layer * config.n_embd * config.n_positions * cache_dtype(self.model).itemsize
 
 
 class Models:

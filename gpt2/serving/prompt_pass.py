@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt2.dropout import in_mode
 from gpt2.evaluation.embedding import unit_length
-from gpt2.fast.plan import DecodePlan
+from gpt2.fast.plan import DecodePlan, cache_dtype
 from gpt2.fast.threads import adjusted_threads, step
 from gpt2.generation.network import CalledModel, network_of
 from gpt2.generation.prefix_cache import Prefix, PrefixCache
@@ -97,7 +97,7 @@ def compute_beginning(
 
     Those are computed when its row begins. What `prefixes` has of the prompt is copied.
     """
-    cache = _new_cache(model, len(ids))
+    cache = KVCache(model.config, max_length=len(ids), device=model.device, dtype=cache_dtype(model))
     n_known, kept = prefixes.find(ids[:-1])
     if kept is not None:
         Prefix(kept.ids[:n_known], [layer[:, :, :n_known] for layer in kept.layers]).fill(cache)

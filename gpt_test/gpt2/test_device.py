@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2.device import has_matrix_units, resolve_device, resolve_dtype
+from gpt2.device import has_bfloat16_units, has_matrix_units, mkl_is_slow, resolve_device, resolve_dtype
 from gpt2.training.hardware import measured_peak
 from gpt_config import DeviceError
 
@@ -44,3 +44,28 @@ def test_measuring_the_peak_leaves_the_random_state_unchanged() -> None:
     before = torch.get_rng_state()
     assert measured_peak(torch.device("cpu"), torch.float32) > 1e6
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bfloat16_units_count_if_onednn_may_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for has_avx512 in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_avx512=has_avx512: has_avx512)
+        assert has_bfloat16_units() is has_avx512
+        for limit, may in (("AVX512_CORE", False), ("AVX2", False), ("AVX512_CORE_BF16", True), ("AVX512_CORE_AMX", True)):
+            with monkeypatch.context() as patch:
+                patch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+                assert has_bfloat16_units() is (has_avx512 and may)
+
+
+@pytest.mark.parametrize("maker, level, is_slow", [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False)])
+def test_mkl_is_slow_on_another_makers_processor(
+    monkeypatch: pytest.MonkeyPatch, maker: str, level: str, is_slow: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    monkeypatch.setattr("gpt2.device._processor", lambda: f"vendor_id : {maker}")
+    assert mkl_is_slow() is is_slow
+    monkeypatch.setattr("gpt2.device._processor", lambda: "vendor_id : GenuineIntel")
+    assert not mkl_is_slow()

@@ -8,7 +8,17 @@ import torch
 from gpt2 import GPT2, KVCache
 from gpt2.device import has_matrix_units
 from gpt2.fast.limits import FastLimits
-from gpt2.fast.linear import fast_head, fast_linear, has_same_rows, one_by_one, product, product_of_each
+from gpt2.fast.linear import (
+    PLAIN_FOR_ROWS,
+    fast_head,
+    fast_linear,
+    has_same_rows,
+    of_each,
+    one_by_one,
+    packed_for_rows,
+    product,
+    product_of_each,
+)
 from gpt2.fast.plan import DecodePlan
 from gpt2.model import Conv1D, TokenEmbedding
 from gpt2.quantization.derived import state_with_contents
@@ -28,10 +38,14 @@ def bfloat16_layer(n_in: int = 24, n_out: int = 40) -> Conv1D:
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 255, 256, 257])
 @pytest.mark.parametrize("has_amx", [False, True])
-def test_the_product_is_that_of_the_layer(rows: int, has_amx: bool) -> None:
+@pytest.mark.parametrize("by_float16", [False, True])
+def test_the_product_is_that_of_the_layer(rows: int, has_amx: bool, by_float16: bool) -> None:
     layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
     exact = x.double() @ layer.weight.double() + layer.bias.double()
-    y = product(x, fast_linear(layer, FastLimits(matrix_units=has_amx)))
+    linear = fast_linear(layer, FastLimits(matrix_units=has_amx, bfloat16_by_float16=by_float16))
+    y = product(x, linear)
+    if linear.kind in PLAIN_FOR_ROWS:
+        assert torch.equal(product(x, packed_for_rows(layer, linear)), y)
     assert y.dtype == torch.bfloat16
     assert ((y - exact).abs() <= exact.abs() * 2**-8 + 0.02).all()
 
@@ -45,7 +59,7 @@ def test_each_row_has_the_bits_of_its_own_product(dtype: torch.dtype, n_in: int,
 
     The exact sums are 0, so the results contain only rounding errors, which depend on the order of additions.
     """
-    limits = FastLimits(matrix_units=has_amx and has_matrix_units())
+    limits = FastLimits(matrix_units=has_amx and has_matrix_units(), bfloat16_by_float16=not has_amx)
     half, pairs = torch.randn(17, n_in // 2), torch.randperm(n_in // 2)
     x = torch.cat([half, half[:, pairs]], 1).to(dtype)
     n_threads_before = torch.get_num_threads()
@@ -56,6 +70,7 @@ def test_each_row_has_the_bits_of_its_own_product(dtype: torch.dtype, n_in: int,
                 inputs = layer.weight if isinstance(layer, Conv1D) else layer.weight.t()
                 inputs[n_in // 2 :] = -inputs[: n_in // 2][pairs]
             linear = fast_linear(layer, limits) if isinstance(layer, Conv1D) else fast_head(layer, limits)
+            linear = of_each(linear)
             if linear.kind in ("bfloat16", "float16") and not has_same_rows(layer, linear):
                 linear = one_by_one(linear)
             alone = torch.cat([product(row, linear) for row in x.split(1)])
@@ -91,8 +106,52 @@ def test_if_bits_depend_on_other_rows_they_are_multiplied_one_by_one(n_embd: int
 def test_a_processor_that_cannot_pack_bfloat16_uses_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors without AVX-512 have the operators too, but the operators raise."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    linear = fast_linear(bfloat16_layer())
+    linear = fast_linear(bfloat16_layer(), FastLimits(pack_float16=False))
     assert linear.kind == "float" and product(torch.ones(1, 24).bfloat16(), linear).shape == (1, 40)
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_bfloat16_beyond_float16_is_multiplied_by_another_kernel(rows: int) -> None:
+    """Small weights are within 3e-8 of themselves in float16, which is less than the rounding of the others."""
+    limits = FastLimits(bfloat16_by_float16=True)
+    layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
+    with torch.no_grad():
+        layer.weight[0] *= 2**-30
+    exact = x.double() @ layer.weight.double() + layer.bias.double()
+    assert ((product(x, fast_linear(layer, limits)) - exact).abs() <= exact.abs() * 2**-8 + 0.02).all()
+    with torch.no_grad():
+        layer.weight[0, 0] = 1e5
+    linear = fast_linear(layer, limits)
+    exact = x.double() @ layer.weight.double() + layer.bias.double()
+    assert (
+        "float16" not in linear.kind.replace("bfloat16", "")
+        and (product(x, linear).double() / exact - 1).abs().max() < 2**-7
+    )
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="several rows need oneDNN")
+@pytest.mark.parametrize("rows", [1, 2, 40])
+@pytest.mark.parametrize("n_in, n_out", [(8, 3), (64, 7), (768, 50)])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_float32_without_mkl_is_as_exact(rows: int, n_in: int, n_out: int, n_threads: int) -> None:
+    """Also where the vocabulary is no multiple of the number of parts."""
+    limits = FastLimits(avoid_mkl=True, min_bytes_without_mkl=0)
+    layer, head, x = Conv1D(n_in, n_out), TokenEmbedding(n_out + 8, n_in), torch.randn(rows, n_in)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    n_threads_before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        with torch.inference_mode():
+            for linear, exact, plain in (
+                (fast_linear(layer, limits), x.double() @ layer.weight.double() + layer.bias, layer(x)),
+                (fast_head(head, limits), x.double() @ head.weight.double().t(), head.logits(x)),
+            ):
+                assert linear.kind.endswith("without MKL")
+                bound = n_in * 2**-24 * (1 + exact.abs().max())
+                assert (product(x, linear) - exact).abs().max() <= bound and (plain - exact).abs().max() <= bound
+    finally:
+        torch.set_num_threads(n_threads_before)
 
 
 @pytest.mark.parametrize("n_in", [1, 7, 24, 64, 3072])

@@ -11,7 +11,7 @@ import torch
 
 from gpt2 import GPT2
 from gpt2.fast.limits import NOTHING_FAST, FastLimits
-from gpt2.fast.linear import is_kept_packed
+from gpt2.fast.linear import fast_linear, is_kept_packed
 from gpt2.generation.batch import Batch
 from gpt2.generation.loop import decode, start
 from gpt2.generation.slot_batch import SlotBatch, Slots
@@ -67,6 +67,31 @@ def test_the_logits_differ_by_rounding_only(model: GPT2) -> None:
             pass
         logits[name] = torch.tensor([row.logprobs for row in rows])
     torch.testing.assert_close(logits["plain"], logits["packed"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_float32_without_mkl_gives_the_same_ids(model: GPT2, sampled: bool) -> None:
+    """Alone, in a batch and in slots, before and after the weights are packed."""
+    wanted = [ids_of(Batch(model, fast=NOTHING_FAST), model, [prompt], do_sample=sampled) for prompt in PROMPTS]
+    for steps in (0, 5, 1000):
+        fast = FastLimits(avoid_mkl=True, min_bytes_without_mkl=0, steps_before_packing=steps)
+        assert [ids_of(Batch(model, fast=fast), model, [prompt], do_sample=sampled) for prompt in PROMPTS] == wanted
+        assert ids_of(Batch(model, fast=fast), model, do_sample=sampled) == [ids for row in wanted for ids in row]
+        assert ids_of(in_slots(model, fast), model, do_sample=sampled) == [ids for row in wanted for ids in row]
+
+
+def test_bfloat16_has_the_same_bits_before_and_after_packing(model: GPT2) -> None:
+    model = model.bfloat16()
+    if fast_linear(model.h[0].mlp.c_fc, FastLimits(bfloat16_by_float16=True)).kind != "bfloat16 by float16":
+        pytest.skip("this processor multiplies bfloat16 with one kernel")
+    logprobs = []
+    for steps in (10**6, 0):
+        rows = start(model, PROMPTS, GenerationConfig(max_new_tokens=20, stop_at_eot=False), logprobs=True)
+        for _ in decode(Batch(model, fast=FastLimits(steps_before_packing=steps, bfloat16_by_float16=True)), rows):
+            pass
+        logprobs.append([row.logprobs for row in rows])
+        assert is_kept_packed(model.wte) == (steps == 0)
+    assert logprobs[0] == logprobs[1]
 
 
 def test_short_texts_and_single_rows_pack_nothing(model: GPT2) -> None:

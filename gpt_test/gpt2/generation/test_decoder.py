@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from gpt2 import GPT2
 from gpt2.fast.greedy_head import GreedyHead
 from gpt2.fast.limits import FastLimits, GreedyHeadLimits
+from gpt2.fast.plan import cache_dtype
 from gpt2.generation.batch import Batch
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.loop import decode, start
+from gpt2.generation.slot_batch import SlotBatch, Slots
 from gpt2.generation.speculation import PromptLookup, Speculation
 from gpt2.generation.window import Window
 from gpt2.quantization.quantize import quantize_int8
@@ -133,12 +135,30 @@ def test_in_int8_a_nan_after_the_end_of_the_text_does_no_harm(end: int | None) -
     assert rows[0].ids == sound[:end]
 
 
-def test_a_model_that_changes_its_dtype_while_decoding_is_refused() -> None:
-    model, config = model_in("float32"), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+@pytest.mark.parametrize("old, new", [("float32", "float64"), ("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_model_that_changes_its_dtype_while_decoding_is_refused(old: str, new: str) -> None:
+    model, config = model_in(old), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1]], config)
-    with pytest.raises(InputError, match=r"the cache is torch\.float32"):
+    with pytest.raises(InputError, match=r"the cache is torch\.float32|converted from torch"):
         for _ in decode(Batch(model), rows):
-            model.double()
+            model.to(getattr(torch, new))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_keys_and_values_in_16_bits_are_kept_in_float32(dtype: str) -> None:
+    """A model that was changed computes with its own cache, in its own dtype, also in the middle of a text."""
+    model = model_in(dtype)
+    assert cache_dtype(model) == torch.float32
+    config = GenerationConfig(max_new_tokens=20, stop_at_eot=False)
+    for batch in (Batch(model), SlotBatch(model, Slots(model, 1))):
+        rows = start(model, [[1]], config)
+        for n, _ in enumerate(decode(batch, rows)):
+            if n == 5:
+                handle = model.h[0].register_forward_hook(lambda *_: None)
+        assert len(rows[0].ids) == 20
+        handle.remove()
+    model.h[0].register_forward_hook(lambda *_: None)
+    assert cache_dtype(model) == getattr(torch, dtype)
 
 
 def test_a_clock_that_does_not_advance_does_no_harm() -> None:

@@ -128,10 +128,14 @@ def _megabytes(n_bytes: int) -> str:
 
 
 def _load_served(name: str, draft_model: GPT2 | None, options: ServeOptions) -> Served:
+    from gpt2.fast.plan import DecodePlan
+    from gpt2.generation.slot_batch import SlotBatch
     from gpt2.serving.models import Served
     from gpt2.weights.tokenizer import load_tokenizer_for
 
     model = _load_model(name, options)
+    if options.slots > 1 and SlotBatch.fits(model):
+        DecodePlan(model).pack_for_rows()  # now, because later it would hold running texts up for a second or two
     return Served(name, model, load_tokenizer_for(model), template_of(model), options.speculate, draft_model)
 
 

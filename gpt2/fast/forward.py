@@ -106,11 +106,12 @@ def run_slots(
     lengths: list[int],
     slots: list[int],
     caches: list[Tensor],
+    own_cache: list[Tensor],
     parts: PlanParts,
 ) -> Tensor:
     """Return the hidden states (N, C) of N `tokens` (N,) at `positions` (N,), of which `counts[b]` belong to row b."""
     x = embedded_in_slots(tokens, positions, parts.ends)
-    return normed(run_blocks_in_slots(x, counts, lengths, slots, caches, parts.blocks), parts.ends.norm)
+    return normed(run_blocks_in_slots(x, counts, lengths, slots, caches, own_cache, parts.blocks), parts.ends.norm)
 
 
 def embedded_in_slots(tokens: Tensor, positions: Tensor, ends: Ends) -> Tensor:
@@ -123,13 +124,19 @@ def embedded_in_slots(tokens: Tensor, positions: Tensor, ends: Ends) -> Tensor:
 
 
 def run_blocks_in_slots(
-    x: Tensor, counts: list[int], lengths: list[int], slots: list[int], caches: list[Tensor], blocks: list[BlockParts]
+    x: Tensor,
+    counts: list[int],
+    lengths: list[int],
+    slots: list[int],
+    caches: list[Tensor],
+    own_cache: list[Tensor],
+    blocks: list[BlockParts],
 ) -> Tensor:
     """Run all blocks on the residual stream `x` (N, C) of the tokens of B rows. Returns (N, C).
 
     The next `counts[b]` rows of `x` belong to the text in slot `slots[b]` of the caches (2, slots, H, S, D), after
-    `lengths[b]` tokens. The products are computed for all texts together, and attention one text after another, each over
-    its own tokens, so there is no padding.
+    `lengths[b]` tokens. Slot -1 stands for `own_cache`, (2, 1, H, S, D) for each layer. The products are computed for all
+    texts together, and attention one text after another, each over its own tokens, so there is no padding.
     """
     N, C = x.size(0), x.size(1)
     for i, block in enumerate(blocks):
@@ -138,7 +145,7 @@ def run_blocks_in_slots(
         ys: list[Tensor] = []
         for b, of_text in enumerate(qkv.split_with_sizes(counts)):
             heads = of_text.permute(1, 2, 0, 3)  # (3, H, T, D)
-            text = cache.select(1, slots[b])  # (2, H, S, D)
+            text = cache.select(1, slots[b]) if slots[b] >= 0 else own_cache[i].select(1, 0)  # (2, H, S, D)
             text.narrow(2, lengths[b], counts[b]).copy_(heads[1:])
             seen = text.narrow(2, 0, lengths[b] + counts[b]).unsqueeze(1)  # (2, 1, H, S, D)
             mask = visible_slots(lengths[b], counts[b], None, x.device)

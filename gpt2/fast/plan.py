@@ -111,44 +111,56 @@ class DecodePlan:
         (B, T), ends = input_ids.shape, self._parts.ends
         mask = visible_slots(past, T, attention_mask, input_ids.device)
         x = embedded(input_ids, attention_mask, past, ends)  # (B, T, C)
-        x = self._blocks_in_turn(x, B * T, caches, lambda x, cache, block: run_blocks(x, past, mask, [cache], [block]))
+        x = self._blocks_in_turn(x, B * T, lambda x, i, block: run_blocks(x, past, mask, caches[i : i + 1], [block]))
         return normed(x, ends.norm)
 
-    def _blocks_in_turn(
-        self, x: Tensor, n_rows: int, caches: list[Tensor], run: Callable[[Tensor, Tensor, BlockParts], Tensor]
-    ) -> Tensor:
+    def _blocks_in_turn(self, x: Tensor, n_rows: int, run: Callable[[Tensor, int, BlockParts], Tensor]) -> Tensor:
         """Run each block. The number of threads may change after each, because a long prompt is not one step."""
         parts = self._parts if self._packed is None or self._limits.packed_rows < n_rows else self._packed
-        for cache, block in zip(caches, parts.blocks, strict=True):
-            with step((id(self._model), "block", n_rows.bit_length()), cache.device, work=n_rows):
-                x = run(x, cache, block)
+        for i, block in enumerate(parts.blocks):
+            with step((id(self._model), "block", n_rows.bit_length()), x.device, work=n_rows):
+                x = run(x, i, block)
         return x
 
     def hidden_states_of_slots(
-        self, texts: Sequence[Sequence[int]], lengths: Sequence[int], slots: Sequence[int], layers: list[Tensor]
+        self,
+        texts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        slots: Sequence[int],
+        layers: list[Tensor],
+        own_cache: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Return the hidden states (B, C) after the next tokens of each of B texts: see `forward.run_blocks_in_slots`."""
+        """Return the hidden states (B, C) after the next tokens of each of B texts: see `forward.run_blocks_in_slots`.
+
+        `layers` and `own_cache` are caches, one tensor for each layer.
+        """
         device, counts = self._parts.ends.wpe.device, [len(text) for text in texts]
         tokens = torch.tensor([token for text in texts for token in text], device=device)
         places = [range(length, length + count) for length, count in zip(lengths, counts, strict=True)]
         positions = torch.tensor([position for place in places for position in place], device=device)
         rows = counts, list(lengths), list(slots)
         if _is_few(len(tokens), self._limits):
-            x: Tensor = self._runs.run_slots(tokens, positions, *rows, layers, self._parts_for(len(tokens)))
+            x: Tensor = self._runs.run_slots(tokens, positions, *rows, layers, list(own_cache), self._parts_for(len(tokens)))
         else:
             x = embedded_in_slots(tokens, positions, self._parts.ends)  # (N, C)
+            own = list(own_cache)
             x = self._blocks_in_turn(
-                x, len(tokens), layers, lambda x, layer, block: run_blocks_in_slots(x, *rows, [layer], [block])
+                x, len(tokens), lambda x, i, block: run_blocks_in_slots(x, *rows, layers[i : i + 1], own[i : i + 1], [block])
             )
             x = normed(x, self._parts.ends.norm)
         return x if len(tokens) == len(texts) else x[torch.tensor(counts, device=device).cumsum(0) - 1]
 
-    def _parts_for(self, n_rows: int) -> PlanParts:
-        """Return the weights in the layout that is the fastest for this many rows: see `packed_rows`."""
-        if self._packed_rows is not None and self._packed_rows.is_due(n_rows):
+    def pack_for_rows(self) -> None:
+        """Pack the weights for steps of several rows now, if they can be packed: see `packed_rows`. Later plans use them."""
+        if self._packed_rows is not None:
             self._packed = self._packed_rows.pack()
             self._packed_runs = None if self._packed is None else Runs(self._packed, self._limits)
             self._packed_rows = None
+
+    def _parts_for(self, n_rows: int) -> PlanParts:
+        """Return the weights in the layout that is the fastest for this many rows: see `packed_rows`."""
+        if self._packed_rows is not None and self._packed_rows.is_due(n_rows):
+            self.pack_for_rows()
         return self._runs.parts if n_rows == 1 or self._packed_runs is None else self._packed_runs.parts
 
     def logits(self, hidden_states: Tensor) -> Tensor:

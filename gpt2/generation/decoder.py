@@ -47,6 +47,14 @@ class GreedyRun:
     failed: bool = False
 
 
+@dataclass(frozen=True)
+class PromptPart:
+    """The next tokens of a prompt, and the cache of one row that has the tokens before them."""
+
+    ids: Sequence[int]
+    cache: KVCache
+
+
 class Decoder:
     """Computes next-token logits for a batch of windows of any lengths. Append a token to each window between two calls.
 
@@ -233,17 +241,32 @@ class Decoder:
 
     @torch.inference_mode()
     def logits_in_slots(
-        self, decoders: Sequence[Decoder], caches: Sequence[KVCache], slots: Sequence[int], layers: list[Tensor]
+        self,
+        decoders: Sequence[Decoder],
+        caches: Sequence[KVCache],
+        slots: Sequence[int],
+        layers: list[Tensor],
+        along: PromptPart | None = None,
     ) -> Tensor:
         """Return the logits (B, V) after the windows of B decoders, as `next_logits` of each would, with one pass for all.
 
-        `caches` are the results of `next_in_slot`, in `slots` of `layers`. Raises CheckpointError if the model computes NaN.
+        `caches` are the results of `next_in_slot`, in `slots` of `layers`. The pass computes `along` too. Raises
+        CheckpointError if the model computes NaN.
         """
         assert self._plan is not None
-        tokens, lengths = [decoder.windows[0].ids[-1:] for decoder in decoders], [cache.length for cache in caches]
-        with self._timed("slots", len(tokens)):
-            logits = self._logits(self._plan.hidden_states_of_slots(tokens, lengths, slots, layers))
+        texts, lengths = [decoder.windows[0].ids[-1:] for decoder in decoders], [cache.length for cache in caches]
+        slots, own_cache = list(slots), list[Tensor]()
+        if along is not None:
+            self._plan.check_fit(along.cache, 1, len(along.ids))
+            texts, lengths, slots = [*texts, list(along.ids)], [*lengths, along.cache.length], [*slots, -1]
+            own_cache = along.cache.layers
+        n_tokens = sum(map(len, texts))
+        with self._timed("slots", n_tokens if along is None else -n_tokens.bit_length(), work=n_tokens):
+            hidden = self._plan.hidden_states_of_slots(texts, lengths, slots, layers, own_cache)
+            logits = self._logits(hidden[: len(decoders)])
         _check_finite(logits)
+        if along is not None:
+            along.cache.advance(len(along.ids))
         for decoder, cache in zip(decoders, caches, strict=True):
             cache.advance(1)
             decoder._tokens_left -= 1

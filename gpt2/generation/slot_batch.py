@@ -17,11 +17,11 @@ from gpt2.device import free_memory
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.plan import DecodePlan, cache_dtype
 from gpt2.generation.batch import Batch
-from gpt2.generation.decoder import Decoder
+from gpt2.generation.decoder import Decoder, PromptPart
 from gpt2.generation.memory import memory_of_rows
 from gpt2.generation.prefix_cache import PrefixCache, n_common
 from gpt2.generation.row import Row
-from gpt2.generation.steps import Step
+from gpt2.generation.steps import OneToken, Step
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt2.quantization.derived import state_of
@@ -72,11 +72,24 @@ class SlotBatch(Batch):
         self._taken: list[int] = []  # their slots
         self._plan: DecodePlan | None = None  # of all decoders
         self._state: object = None  # of the weights for which it was made
+        self._along: PromptPart | None = None
 
     @staticmethod
     def fits(model: GPT2) -> bool:
         """Return whether a model can run in slots."""
         return model.device.type == "cpu" and DecodePlan.fits(model)
+
+    def take_along(self, ids: Sequence[int], cache: KVCache) -> bool:
+        """Let the next step of the rows compute the next tokens `ids` of a prompt too, in the same pass over the weights.
+
+        The step advances `cache`, which has one row and the dtype of `cache_dtype`. Returns False if the next step cannot:
+        then the caller computes them.
+        """
+        rows = [row for row in self._places if row.finish_reason is None]
+        self._along = None
+        if rows and self._plan is not None and not self._waiting and not self._searches:
+            self._along = PromptPart(ids, cache)
+        return self._along is not None
 
     def close(self) -> None:
         """Give all slots back. The rows that run must continue in another batch, which computes them again."""
@@ -170,8 +183,15 @@ class SlotBatch(Batch):
         if group:
             yield group
 
+    def _next_step(self) -> Step | None:
+        if self._along is None or self._waiting or self._searches or not self._places:
+            return super()._next_step()
+        assert self._decoder is not None
+        self._decoder.only_largest = False  # drafts, and several tokens at once, take a step without the prompt
+        return OneToken(len(self._places))
+
     def _one_token(self) -> list[Row]:
-        if len(self._decoders) == 1:
+        if len(self._decoders) == 1 and self._along is None:
             return super()._one_token()
         try:
             return self._give(self._places, self._logits())
@@ -182,6 +202,7 @@ class SlotBatch(Batch):
 
     def _logits(self) -> Tensor:
         """Return the logits (B, V) of all rows. A row that needs a prefill, after its window has slid, has it alone."""
+        along, self._along = self._along, None
         found: dict[int, Tensor] = {}
         together: list[tuple[int, KVCache]] = []
         for place, decoder in enumerate(self._decoders):
@@ -193,7 +214,7 @@ class SlotBatch(Batch):
         if together:
             places, caches = zip(*together, strict=True)
             decoders, slots = [self._decoders[place] for place in places], [self._taken[place] for place in places]
-            logits: Tensor = decoders[0].logits_in_slots(decoders, caches, slots, self._slots.layers)
+            logits: Tensor = decoders[0].logits_in_slots(decoders, caches, slots, self._slots.layers, along)
             if not found:
                 return logits
             found |= dict(zip(places, logits, strict=True))

@@ -5,11 +5,12 @@ It knows neither HTTP nor JSON. The rules:
 - At most `slots` rows run at a time. A free slot goes to the job with the fewest running rows, and among these to the one
   that came first. So a request with many choices uses the slots that no other request wants.
 - At most `max_waiting` jobs wait for their first slot; `submit` refuses more.
-- A pass over a prompt (its log-probabilities, its embedding, or a long prompt's keys and values) runs in parts between the
-  steps of the rows, so that a running row waits for one part only. A part has as many tokens as about fit in the time of a
-  step. Short prompts join whole.
-- After a part, and after short prompts have joined, the running rows take steps for at least as long as that took. Prompts
-  that come about double their mean time per token, however many come. Parts and joining rows take turns.
+- A long prompt's keys and values are computed in parts. Each part takes a step of the running rows along, in one pass over
+  the weights, and has as many tokens as about double the time of the step.
+- A pass for the log-probabilities of a prompt or its embedding runs in such parts between the steps.
+- Short prompts join whole.
+- After such a part, and after short prompts have joined, the running rows take steps for at least as long as that took.
+  Prompts that come about double their mean time per token, however many come. Parts and joining rows take turns.
 - A cancelled job leaves before the next step.
 - After an exception in a step, each row takes its step alone, and only those that fail again end with an error.
 """
@@ -30,7 +31,7 @@ from gpt2.generation import sampling
 from gpt2.generation.batch import Batch
 from gpt2.generation.processors import Controls
 from gpt2.generation.row import Row, end_ids
-from gpt2.generation.steps import Prefill
+from gpt2.generation.steps import OneToken, Prefill
 from gpt2.serving.fields import ApiError
 from gpt2.serving.job import Choice, Job, Pass, Work
 from gpt2.serving.lane import Lane
@@ -42,8 +43,11 @@ _log = logging.getLogger("gpt2.serving")
 
 RandomState = tuple[Any, ...]
 
-# The least tokens of a part beside running rows. Each part reads all weights, so fewer tokens hardly take less time.
-_LEAST_PART = 16
+# The least tokens of a part beside running rows. A step with fewer hardly takes less time.
+_LEAST_PART = 8
+
+# How long a part may take, in steps. The times vary, and two steps are the aim for both together.
+_SHARE_OF_STEP = 0.75
 
 # Seconds that a part or a join costs at least, so that a step follows it, whatever the clock says.
 _LEAST_SECONDS = 1e-9
@@ -200,7 +204,8 @@ class Engine:
         alone, most = self._parts
         if not self._n_beside:
             return alone
-        fitting = int(self._step_seconds / self._prompt_token_seconds) if self._prompt_token_seconds > 0 else 0
+        seconds = _SHARE_OF_STEP * self._step_seconds
+        fitting = int(seconds / self._prompt_token_seconds) if self._prompt_token_seconds > 0 else 0
         return min(most, max(_LEAST_PART, fitting - fitting % 8))
 
     def _admit(self) -> bool:
@@ -234,7 +239,9 @@ class Engine:
         row = choice.row
         if row.beginning is None:
             ids = row.window.visible_ids
-            beginning = yield from compute_beginning(lane.served.model, ids, lane.prefixes, part=self._part)
+            beginning = yield from compute_beginning(
+                lane.served.model, ids, lane.prefixes, part=self._part, take_along=lane.take_along
+            )
             lane.keep(beginning, choice)
         lane.admit(row, lane.n_to_compute(row))
 
@@ -244,7 +251,7 @@ class Engine:
         return self._lanes[served]
 
     def _step(self, lane: Lane) -> None:
-        lane.is_left, lane.step = False, None
+        lane.is_left, lane.step, n_along, lane.n_along = False, None, lane.n_along, 0
         states = _random_states(lane) if len(lane.choices) > 1 else {}
         n_rounds, began = 1, self._clock()
         try:
@@ -255,6 +262,8 @@ class Engine:
         if isinstance(lane.step, Prefill):  # the rows that ran before got no token
             self._charge(seconds, lane.n_joining)
             lane.n_joining = 0
+        elif isinstance(lane.step, OneToken) and n_along:
+            self._prompt_token_seconds = max(0.0, seconds - self._step_seconds) / n_along
         elif lane.step is not None:
             self._owed = max(0.0, self._owed - max(seconds, _LEAST_SECONDS))
             self._step_seconds = seconds / max(1, n_rounds)
@@ -315,7 +324,8 @@ class Engine:
         (job, parts), began, n_tokens = self._passes[0], self._clock(), self._part()
         try:
             next(parts)
-            self._charge(self._clock() - began, n_tokens)
+            if not any(lane.n_along for lane in self._lanes.values()):  # otherwise the step shows what it costs
+                self._charge(self._clock() - began, n_tokens)
         except StopIteration:
             self._passes.popleft()
             self._next_pass(job)

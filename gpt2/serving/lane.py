@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from gpt2.generation.prefix_cache import Prefix, PrefixCache
 from gpt2.generation.row import Row
 from gpt2.generation.slot_batch import SlotBatch, Slots
 from gpt2.generation.steps import Step
+from gpt2.kv_cache import KVCache
 from gpt2.quantization.derived import state_of
 from gpt2.quantization.quantize import is_int8
 from gpt2.serving.job import Choice
@@ -25,6 +27,7 @@ class Lane:
         self.served, model = served, served.model
         self.choices: dict[int, Choice] = {}  # by the row's id
         self.is_left = False  # whether a row was taken out of the batch since its last step
+        self.n_along = 0  # tokens of a prompt that the next step computes too
         self.n_joining = 0  # tokens of prompts that were admitted to the batch and are not yet computed
         self.step: Step | None = None  # the last one of the batch
         self.prefixes = PrefixCache(max(2**28, 2 * served.bytes_per_slot), keep_texts=True)
@@ -62,6 +65,12 @@ class Lane:
         """Let a row join the batch. `n_new` tokens of its prompt have no keys and values yet."""
         self.batch.admit([row])
         self.n_joining += n_new
+
+    def take_along(self, ids: Sequence[int], cache: KVCache) -> bool:
+        """Let the next step of the rows compute these tokens of a prompt too: see `SlotBatch.take_along`."""
+        is_taken = isinstance(self.batch, SlotBatch) and self.n_running > 0 and self.batch.take_along(ids, cache)
+        self.n_along = len(ids) if is_taken else 0
+        return is_taken
 
     def alone(self) -> Batch:
         """A batch for a row that is tried alone."""

@@ -91,19 +91,29 @@ def embed_prompt(model: GPT2, ids: Sequence[int], *, part: Callable[[], int]) ->
 
 
 def compute_beginning(
-    model: GPT2, ids: Sequence[int], prefixes: PrefixCache, *, part: Callable[[], int]
+    model: GPT2,
+    ids: Sequence[int],
+    prefixes: PrefixCache,
+    *,
+    part: Callable[[], int],
+    take_along: Callable[[Sequence[int], KVCache], bool],
 ) -> Generator[None, None, Prefix]:
     """Return the keys and values of a prompt without its last tokens, of which there are at most as many as a part has.
 
-    Those are computed when its row begins. What `prefixes` has of the prompt is copied.
+    Those are computed when its row begins. What `prefixes` has of the prompt is copied. `take_along` may let the next step
+    of running rows compute a part: it returns whether it does, and the step advances the cache.
     """
     cache = KVCache(model.config, max_length=len(ids), device=model.device, dtype=cache_dtype(model))
     n_known, kept = prefixes.find(ids[:-1])
     if kept is not None:
         Prefix(kept.ids[:n_known], [layer[:, :, :n_known] for layer in kept.layers]).fill(cache)
     network = DecodePlan(model) if DecodePlan.fits(model) else network_of(model)
-    while len(ids) - cache.length > (n_tokens := part()):
-        _advance(model, network, ids[cache.length : cache.length + n_tokens], cache)
+    while (n_left := len(ids) - cache.length) > 1:
+        n_tokens, done = part(), cache.length
+        if not take_along(ids[done : done + min(n_tokens, n_left - 1)], cache):
+            if n_left <= n_tokens:
+                break
+            _advance(model, network, ids[done : done + n_tokens], cache)
         yield
     return Prefix.of_row(cache, 0, tuple(ids[: cache.length]), cache.length)
 

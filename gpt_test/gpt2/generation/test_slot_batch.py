@@ -35,20 +35,42 @@ def model() -> GPT2:
     return random_model(CONFIG)
 
 
-def run(batch: SlotBatch, arrivals: Sequence[Arrival], groups: Sequence[list[Row]]) -> None:
+def run(batch: SlotBatch, arrivals: Sequence[Arrival], groups: Sequence[list[Row]], prompt: AlongPrompt) -> None:
     arrival_of = {id(row): arrival for group, arrival in zip(groups, arrivals, strict=True) for row in group}
     n_steps = 0
     while batch.rows or n_steps <= 30:
         for group, arrival in zip(groups, arrivals, strict=True):
             if arrival.step == n_steps:
                 batch.admit(group)
+        prompt.join(batch)
         for advanced in batch.step():
             for row in advanced:
                 read(row, arrival_of[id(row)])
         n_steps += 1
 
 
-def check_arrivals(model: GPT2, keep_texts: bool, arrivals: list[Arrival]) -> None:
+class AlongPrompt:
+    """A prompt of which each step takes a part of `size` tokens along, if it can."""
+
+    def __init__(self, model: GPT2, size: int) -> None:
+        self.model, self.size, self.n_taken = model, size, 0
+        self.ids = [1 + place % 7 for place in range(model.config.n_positions)]
+        self.cache = KVCache(model.config, dtype=plan.cache_dtype(model))
+
+    def join(self, batch: SlotBatch) -> None:
+        done = self.cache.length
+        if self.size and done < len(self.ids):
+            self.n_taken += batch.take_along(self.ids[done : done + self.size], self.cache)
+
+    def check(self) -> None:
+        wanted = KVCache(self.model.config)
+        with torch.inference_mode():
+            self.model(torch.tensor([self.ids[: self.cache.length]]), kv_cache=wanted) if self.cache.length else None
+        for ours, theirs in zip(self.cache.layers, wanted.layers, strict=True):
+            torch.testing.assert_close(ours[:, :, :, : self.cache.length], theirs[:, :, :, : self.cache.length])
+
+
+def check_arrivals(model: GPT2, keep_texts: bool, size: int, arrivals: list[Arrival]) -> None:
     """In float32. Windows slide at different times, and with `keep_texts` beginnings are copied from earlier rows."""
     arrivals = [arrival for arrival in arrivals if "num_beams" not in arrival.options]
     slots = Slots(model, N_SLOTS)
@@ -56,7 +78,9 @@ def check_arrivals(model: GPT2, keep_texts: bool, arrivals: list[Arrival]) -> No
         layer.fill_(float("nan"))  # what was not written must not matter
     batch = SlotBatch(model, slots, prefix_cache=PrefixCache(min_tokens=2, keep_texts=keep_texts))
     groups = [rows_of(model, arrival) for arrival in arrivals]
-    run(batch, arrivals, groups)
+    prompt = AlongPrompt(model, size)
+    run(batch, arrivals, groups, prompt)
+    prompt.check()
     for group, arrival in zip(groups, arrivals, strict=True):
         assert [(row.ids, row.finish_reason) for row in group] == alone(model, arrival)
         for row in group:
@@ -64,19 +88,41 @@ def check_arrivals(model: GPT2, keep_texts: bool, arrivals: list[Arrival]) -> No
     assert sorted(slots.free) == list(range(N_SLOTS))
 
 
-@given(st.booleans(), arrivals_strategy)
+@given(st.booleans(), st.sampled_from([0, 1, 5, 70]), arrivals_strategy)
 @settings(max_examples=20)
 def test_rows_that_join_and_leave_get_the_ids_that_they_get_alone(
-    model: GPT2, keep_texts: bool, arrivals: list[Arrival]
+    model: GPT2, keep_texts: bool, size: int, arrivals: list[Arrival]
 ) -> None:
-    check_arrivals(model, keep_texts, arrivals)
+    check_arrivals(model, keep_texts, size, arrivals)
+
+
+def test_a_step_takes_part_of_a_prompt_along(model: GPT2) -> None:
+    """While rows run and none begins. The rows get one token with each part, also a greedy row alone."""
+    slots, steps = Slots(model, 2), list[Step]()
+    batch, prompt = SlotBatch(model, slots, on_step=steps.append), AlongPrompt(model, 5)
+    assert not batch.take_along([1, 2], prompt.cache)  # no row runs
+    rows = start(model, [[1, 2]], GenerationConfig(max_new_tokens=30, stop_at_eot=False))
+    batch.admit(rows)
+    assert not batch.take_along([1, 2], prompt.cache)  # the row begins first
+    list(batch.step())
+    for n in range(3):
+        prompt.join(batch)
+        list(batch.step())
+        assert steps[-1] == OneToken(1) and prompt.cache.length == 5 * (n + 1) and len(rows[0].ids) == n + 2
+    prompt.check()
+    list(batch.step())
+    assert prompt.cache.length == 15 and isinstance(steps[-1], GreedyTokens)
+    assert batch.take_along([1], prompt.cache)
+    rows[0].finish_reason = "stop"
+    list(batch.step())
+    assert prompt.cache.length == 15 and not batch.take_along([1], prompt.cache)
 
 
 @pytest.mark.slow
-@given(st.booleans(), arrivals_strategy)
+@given(st.booleans(), st.sampled_from([0, 1, 5, 70]), arrivals_strategy)
 @settings(max_examples=500)
-def test_many_rows_that_join_and_leave(model: GPT2, keep_texts: bool, arrivals: list[Arrival]) -> None:
-    check_arrivals(model, keep_texts, arrivals)
+def test_many_rows_that_join_and_leave(model: GPT2, keep_texts: bool, size: int, arrivals: list[Arrival]) -> None:
+    check_arrivals(model, keep_texts, size, arrivals)
 
 
 def finished(batch: Batch, rows: list[Row]) -> list[list[int]]:

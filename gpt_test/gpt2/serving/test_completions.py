@@ -101,7 +101,7 @@ def test_long_prompts_in_parts(served: Mapping[str, Served], monkeypatch: pytest
     """A prompt is computed in parts of 16 tokens, or 8 while rows run, and its text is the one without parts."""
     passes: list[int] = []
 
-    def counted(*arguments: Any, part: Callable[[], int]) -> Any:
+    def counted(*arguments: Any, part: Callable[[], int], **rest: Any) -> Any:
         number = len(passes)
         passes.append(0)
 
@@ -109,7 +109,7 @@ def test_long_prompts_in_parts(served: Mapping[str, Served], monkeypatch: pytest
             passes[number] += 1
             return part()
 
-        return compute_beginning(*arguments, part=counted_part)
+        return compute_beginning(*arguments, part=counted_part, **rest)
 
     monkeypatch.setattr(engine, "compute_beginning", counted)
     small = served["small"]

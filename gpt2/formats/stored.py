@@ -98,7 +98,9 @@ def error_of(stored: Stored, expected: Tensor) -> Error:
         raise InputError(f"{stored.name} has shape {tuple(stored.values.shape)} instead of {tuple(expected.shape)}")
     difference = _difference(stored.values.float(), expected)
     base = _base(stored.name, expected, stored.kind).clamp(min=torch.finfo(torch.float32).tiny)
-    return Error(float(difference.max()), float((difference / base).max()), limit_of(stored.kind))
+    of_scale = 127 * _HALF_LEAST if stored.kind == "q8_0" else 0.0  # a scale below the normal numbers of float16
+    relative = (difference - of_scale).clamp(min=0) / base
+    return Error(float(difference.max()), float(relative.max()), limit_of(stored.kind))
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

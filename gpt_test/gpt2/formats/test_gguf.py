@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 from collections.abc import Callable
@@ -160,6 +161,18 @@ def test_a_written_file_is_read_back(model: GPT2, small_tokenizer: GPT2Tokenizer
     assert kinds[-3:] == [gguf.TokenType.UNUSED] * 3 and kinds[0] == gguf.TokenType.NORMAL
     assert reader.get_field("tokenizer.ggml.add_bos_token").contents() is False
     assert reader.get_field("general.file_type").contents() == {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}[dtype]
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-5, 1e-9])
+def test_small_weights_are_written_in_q8_0(model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path, size: float) -> None:
+    """Their scales are rounded by more than a thousandth, because they are below the normal numbers of float16, or lost."""
+    pytest.importorskip("gguf", reason="gguf is not installed (pip install '.[benchmark]')")
+    small, path = copy.deepcopy(model), tmp_path / "small.gguf"
+    with torch.no_grad():
+        weight = small.h[1].mlp.c_proj.weight.uniform_(-size, size, generator=torch.Generator().manual_seed(0))
+    export_model(small, small_tokenizer, path, to="gguf", dtype="q8_0")
+    stored = Stored("h.1.mlp.c_proj.weight", read(path)[1]["h.1.mlp.c_proj.weight"].float(), "q8_0")
+    assert error_of(stored, weight).is_rounding and not error_of(stored, weight * 1.05 + 4e-6 * weight.sign()).is_rounding
 
 
 def test_q8_0_needs_whole_groups(small_model: GPT2, small_tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:

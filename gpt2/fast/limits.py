@@ -5,6 +5,7 @@ The defaults saved time in measurements on a CPU. Tests pass other values, so th
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,13 @@ class FastLimits:
     # Whether single rows in bfloat16 are multiplied by weights in float16. None: if the CPU has no matrix units.
     bfloat16_by_float16: bool | None = None
 
+    # New tokens. For fewer, weights in float16 are not packed for bfloat16, because it takes as long as it saves in about
+    # that many steps. It depends on what is asked for, not on what is packed already, so that equal calls give equal texts.
+    tokens_by_float16: int = 64
+
+    # Whether fewer are asked for: see `for_tokens`.
+    few_tokens: bool = False
+
     # Steps of several rows before the weights are packed: packing takes as long as it saves in that many.
     steps_before_packing: int = 24
 
@@ -136,6 +144,11 @@ class FastLimits:
 
     greedy_head: GreedyHeadLimits = GREEDY_HEAD
     graphs: GraphLimits = GRAPHS
+
+
+    def for_tokens(self, n_tokens: int) -> FastLimits:
+        """Return the limits for a text of up to `n_tokens` new tokens."""
+        return dataclasses.replace(self, few_tokens=n_tokens < self.tokens_by_float16)
 
 
 FAST = FastLimits()

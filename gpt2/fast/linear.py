@@ -308,7 +308,9 @@ def _can_pack_float16(weight: Tensor, limits: FastLimits) -> bool:
 
     It needs an x86 CPU with AVX2; torch will remove its operators.
     """
-    pays = limits.bfloat16_by_float16 if weight.dtype == torch.bfloat16 else weight.dtype == torch.float16
+    pays: bool | None = weight.dtype == torch.float16
+    if weight.dtype == torch.bfloat16 and not (limits.few_tokens and _can_pack(weight, limits)):
+        pays = limits.bfloat16_by_float16
     return (
         limits.pack_float16
         and (not uses_matrix_units(limits) if pays is None else pays)

@@ -4,7 +4,8 @@ A decode step of the 124M model is limited by memory bandwidth while it reads th
 time is the Python code of 150 module calls. In float32, a step is about 10% faster without these calls, and another 3%
 without Python (see `scripted`). In int8, which reads a quarter of the bytes, it is 13% faster, and another 7% if several
 greedy steps follow each other without Python. The plan does not support hooks or training: if `unchanged` finds a
-difference, the model itself is called. In float32, its results are equal to the model's, bit for bit.
+difference, the model itself is called. In float32, its results are equal to the model's, bit for bit, except where MKL is
+avoided: see `linear.avoids_mkl`.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class Decoder:
         self._vocab_size = vocab_size
         self._fast = fast
         has_plan = use_cache and fast.use_plan and DecodePlan.fits(model)
-        self._plan = (plan or DecodePlan(model, only_last=True, limits=fast)) if has_plan else None
+        limits = fast.for_tokens(max_new_tokens)
+        self._plan = (plan or DecodePlan(model, only_last=True, limits=limits)) if has_plan else None
         self._network: Network = self._plan or network_of(model)
         self._vectors = dict(vectors or {})
         self._use_cache = has_plan or (use_cache and keeps_layers_apart(model))

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from gpt2.device import has_matrix_units
+from gpt2.device import has_bfloat16_units
 
 # Options of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1  # bytes that may be free at the end of the heap before malloc returns them to the system
@@ -18,14 +18,15 @@ _M_MMAP_MAX = -4  # number of allocations that may have a separate memory mappin
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype for matrix products: the one called `name`, or for "auto" the fastest one on `device`.
 
-    "auto" is bfloat16 on a GPU since Ampere and on a CPU with AMX, float16 on an older GPU, and float32 elsewhere.
+    "auto" is bfloat16 on a GPU since Ampere and on a CPU with instructions for it, float16 on an older GPU, and float32
+    elsewhere.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        return torch.bfloat16 if has_matrix_units() else torch.float32
+        return torch.bfloat16 if has_bfloat16_units() else torch.float32
     return torch.float32
 
 

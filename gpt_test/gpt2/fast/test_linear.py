@@ -110,6 +110,17 @@ def test_a_processor_that_cannot_pack_bfloat16_uses_the_plain_layer(monkeypatch:
     assert linear.kind == "float" and product(torch.ones(1, 24).bfloat16(), linear).shape == (1, 40)
 
 
+def test_short_texts_pack_no_float16_where_bfloat16_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It depends on what is asked for, and not on what is packed already."""
+    layer, limits = bfloat16_layer(), FastLimits(bfloat16_by_float16=True)
+    if fast_linear(layer, limits).kind != "bfloat16 by float16":
+        pytest.skip("this processor multiplies bfloat16 with one kernel")
+    kinds = [fast_linear(layer, limits.for_tokens(n)).kind for n in (63, 64, 1, 200)]
+    assert kinds == ["bfloat16", "bfloat16 by float16"] * 2
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert fast_linear(layer, limits.for_tokens(1)).kind == "float16"
+
+
 @pytest.mark.parametrize("rows", [1, 9])
 def test_bfloat16_beyond_float16_is_multiplied_by_another_kernel(rows: int) -> None:
     """Small weights are within 3e-8 of themselves in float16, which is less than the rounding of the others."""

@@ -93,6 +93,9 @@ def serve(ctx: click.Context, options: ServeOptions) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise click.ClickException(f"gpt2 serve needs {error.name}: pip install '.[serve]'") from None
+    from gpt2.serving import kernel_memory
+
+    kernel_memory.bound_kernel_memory()  # before what imports torch
     from gpt2.serving.gate import Access, is_loopback
     from gpt2.serving.server import Server, Settings, log_to_stderr
 

@@ -25,6 +25,7 @@ from gpt_config.cores import available_cores
 from gpt_encoder import GPT2Tokenizer, train_bpe
 from gpt_test import without_hypothesis
 from gpt_test.browser import start_browser
+from gpt_test.warm_python import warm_python
 
 try:
     from hypothesis import settings
@@ -125,6 +126,19 @@ def browser() -> Iterator[Any]:
     started = start_browser()
     yield started
     started.quit()
+
+
+@pytest.fixture(scope="session")
+def warm_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the commands `python` and `gpt2`. They start at once, as forks of one process."""
+    folder = tmp_path_factory.mktemp("bin")
+    with warm_python(
+        str(folder / "socket"), {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    ) as python:
+        for name, text in (("python", python), ("gpt2", '#!/bin/sh\nexec python -m gpt2 "$@"\n')):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        yield folder
 
 
 def random_model(config: GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float32, *, positions: float = 3.0) -> GPT2:

@@ -23,7 +23,6 @@ from gpt_test.gpt_config.test_locate import cache_repository
 from gpt_test.offline_site import loads_from_elsewhere
 from gpt_test.page_blocks import LANGUAGES, Block, PageRun, read_blocks, without_blocks
 from gpt_test.test_floors import FLOOR_OF
-from gpt_test.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -34,27 +33,21 @@ MAX_README_WORDS = 1100
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """gpt2 in the hub's cache, and a `gpt2` command as pip would install it."""
+def environment(tmp_path_factory: pytest.TempPathFactory, warm_commands: Path) -> dict[str, str]:
+    """gpt2 in the hub's cache, and the commands `python` and `gpt2`."""
     folder = tmp_path_factory.mktemp("documentation")
     GPT2(GPT2Config(n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder / "stand-in")
     (folder / "cache").mkdir()
     cache_repository(str(folder / "cache"), "gpt2", folder / "stand-in")
-    variables = {
+    return {
         **os.environ,
         "HF_HUB_CACHE": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{warm_commands}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "PYTHONIOENCODING": "utf-8",
     }
-    with warm_python(str(folder / "socket"), variables) as python:
-        (folder / "bin").mkdir()
-        for name, text in (("python", python), ("gpt2", '#!/bin/sh\nexec python -m gpt2 "$@"\n')):
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
-        yield variables
 
 
 class Page:

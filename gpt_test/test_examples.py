@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -26,19 +27,25 @@ PICTURES = {"induction_heads": 4, "what_the_model_has_learned": 5}  # the fewest
 SLOW = {"induction_heads"}  # it trains a model
 
 
-def run(folder: Path, *arguments: object) -> str:
-    """What a Python program prints, started in `folder`."""
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=folder, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run(warm_commands: Path) -> Callable[..., str]:
+    """A function that returns what a Python program prints, started in a folder."""
+    python = warm_commands / "python" if sys.platform == "linux" else sys.executable
+
+    def run(folder: Path, *arguments: object) -> str:
+        result = subprocess.run(
+            [python, *map(str, arguments)],
+            cwd=folder, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
 
 
-def example(name: str) -> ModuleType:
+def example(name: str, folder: Path = EXAMPLES) -> ModuleType:
     """An example as a module, for its functions."""
-    spec = spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,7 +61,7 @@ def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     assert f"examples/{path.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_character_model_learns_to_spell(tmp_path: Path) -> None:
+def test_a_character_model_learns_to_spell(run: Callable[..., str], tmp_path: Path) -> None:
     """After 200 steps nearly all words of the sample are words of the sentences; an untrained model spells none."""
     printed = run(tmp_path, EXAMPLES / "train_characters.py", "--steps", 200)
     loss = float(re.search(r"best validation loss: (\S+)", printed).group(1))
@@ -66,14 +73,14 @@ def test_a_character_model_learns_to_spell(tmp_path: Path) -> None:
     assert sum(word in known for word in words) / len(words) > 0.8, words
 
 
-def test_a_character_model_of_a_file(tmp_path: Path) -> None:
+def test_a_character_model_of_a_file(run: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("abba " * 500)
     printed = run(tmp_path, EXAMPLES / "train_characters.py", "--data", "mine.txt", "--out", "mine", "--steps", 2)
     assert "a vocabulary of 4 characters" in printed
     assert not (tmp_path / "mine" / "sentences.txt").exists()
 
 
-def test_a_classifier_tells_new_texts_apart(tmp_path: Path) -> None:
+def test_a_classifier_tells_new_texts_apart(run: Callable[..., str], tmp_path: Path) -> None:
     printed = run(tmp_path, EXAMPLES / "finetune_classifier.py", "--epochs", 8)
     accuracy = float(re.search(r"accuracy (\S+) on 12 test texts", printed).group(1))
     assert accuracy > 0.7  # random labels have 0.5
@@ -82,7 +89,7 @@ def test_a_classifier_tells_new_texts_apart(tmp_path: Path) -> None:
     assert labels == ["good", "bad"]
 
 
-def test_a_letter_can_be_left_out(tmp_path: Path) -> None:
+def test_a_letter_can_be_left_out(run: Callable[..., str], tmp_path: Path) -> None:
     arguments = (EXAMPLES / "sampling_rule.py", "It was a big day", "--max_tokens", 80)
     printed = run(tmp_path, *arguments, "--without", "e").strip()
     assert len(printed) > 150 and "e" not in printed.lower()
@@ -102,7 +109,7 @@ def test_rules_are_applied_to_the_logits() -> None:
     assert module.typical(1.0)(logits).isfinite().all()
 
 
-def test_a_text_under_a_constraint(tmp_path: Path) -> None:
+def test_a_text_under_a_constraint(run: Callable[..., str], tmp_path: Path) -> None:
     program, answers = EXAMPLES / "constrained_text.py", (" cold", " thirsty", " a big red dog")
     printed = run(tmp_path, program, "The sun was hot, and Tom was", "--choices", *answers)
     assert printed.removeprefix("The sun was hot, and Tom was").removesuffix("\n") in answers
@@ -126,7 +133,7 @@ def losses(printed: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one(run: Callable[..., str], tmp_path: Path) -> None:
     program = EXAMPLES / "train_on_two_processes.py"
     one = run(tmp_path, program, "--out", "one", "--steps", 10)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
@@ -137,7 +144,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
+def test_a_student_learns_from_its_teacher(run: Callable[..., str], tmp_path: Path) -> None:
     printed = run(tmp_path, EXAMPLES / "train_a_student.py")
     assert "begins with the layers [0, 2, 5] of 6" in printed
     before, after = (float(found) for found in re.findall(r"loss.*: (\d\S+)", printed))
@@ -146,7 +153,7 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_preferences_widen_the_margin(tmp_path: Path) -> None:
+def test_preferences_widen_the_margin(run: Callable[..., str], tmp_path: Path) -> None:
     printed = run(tmp_path, EXAMPLES / "tune_on_preferences.py")
     assert printed.count("answer:'It is red.'") == 2
     for ids in re.findall(r"<\|assistant\|>: \[(.*)\]", printed):
@@ -195,11 +202,18 @@ def test_there_are_three_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == names
 
 
-def test_the_pictures_show_what_the_commands_print(tmp_path: Path) -> None:
+def test_the_pictures_show_what_the_commands_print(
+    warm_commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`python docs/images/readme.py` draws them again."""
     for package in ("transformers", "tiktoken"):  # `gpt2 verify` compares with those that are installed
         pytest.importorskip(package, reason=f"{package} is not installed (pip install -r requirements-dev.txt)")
-    run(tmp_path, ROOT / "docs" / "images" / "readme.py", tmp_path)
+    if sys.platform == "linux":
+        monkeypatch.setattr(sys, "executable", str(warm_commands / "python"))  # with which it runs the commands
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the program extends it
+    module = example("readme", ROOT / "docs" / "images")
+    monkeypatch.setattr(sys, "argv", ["readme.py", str(tmp_path)])
+    module.main()
     drawn = sorted(tmp_path.glob("*.svg"))
     assert [path.name for path in drawn] == ["floors.svg", "terminal.svg"]
     for path in drawn:

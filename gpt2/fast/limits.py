@@ -145,7 +145,6 @@ class FastLimits:
     greedy_head: GreedyHeadLimits = GREEDY_HEAD
     graphs: GraphLimits = GRAPHS
 
-
     def for_tokens(self, n_tokens: int) -> FastLimits:
         """Return the limits for a text of up to `n_tokens` new tokens."""
         return dataclasses.replace(self, few_tokens=n_tokens < self.tokens_by_float16)

@@ -216,10 +216,16 @@ def _ids_and_targets(pairs: Sequence[EncodedPair]) -> tuple[NDArray[np.int64], N
 
 
 @torch.no_grad()
-def reference_log_probs(model: GPT2, pairs: Sequence[EncodedPair], batch_size: int) -> NDArray[np.float64]:
-    """Return the log-probabilities, in nats, of the chosen and the rejected response of each pair: (n, 2)."""
+def reference_log_probs(
+    model: GPT2, pairs: Sequence[EncodedPair], batch_size: int, precision: torch.dtype = torch.float32
+) -> NDArray[np.float64]:
+    """Return the log-probabilities, in nats, of the chosen and the rejected response of each pair: (n, 2).
+
+    `precision` is that of the training, so that the errors of matrix products in 16 bits are the same in both.
+    """
     found = np.zeros((len(pairs), 2))
-    with in_mode(model, is_training=False):
+    in_few_bits = torch.autocast(model.device.type, precision, enabled=precision != torch.float32)
+    with in_mode(model, is_training=False), in_few_bits:
         for rows in in_order_of_length([pair.n_tokens for pair in pairs], batch_size):
             ids, targets = map(torch.from_numpy, _ids_and_targets([pairs[row] for row in rows]))
             log_probs = response_log_probs(model, ids.to(model.device), targets.to(model.device))

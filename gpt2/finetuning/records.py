@@ -79,7 +79,8 @@ def read_records(
             except BadRecord as error:
                 reason = f"{source.name}, {place}: {error}"
                 if not skip_bad:
-                    raise DataError(f"{reason}: fix or remove it, or skip such rows with skip_bad") from None
+                    remedy = "fix or remove it, or skip such rows with --skip_bad (in Python skip_bad=True)"
+                    raise DataError(f"{reason}: {remedy}") from None
                 bad.append(reason)
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""

@@ -35,6 +35,7 @@ from gpt2.pretrained import load_model, save_model
 from gpt2.training.batches import shuffled
 from gpt2.training.data_report import report_of, report_of_rows
 from gpt2.training.distributed import Processes
+from gpt2.training.hardware import choose_precision
 from gpt2.training.objective import LanguageModelling, Objective
 from gpt2.training.outputs import ModelWriter, Outputs, text_outputs
 from gpt2.training.preparation import TrainingData, prepare
@@ -282,12 +283,12 @@ def _preference(
             f"{len(encoded[0])} training pairs and {len(encoded[1])} validation pairs: each needs at least 1; add data, or "
             f"use a longer context than {base.context}"
         )
+    training = config.training_config(n_rows=len(encoded[0]), context=base.context, n_processes=processes.world_size)
     if processes.is_first and not is_ready:
-        model = base.model.to(processes.device)
-        save_reference(folder, *(reference_log_probs(model, part, config.batch_size) for part in encoded))
+        model, precision = base.model.to(processes.device), choose_precision(training.precision, processes.device)
+        save_reference(folder, *(reference_log_probs(model, part, config.batch_size, precision) for part in encoded))
     processes.wait_for_work()
     reference = load_reference(folder, *map(len, encoded))
-    training = config.training_config(n_rows=len(encoded[0]), context=base.context, n_processes=processes.world_size)
     objective = PreferenceTuning(base.model, encoded[0], encoded[1], reference, training, config.beta)
     outputs = _instruction_outputs(base, template, validation[0].chosen[0], config)
     return _Task(objective, outputs, training, fingerprint_of([*files.train, *files.validation], template), told)

@@ -477,7 +477,7 @@ class Decoder:
         model = self._model
         if self._make_cache is not None and self._plan is not None:  # without a plan its dtype could be wrong
             return self._make_cache(n_slots)
-        dtype = cache_dtype(model) if self._plan is not None else model.dtype
+        dtype = model.dtype if self._plan is None or self._vectors else cache_dtype(model)  # the model computes with vectors
         return KVCache(model.config, batch_size=batch_size, max_length=n_slots, device=model.device, dtype=dtype)
 
 

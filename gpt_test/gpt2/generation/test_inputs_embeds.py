@@ -44,6 +44,17 @@ def test_embeddings_of_tokens_continue_as_the_tokens_do(model: GPT2, use_cache: 
     assert model.generate(inputs_embeds=model.wte(IDS), **options).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embeddings_in_16_bits(dtype: torch.dtype) -> None:
+    """The model computes them in its dtype, and the plan the tokens after them. The first new id is a most probable one."""
+    model = random_model(CONFIG).to(dtype)
+    ids = model.generate(inputs_embeds=model.wte(IDS), attention_mask=MASK, max_new_tokens=80, stop_at_eot=False)
+    assert ids.shape == (3, 80)
+    with torch.inference_mode():
+        logits = model(IDS, attention_mask=MASK)[:, -1].float()
+    assert (logits.gather(1, ids[:, :1])[:, 0] >= logits.amax(1) - 0.05 * logits.std(1)).all()
+
+
 def test_drafts_and_samples_of_embeddings() -> None:
     model = repetitive_model(CONFIG, dtype=torch.float64)
     embeds = model.wte(torch.tensor([[1, 2, 3, 1, 2, 3, 1, 2, 3]]))

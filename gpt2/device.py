@@ -107,7 +107,7 @@ def _onednn_may_use(*names: str) -> bool:
 
 
 def mkl_is_slow() -> bool:
-    """Return whether torch multiplies with MKL on a processor with AVX-512 that is not Intel's.
+    """Return whether torch multiplies with MKL on an AMD processor with AVX-512.
 
     MKL does not use its fastest code there, but oneDNN does.
     """
@@ -118,9 +118,10 @@ def mkl_is_slow() -> bool:
 
 @functools.cache
 def _processor() -> str:
-    """Return what the system says of the processor's maker and kind."""
+    """Return a line with the name of the processor's maker, as far as the system has one."""
     try:
-        return Path("/proc/cpuinfo").read_text()
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line for line in file if line.startswith("vendor_id")), "")
     except OSError:
         return platform.processor()  # on Windows it ends with the maker's name
 

@@ -168,7 +168,7 @@ def attention(heads: Tensor, cache: Tensor, past: int, mask: Tensor | None, scal
     """Return the attention of `heads` (3, B, H, T, D), the queries, keys and values of the last T tokens: (B, H, T, D).
 
     The cache (2, B, H, S, D) has the same keys and values after those of `past` tokens, perhaps in float32: see
-    `cache_dtype`. A prompt in bfloat16 is computed in bfloat16, because matrix units are faster so.
+    `cache_dtype`. The attention of a prompt in bfloat16 stays in bfloat16, which matrix units multiply faster.
     """
     T = heads.size(3)
     q, k, v = heads.unbind()  # (B, H, T, D) each

@@ -5,7 +5,7 @@ rows is limited by arithmetic, so the dtype does. With weights packed by oneDNN,
 time of `F.linear`. Packed by fbgemm, which adds in float32, 2 to 32 rows of float16 take a quarter to 60%. With the numbers
 of bfloat16 in float16, fbgemm takes 70% of oneDNN's time for a single row on an EPYC with AVX-512. With AMX both are equal.
 
-MKL multiplies float32 slowly on processors of other makers than its own. On an EPYC with AVX-512, the products of a step of
+MKL multiplies float32 slowly on AMD processors. On an EPYC with AVX-512, the products of a step of
 124M take 60% of its time for one row, as a batch of parts, and half of it for 2 to 512 rows, with oneDNN (see `avoids_mkl`).
 """
 

@@ -5,8 +5,8 @@ It knows neither HTTP nor JSON. The rules:
 - At most `slots` rows run at a time. A free slot goes to the job with the fewest running rows, and among these to the one
   that came first. So a request with many choices uses the slots that no other request wants.
 - At most `max_waiting` jobs wait for their first slot; `submit` refuses more.
-- A long prompt's keys and values are computed in parts. Each part takes a step of the running rows along, in one pass over
-  the weights, and has as many tokens as about double the time of the step.
+- A long prompt's keys and values are computed in parts. The next step of the running rows computes a part too, in one pass
+  over the weights. A part has as many tokens as about double the time of that step.
 - A pass for the log-probabilities of a prompt or its embedding runs in such parts between the steps.
 - Short prompts join whole.
 - After such a part, and after short prompts have joined, the running rows take steps for at least as long as that took.

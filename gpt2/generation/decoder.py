@@ -24,12 +24,12 @@ from gpt2.fast.plan import DecodePlan, PlanOfEach, cache_dtype, is_coarse
 from gpt2.fast.unchanged import keeps_layers_apart
 from gpt2.generation.network import CalledModel, EmbeddingNetwork, network_of
 from gpt2.generation.prefix_cache import Prefix, PrefixCache
+from gpt2.generation.sampling import check_finite, is_finite
 from gpt2.generation.window import Window
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt2.quantization.derived import state_of
 from gpt2.quantization.quantize import is_int8
-from gpt_config.errors import CheckpointError
 
 # Whatever computes hidden states (B, T, C) of ids (B, T). A plan may return those of the last token only, (B, 1, C).
 Network = DecodePlan | PlanOfEach | CalledModel | EmbeddingNetwork | GPT2
@@ -45,14 +45,6 @@ class GreedyRun:
 
     tokens: list[int]
     failed: bool = False
-
-
-@dataclass(frozen=True)
-class PromptPart:
-    """The next tokens of a prompt, and the cache of one row that has the tokens before them."""
-
-    ids: Sequence[int]
-    cache: KVCache
 
 
 class Decoder:
@@ -157,11 +149,11 @@ class Decoder:
         else:
             logits = self._verify(drafts, cache) if drafts else self._decode_one_token(cache)
         self._tokens_left -= 1 + len(drafts)
-        if drafts and not _is_finite(logits):  # a draft that would be rejected may cause the NaN: compute without drafts
+        if drafts and not is_finite(logits):  # a draft that would be rejected may cause the NaN: compute without drafts
             self.reject(1 + len(drafts))
             self._forget_graph()  # slots that the graph masks may contain NaN
             return self._next_logits(())
-        _check_finite(logits)
+        check_finite(logits)
         return logits
 
     def reserve_greedy_steps(self) -> int:
@@ -193,7 +185,7 @@ class Decoder:
             if graphed and graphed.room(cache):
                 steps = graphed.greedy_tokens(last, n, cache)
             else:
-                with self._timed("greedy", work=n):
+                with self.timed("greedy", work=n):
                     steps = plan.greedy_tokens(last, n, self._vocab_size, cache)
         except RuntimeError:  # the int8 kernel raises at NaN, perhaps in a step after the end of the text
             return GreedyRun([], failed=True)
@@ -240,74 +232,35 @@ class Decoder:
         cache = self._cache
         return None if self._plan is None or cache is None or cache.length == cache.max_length else cache
 
-    @torch.inference_mode()
-    def logits_in_slots(
-        self,
-        decoders: Sequence[Decoder],
-        caches: Sequence[KVCache],
-        slots: Sequence[int],
-        layers: list[Tensor],
-        along: PromptPart | None = None,
-    ) -> Tensor:
-        """Return the logits (B, V) after the windows of B decoders, as `next_logits` of each would, with one pass for all.
-
-        `caches` are the results of `next_in_slot`, in `slots` of `layers`. The pass computes `along` too. Raises
-        CheckpointError if the model computes NaN.
-        """
-        assert self._plan is not None
-        texts, lengths = [decoder.windows[0].ids[-1:] for decoder in decoders], [cache.length for cache in caches]
-        slots, own_cache = list(slots), list[Tensor]()
-        if along is not None:
-            self._plan.check_fit(along.cache, 1, len(along.ids))
-            texts, lengths, slots = [*texts, list(along.ids)], [*lengths, along.cache.length], [*slots, -1]
-            own_cache = along.cache.layers
-        n_tokens = sum(map(len, texts))
-        with self._timed("slots", n_tokens if along is None else -n_tokens.bit_length(), work=n_tokens):
-            hidden = self._plan.hidden_states_of_slots(texts, lengths, slots, layers, own_cache)
-            logits = self._logits(hidden[: len(decoders)])
-        _check_finite(logits)
-        if along is not None:
-            along.cache.advance(len(along.ids))
-        for decoder, cache in zip(decoders, caches, strict=True):
-            cache.advance(1)
-            decoder._tokens_left -= 1
-        return logits
+    def count_step(self, cache: KVCache) -> None:
+        """Say that a step of several windows has computed the last token of the only one, in its `next_in_slot`."""
+        cache.advance(1)
+        self._tokens_left -= 1
 
     @property
     def can_begin_with_others(self) -> bool:
-        """Whether `first_logits_in_slots` gives the tokens of `next_logits`. In few bits rounding could change them."""
+        """Whether a prefill together with others gives the same tokens. In few bits rounding could change them."""
         return self._plan is not None and self._is_exact and not self._vectors
 
-    @torch.inference_mode()
-    def first_logits_in_slots(self, decoders: Sequence[Decoder], slots: Sequence[int], layers: list[Tensor]) -> Tensor:
-        """Return the logits (B, V) after the windows of B new decoders, as `next_logits` of each would, with one pass.
+    def begin_in_slot(self) -> tuple[tuple[int, ...], KVCache]:
+        """Return the visible ids of the only window, and a new cache with the beginning of them that is known.
 
-        Each `can_begin_with_others`, and makes its cache in its slot of `layers`. Raises CheckpointError if the model
-        computes NaN.
+        The caller computes the others in the cache, and calls `count_first_step`.
         """
-        assert self._plan is not None
-        begun = [decoder._begin_in_slot() for decoder in decoders]
-        texts, lengths = [ids[cache.length :] for ids, cache in begun], [cache.length for _, cache in begun]
-        n_tokens = sum(map(len, texts))
-        with self._timed("prefill", n_tokens.bit_length(), work=n_tokens):
-            logits = self._plan.logits(self._plan.hidden_states_of_slots(texts, lengths, slots, layers))
-        _check_finite(logits)
-        for decoder, (ids, cache) in zip(decoders, begun, strict=True):
-            cache.advance(len(ids) - cache.length)
-            decoder._cache = cache
-            decoder._tokens_left -= 1
-            if decoder._prefixes is not None:
-                decoder._prefixes.note([ids], cache)
-        return logits
-
-    def _begin_in_slot(self) -> tuple[tuple[int, ...], KVCache]:
-        """Return the visible ids of the only window, and a cache with the beginning of them that is known."""
         self.windows[0].slide()
         ids = tuple(self.windows[0].visible_ids)
         cache = self._new_cache(1, self._n_slots(len(ids)))
         assert cache is not None
         self._copy_beginnings([ids], cache)
         return ids, cache
+
+    def count_first_step(self, ids: tuple[int, ...], cache: KVCache) -> None:
+        """Say that all of `ids` are computed: the results of `begin_in_slot`."""
+        cache.advance(len(ids) - cache.length)
+        self._cache = cache
+        self._tokens_left -= 1
+        if self._prefixes is not None:
+            self._prefixes.note([ids], cache)
 
     @torch.inference_mode()
     def join(self, windows: list[Window], max_new_tokens: int, vectors: Mapping[int, Tensor] | None = None) -> Tensor:
@@ -401,7 +354,7 @@ class Decoder:
             past = cache.length
         n_tokens = len(prompts) * (longest - past)
         network: Network = EmbeddingNetwork(self._model, self._vectors) if self._vectors else self._network
-        with self._timed("prefill", n_tokens.bit_length(), work=n_tokens):
+        with self.timed("prefill", n_tokens.bit_length(), work=n_tokens):
             hidden = network.hidden_states(
                 input_ids[:, past:].to(self._device),
                 attention_mask=None if on_device is None else on_device[:, :longest],
@@ -443,9 +396,9 @@ class Decoder:
             return self._graphed.logits(tokens, cache)
         mask = None if self._mask is None else self._mask[:, : cache.length + 1]
         input_ids = torch.tensor(tokens, device=self._device)[:, None]
-        with self._timed("decode", len(tokens)):
+        with self.timed("decode", len(tokens)):
             hidden = self._network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[:, -1]
-            logits = self._logits(hidden)
+            logits = self.logits(hidden)
         if self._graphed:
             self._graphed.watch(tokens, logits, cache, mask, self._tokens_left)
         return logits
@@ -459,15 +412,16 @@ class Decoder:
         mask = None if self._mask is None else self._mask[:, : cache.length + input_ids.shape[1]]
         network = self.verifier
         assert network is not None  # the caller has checked
-        with self._timed("verify", len(drafts)):
+        with self.timed("verify", len(drafts)):
             hidden = network.hidden_states(input_ids, attention_mask=mask, kv_cache=cache)[0]  # (1 + drafts, C)
-            return self._logits(hidden) if network is self._network else network.logits(hidden)
+            return self.logits(hidden) if network is self._network else network.logits(hidden)
 
-    def _timed(self, *kind: str | int, work: float = 1.0) -> AbstractContextManager[None]:
+    def timed(self, *kind: str | int, work: float = 1.0) -> AbstractContextManager[None]:
         """Measures a step of this kind: the number of threads follows what steps cost."""
         return threads.step((id(self._model), *kind), self._device, work)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (B, V) of hidden states (B, C), where `only_largest` from the greedy head."""
         logits = self._greedy_head.logits(hidden) if self._greedy_head and self.only_largest else None
         return self._network.logits(hidden) if logits is None else logits
 
@@ -479,19 +433,6 @@ class Decoder:
             return self._make_cache(n_slots)
         dtype = model.dtype if self._plan is None or self._vectors else cache_dtype(model)  # the model computes with vectors
         return KVCache(model.config, batch_size=batch_size, max_length=n_slots, device=model.device, dtype=dtype)
-
-
-def _is_finite(logits: Tensor) -> bool:
-    # `math.isfinite` in Python, because each operation on tensors adds to the overhead of a step.
-    return all(map(math.isfinite, logits.amax(-1).tolist()))
-
-
-def _check_finite(logits: Tensor) -> None:
-    if not _is_finite(logits):
-        raise CheckpointError(
-            "the model computes NaN or infinite logits: its weights are damaged (use another copy of the files), or the "
-            "range of its dtype is too small (use float32)"
-        )
 
 
 def _n_unused(cache: KVCache, mask: Tensor | None) -> int:

@@ -6,6 +6,7 @@ chained; `logits_to_probs` applies them in the order of transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2.generation.processors import Controls, Text, process
+from gpt_config.errors import CheckpointError
 from gpt_config.generation_config import GenerationConfig
+
+
+def is_finite(logits: Tensor) -> bool:
+    """Return whether each row of logits (B, V) has a largest one that is a number. A smaller one may be -inf."""
+    # `math.isfinite` in Python, because each operation on tensors adds to the overhead of a step.
+    return all(map(math.isfinite, logits.amax(-1).tolist()))
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise CheckpointError if logits (B, V) are not finite, as `is_finite` says."""
+    if not is_finite(logits):
+        raise CheckpointError(
+            "the model computes NaN or infinite logits: its weights are damaged (use another copy of the files), or the "
+            "range of its dtype is too small (use float32)"
+        )
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:

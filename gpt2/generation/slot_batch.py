@@ -17,10 +17,11 @@ from gpt2.device import free_memory
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.plan import DecodePlan, cache_dtype
 from gpt2.generation.batch import Batch
-from gpt2.generation.decoder import Decoder, PromptPart
+from gpt2.generation.decoder import Decoder
 from gpt2.generation.memory import memory_of_rows
 from gpt2.generation.prefix_cache import PrefixCache, n_common
 from gpt2.generation.row import Row
+from gpt2.generation.slot_steps import PromptPart, SlotSteps
 from gpt2.generation.steps import OneToken, Step
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
@@ -70,7 +71,7 @@ class SlotBatch(Batch):
         self._slots = slots
         self._decoders: list[Decoder] = []  # of `_places`, in their order
         self._taken: list[int] = []  # their slots
-        self._plan: DecodePlan | None = None  # of all decoders
+        self._together: SlotSteps | None = None  # of all decoders; None without a plan
         self._state: object = None  # of the weights for which it was made
         self._along: PromptPart | None = None
 
@@ -87,7 +88,7 @@ class SlotBatch(Batch):
         """
         rows = [row for row in self._places if row.finish_reason is None]
         self._along = None
-        if rows and self._plan is not None and not self._waiting and not self._searches:
+        if rows and self._together is not None and not self._waiting and not self._searches:
             self._along = PromptPart(ids, cache)
         return self._along is not None
 
@@ -130,7 +131,8 @@ class SlotBatch(Batch):
         if state != self._state:
             self._state = state
             has_plan = self._fast.use_plan and DecodePlan.fits(self._model)
-            self._plan = DecodePlan(self._model, only_last=True, limits=self._fast) if has_plan else None
+            plan = DecodePlan(self._model, only_last=True, limits=self._fast) if has_plan else None
+            self._together = None if plan is None else SlotSteps(plan, self._slots.layers)
 
     def _new_decoder(self, row: Row, slot: int) -> Decoder:
         return Decoder(
@@ -142,7 +144,7 @@ class SlotBatch(Batch):
             prefixes=self._prefix_cache,
             fast=self._fast,
             make_cache=lambda n_tokens: self._slots.cache(slot, n_tokens),
-            plan=self._plan,
+            plan=None if self._together is None else self._together.plan,
             beginning=row.beginning,
         )
 
@@ -154,8 +156,8 @@ class SlotBatch(Batch):
             if len(group) == 1:
                 logits = decoders[group[0]].next_logits().clone()
             else:
-                of_group = [decoders[place] for place in group], [slots[place] for place in group]
-                logits = of_group[0][0].first_logits_in_slots(*of_group, self._slots.layers)
+                assert self._together is not None
+                logits = self._together.first_logits([decoders[place] for place in group], [slots[place] for place in group])
             found |= dict(zip(group, logits.split(1), strict=True))
         for place, decoder in enumerate(decoders):
             if place not in found:
@@ -214,7 +216,8 @@ class SlotBatch(Batch):
         if together:
             places, caches = zip(*together, strict=True)
             decoders, slots = [self._decoders[place] for place in places], [self._taken[place] for place in places]
-            logits: Tensor = decoders[0].logits_in_slots(decoders, caches, slots, self._slots.layers, along)
+            assert self._together is not None
+            logits: Tensor = self._together.next_logits(decoders, caches, slots, along)
             if not found:
                 return logits
             found |= dict(zip(places, logits, strict=True))

@@ -18,10 +18,9 @@ from gpt2.fast.plan import DecodePlan, cache_dtype
 from gpt2.fast.threads import adjusted_threads, step
 from gpt2.generation.network import CalledModel, network_of
 from gpt2.generation.prefix_cache import Prefix, PrefixCache
-from gpt2.generation.sampling import top_logprobs_of
+from gpt2.generation.sampling import check_finite, top_logprobs_of
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
-from gpt_config.errors import CheckpointError
 
 # Rows of logits in memory at once: 32 of 50,257 numbers in float64 are 13 MB.
 _ROWS = 32
@@ -67,8 +66,7 @@ def _look_up(
     """Append the scores of `targets` from hidden states (R, C); one row more than targets is that after the prompt."""
     for begin in range(0, len(hidden), _ROWS):
         logits = head(hidden[begin : begin + _ROWS])  # (R, V)
-        if not bool(torch.isfinite(logits.amax(-1)).all()):
-            raise CheckpointError("the model computes NaN or infinite logits for this prompt: use float32, or other weights")
+        check_finite(logits)
         wanted = targets[begin : begin + _ROWS]
         if len(wanted) < len(logits):
             scores.last_logits = logits[-1:].clone()

@@ -99,6 +99,15 @@ def has_bfloat16_units() -> bool:
     return has_matrix_units() or (_onednn_may_use("AMX", "BF16", "FP16") and bool(has_avx512()))
 
 
+def has_float16_units() -> bool:
+    """Return whether this CPU has instructions for float16 (AVX-512 FP16) and oneDNN may use them.
+
+    Without them torch multiplies matrices of float16 very slowly.
+    """
+    takes_float16 = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+    return _onednn_may_use("AMX", "FP16") and bool(takes_float16())
+
+
 def _onednn_may_use(*names: str) -> bool:
     """Return whether oneDNN may use instructions of one of these names. A variable can limit them."""
     # oneDNN reads both variables; the second is the older one.

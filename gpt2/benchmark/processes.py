@@ -35,7 +35,7 @@ def run_python(arguments: list[str], threads: int) -> str:
     environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     result = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, encoding="utf-8")
     if result.returncode < 0:
-        raise LeftOutError(f"was ended by signal {-result.returncode}, most likely because memory ran out")
+        raise LeftOutError(_how_it_ended(result.returncode))
     if result.returncode:
         raise LeftOutError(f"failed: {(result.stderr.strip().splitlines() or ['no message'])[-1]}")
     return result.stdout
@@ -72,7 +72,8 @@ class Apart:
         try:
             value, error = self._connection.recv()
         except (EOFError, ConnectionResetError):
-            raise LeftOutError("its process ended, most likely because memory ran out") from None
+            self._process.join(_SECONDS_TO_END)
+            raise LeftOutError(_how_it_ended(self._process.exitcode)) from None
         if error is not None:
             raise LeftOutError(error)
         return value
@@ -94,6 +95,14 @@ def _serve(connection: Connection, make: Callable[..., object], arguments: tuple
             except Exception as error:  # the same reason as above
                 answer = None, _in_a_line(error)
             connection.send(answer)
+
+
+def _how_it_ended(code: int | None) -> str:
+    """How a process ended that has reported no error. `code` is as in `Popen.returncode`."""
+    if code is None or code >= 0:
+        return "its process does not answer" if code is None else f"its process ended with exit code {code}"
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    return f"its process was ended by {name}" + ", most likely because memory ran out" * (name == "SIGKILL")
 
 
 def _in_a_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.fast.linear import product, product_of_each
+from gpt2.fast.linear import activated, activated_product, product, product_of_each
 from gpt2.fast.plan_parts import BlockParts, Ends, Norm, PlanParts
 from gpt2.fast.scripted import Scripted
 from gpt2.positions import positions_of, visible_slots
@@ -70,19 +70,24 @@ def normed(x: Tensor, norm: Norm) -> Tensor:
     return torch.layer_norm(x, [x.size(-1)], norm.weight, norm.bias, norm.eps)
 
 
-def run_blocks(x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], blocks: list[BlockParts]) -> Tensor:
+def run_blocks(
+    x: Tensor, past: int, mask: Tensor | None, caches: list[Tensor], blocks: list[BlockParts], only_last: bool = False
+) -> Tensor:
     """Run all blocks on the residual stream `x` (B, T, C) after `past` cached tokens. Returns (B, T, C).
 
-    `mask` is the result of `visible_slots`.
+    `mask` is the result of `visible_slots`. With `only_last`, the result is (B, 1, C), that of the last token. Of the others
+    the last block computes keys and values only.
     """
     B, T, C = x.size(0), x.size(1), x.size(2)
     x = x.view(B * T, C)  # a row for each token
     for i, block in enumerate(blocks):
         heads = stored(product(normed(x, block.norm_1), block.c_attn), T, past, caches[i])  # (3, B, H, T, D)
+        if only_last and i == len(blocks) - 1:  # go on as in a step of the last token, after all others
+            x, heads = x.view(B, T, C)[:, -1], heads[:, :, :, -1:]  # (B, C), (3, B, H, 1, D)
+            mask, past, T = None if mask is None else mask[:, :, -1:], past + T - 1, 1
         y = attention(heads, caches[i], past, mask, block.scale)  # (B, H, T, D)
         x += product(y.transpose(1, 2).reshape(B * T, C), block.attn_proj)  # (B * T, C)
-        y = product(normed(x, block.norm_2), block.c_fc)
-        x += product(activated(y, block.activation), block.mlp_proj)
+        x += product(activated_product(normed(x, block.norm_2), block.c_fc, block.activation), block.mlp_proj)
     return x.view(B, T, C)
 
 
@@ -152,8 +157,7 @@ def run_blocks_in_slots(
             y = attention(heads.unsqueeze(1), seen, lengths[b], mask, block.scale)  # (1, H, T, D)
             ys.append(y[0].transpose(0, 1).reshape(counts[b], C))
         x += product(torch.cat(ys), block.attn_proj)  # (N, C)
-        y = product(normed(x, block.norm_2), block.c_fc)
-        x += product(activated(y, block.activation), block.mlp_proj)
+        x += product(activated_product(normed(x, block.norm_2), block.c_fc, block.activation), block.mlp_proj)
     return x
 
 
@@ -191,11 +195,6 @@ def attention_of_each(q: Tensor, cache: Tensor, past: int, mask: Tensor | None, 
         query = query.to(k.dtype)
         ys.append(F.scaled_dot_product_attention(query, k.narrow(2, 0, S), v.narrow(2, 0, S), attn_mask=seen, scale=scale))
     return torch.cat(ys, 2).to(q.dtype)
-
-
-def activated(x: Tensor, activation: str) -> Tensor:
-    """Return the activation that `BlockParts` names, applied to `x`."""
-    return F.relu(x) if activation == "relu" else F.gelu(x, approximate=activation)
 
 
 def activated_each(x: Tensor, activation: str) -> Tensor:

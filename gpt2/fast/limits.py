@@ -117,6 +117,13 @@ class FastLimits:
     # Rows. From here on, a CPU without instructions for bfloat16 multiplies faster in float32, including the conversion.
     rows_for_float32: int = 256
 
+    # Rows. From here on, oneDNN applies the activation after a layer in bfloat16, which takes a third of the time of torch's
+    # operation. Steps with drafts have fewer rows, because each must have the bits of a single one.
+    rows_to_activate: int = 64
+
+    # Rows. From here on, a CPU with instructions for float16 multiplies it faster than fbgemm, which computes in float32.
+    rows_for_own_float16: int = 128
+
     # Rows. From here on, Python runs the blocks: its share of the time is negligible, and Ctrl-C takes effect before all
     # blocks have run.
     rows_for_python: int = 64

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.device import has_bfloat16_units, has_matrix_units, mkl_is_slow
+from gpt2.device import has_bfloat16_units, has_float16_units, has_matrix_units, mkl_is_slow
 from gpt2.fast.limits import FAST, FastLimits
 from gpt2.fast.plan_parts import FastLinear, Norm
 from gpt2.fast.scripted import Scripted
@@ -117,12 +117,16 @@ def _fast_few_bits(
     weight = weight.detach()
     parts, has_onednn = _float16_parts(layer, limits), _can_pack(weight, limits)
     if not has_onednn:
-        return None if parts is None else FastLinear("float16", weight, bias, weight, parts)
+        is_fast = weight.dtype == torch.float16 and has_float16_units()
+        many_rows = limits.rows_for_own_float16 if is_fast else sys.maxsize
+        return None if parts is None else FastLinear("float16", weight, bias, weight, parts, many_rows)
     is_fast = has_bfloat16_units() if limits.matrix_units is None else limits.matrix_units
-    rows_for_float32 = sys.maxsize if is_fast else limits.rows_for_float32
+    many_rows = sys.maxsize if is_fast else limits.rows_for_float32
     if parts is not None:
-        return FastLinear("bfloat16 by float16", weight, bias, weight, parts, rows_for_float32)
-    return FastLinear("bfloat16", _packed_by_onednn(layer, weight, 1), bias, weight, None, rows_for_float32)
+        return FastLinear("bfloat16 by float16", weight, bias, weight, parts, many_rows, limits.rows_to_activate)
+    return FastLinear(
+        "bfloat16", _packed_by_onednn(layer, weight, 1), bias, weight, None, many_rows, limits.rows_to_activate
+    )
 
 
 def _packed_by_onednn(layer: nn.Module, weight: Tensor, n_rows: int) -> Tensor:
@@ -206,12 +210,26 @@ def product(x: Tensor, layer: FastLinear) -> Tensor:
         assert packed is not None
         return int8_product(x, packed, bias, kind == "lifted int8", layer.n_steps)
     if kind == "float16" or kind == "float16 row by row" or (kind == "bfloat16 by float16" and x.size(0) == 1):
-        return _float16_product(x, layer).to(x.dtype)
+        return _float16_product(x, layer).to(x.dtype) if x.size(0) < layer.many_rows else F.linear(x, layer.other, bias)
     if kind == "plain int8":
         return plain_int8_product(x, weight, layer.other, bias)
-    if kind != "packed float32" and x.size(0) >= layer.rows_for_float32:
+    if kind != "packed float32" and x.size(0) >= layer.many_rows:
         return F.linear(x.float(), layer.other.float(), None if bias is None else bias.float()).to(x.dtype)
     return _onednn_product(x, weight, bias)
+
+
+def activated_product(x: Tensor, layer: FastLinear, activation: str) -> Tensor:
+    """Return `activated(product(x, layer), activation)`. Many rows in bfloat16 are rounded once instead of twice."""
+    if activation != "relu" and x.size(0) >= layer.rows_to_activate and x.size(0) < layer.many_rows:
+        none: list[int | float | complex | None] = []
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", none, activation)
+        return y
+    return activated(product(x, layer), activation)
+
+
+def activated(x: Tensor, activation: str) -> Tensor:
+    """Return the activation that `BlockParts` names, applied to `x`."""
+    return F.relu(x) if activation == "relu" else F.gelu(x, approximate=activation)
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -112,7 +112,11 @@ class DecodePlan:
         (B, T), ends = input_ids.shape, self._parts.ends
         mask = visible_slots(past, T, attention_mask, input_ids.device)
         x = embedded(input_ids, attention_mask, past, ends)  # (B, T, C)
-        x = self._blocks_in_turn(x, B * T, lambda x, i, block: run_blocks(x, past, mask, caches[i : i + 1], [block]))
+        # In float32 the results have the model's bits, so all tokens are computed.
+        last = len(caches) - 1 if self._only_last and is_coarse(ends.wpe) else None
+        x = self._blocks_in_turn(
+            x, B * T, lambda x, i, block: run_blocks(x, past, mask, caches[i : i + 1], [block], only_last=i == last)
+        )
         return normed(x, ends.norm)
 
     def _blocks_in_turn(self, x: Tensor, n_rows: int, run: Callable[[Tensor, int, BlockParts], Tensor]) -> Tensor:

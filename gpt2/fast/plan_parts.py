@@ -16,8 +16,9 @@ class FastLinear(NamedTuple):
     - "float head": `weight` (n_out, n_in), no bias.
     - "float without MKL", "float head without MKL": the same; `other` is the weight of a product of one row, in parts.
     - "packed float32": `weight` packed by oneDNN, and `bias` (n_out,) if the layer has one.
-    - "bfloat16": the same; from `rows_for_float32` rows on, `other`, the weight (n_out, n_in), is multiplied in float32.
-    - "float16": `packed` by fbgemm, and `bias` (n_out,) if the layer has one; `other` is the weight (n_out, n_in).
+    - "bfloat16": the same; from `many_rows` rows on, `other`, the weight (n_out, n_in), is multiplied in float32.
+    - "float16": `packed` by fbgemm, and `bias` (n_out,) if the layer has one; from `many_rows` rows on, torch multiplies by
+      `other`, the weight (n_out, n_in).
     - "bfloat16 by float16": a single row like "float16", several like "bfloat16", also with a `weight` that is not packed.
     - "bfloat16 row by row", "float16 row by row": the same, but `product_of_each` multiplies one row after another.
     - "int8": `packed`, of which the parts include `bias` (n_out,); `other` is the layer's `units_and_sums`, for
@@ -31,7 +32,8 @@ class FastLinear(NamedTuple):
     bias: Tensor | None
     other: Tensor
     packed: Optional[list[torch.classes.quantized.LinearPackedParamsBase]]  # type: ignore[name-defined]  # noqa: UP045
-    rows_for_float32: int = 0
+    many_rows: int = 0
+    rows_to_activate: int = 2**31  # from this many rows on, oneDNN applies the activation after the layer
     n_steps: int = 0
 
 

@@ -105,7 +105,7 @@ def compute_beginning(
     n_known, kept = prefixes.find(ids[:-1])
     if kept is not None:
         Prefix(kept.ids[:n_known], [layer[:, :, :n_known] for layer in kept.layers]).fill(cache)
-    network = DecodePlan(model) if DecodePlan.fits(model) else network_of(model)
+    network = DecodePlan(model, only_last=True) if DecodePlan.fits(model) else network_of(model)
     while (n_left := len(ids) - cache.length) > 1:
         n_tokens, done = part(), cache.length
         if not take_along(ids[done : done + min(n_tokens, n_left - 1)], cache):

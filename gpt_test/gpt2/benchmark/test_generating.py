@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,7 +203,14 @@ def test_texts(tmp_path: Path) -> None:
     assert texts_of(str(path)).prompts == "the cat" and json.dumps(texts_of(str(path)).described())
 
 
-def test_an_engine_in_another_process_returns_the_same_ids(subject: Subject) -> None:
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "its process was ended by SIGKILL, most likely because memory ran out"),
+        (signal.SIGSEGV, "its process was ended by SIGSEGV"),
+    ],
+)
+def test_an_engine_in_another_process_returns_the_same_ids(subject: Subject, number: int, reason: str) -> None:
     prompts, others = [[1, 2, 3], [4, 5]], set(multiprocessing.active_children())
     here, apart = (kind(OURS, subject.folder, subject, "float32", Place(1)) for kind in (open_engine, EngineApart))
     assert apart.generate(prompts, 4) == here.generate(prompts, 4)
@@ -209,9 +218,10 @@ def test_an_engine_in_another_process_returns_the_same_ids(subject: Subject) -> 
         apart.generate([[300]], 4)
     assert apart.generate(prompts, 2) == here.generate(prompts, 2)
     for process in set(multiprocessing.active_children()) - others:
-        process.kill()
+        assert process.pid
+        os.kill(process.pid, number)
         process.join()
-    with pytest.raises(LeftOutError, match="its process ended"):
+    with pytest.raises(LeftOutError, match=f"^{reason}$"):
         apart.generate([[1]], 4)
     apart.close()
 

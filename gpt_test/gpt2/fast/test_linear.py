@@ -10,6 +10,8 @@ from gpt2.device import has_matrix_units
 from gpt2.fast.limits import FastLimits
 from gpt2.fast.linear import (
     PLAIN_FOR_ROWS,
+    activated,
+    activated_product,
     can_pack_for_rows,
     fast_head,
     fast_linear,
@@ -49,6 +51,25 @@ def test_the_product_is_that_of_the_layer(rows: int, has_amx: bool, by_float16: 
         assert torch.equal(product(x, packed_for_rows(layer, linear)), y)
     assert y.dtype == torch.bfloat16
     assert ((y - exact).abs() <= exact.abs() * 2**-8 + 0.02).all()
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 255, 256])
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("by_float16", [False, True])
+@pytest.mark.parametrize("activation", ["tanh", "none", "relu"])
+def test_many_rows_in_bfloat16_are_activated_with_one_rounding(
+    rows: int, has_amx: bool, by_float16: bool, activation: str
+) -> None:
+    layer, x = bfloat16_layer(), torch.randn(rows, 24).bfloat16()
+    linear = fast_linear(layer, FastLimits(matrix_units=has_amx, bfloat16_by_float16=by_float16))
+    exact = activated(x.double() @ layer.weight.detach().double() + layer.bias.detach().double(), activation)
+    y, in_two_steps = activated_product(x, linear, activation), activated(product(x, linear), activation)
+    assert y.dtype == torch.bfloat16 and ((y - exact).abs() <= exact.abs() * 2**-7 + 0.01).all()
+    if linear.kind in ("bfloat16", "bfloat16 by float16") and 64 <= rows < linear.many_rows and activation != "relu":
+        assert ((y - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+        assert (y - exact).abs().mean() < 0.95 * (in_two_steps - exact).abs().mean()
+    else:
+        assert torch.equal(y, in_two_steps)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -167,7 +188,7 @@ def test_float32_without_mkl_is_as_exact(rows: int, n_in: int, n_out: int, n_thr
 
 
 @pytest.mark.parametrize("n_in", [1, 7, 24, 64, 3072])
-@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize("rows", [1, 2, 9, 128])
 def test_packed_float16_is_the_product_rounded_once(n_in: int, rows: int) -> None:
     """Sums are in float32. Weights below the normal numbers are kept, and a layer with infinite ones is not packed."""
     layer, x = bfloat16_layer(n_in, 2 * ROWS_OF_PART + 1 if n_in == 24 else 70).half(), torch.randn(rows, n_in).half()

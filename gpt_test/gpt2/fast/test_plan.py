@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpt2 import GPT2, KVCache
 from gpt2.fast.limits import FastLimits
-from gpt2.fast.plan import DecodePlan, PlanOfEach
+from gpt2.fast.plan import DecodePlan, PlanOfEach, cache_dtype
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.window import Window
 from gpt2.model import Conv1D
@@ -43,6 +43,31 @@ def test_the_bits_are_those_of_the_model(dtype: torch.dtype, config: GPT2Config,
             done = until
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("cached", [0, 4])
+def test_of_a_prompt_the_last_token_may_be_all(
+    small_config: GPT2Config, dtype: torch.dtype, is_padded: bool, cached: int
+) -> None:
+    """Keys and values of the others are the same. In float32 all tokens are computed, because the bits are the model's."""
+    model, ids = random_model(small_config, dtype=dtype), ids_for(small_config, 2, 20)
+    mask = torch.ones_like(ids)
+    mask[0, : 3 * is_padded] = 0
+    hidden, caches = [], []
+    for only_last in (False, True):
+        plan = DecodePlan(model, only_last=only_last, limits=FastLimits(rows_for_python=1))
+        cache = KVCache(small_config, batch_size=2, dtype=cache_dtype(model))
+        with torch.inference_mode():
+            for ids_of_part, seen in ((ids[:, :cached], mask[:, :cached]), (ids[:, cached:], mask)):
+                if ids_of_part.numel():
+                    states = plan.hidden_states(ids_of_part, attention_mask=seen if is_padded else None, kv_cache=cache)
+        hidden.append(states)
+        caches.append([layer[..., :20, :] for layer in cache.layers])
+    assert hidden[1].shape[1] == (20 - cached if dtype == torch.float32 else 1)
+    torch.testing.assert_close(hidden[1][:, -1], hidden[0][:, -1], atol=0.05, rtol=0.05)
+    assert all(map(torch.equal, *caches))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])

@@ -143,22 +143,54 @@ def run_blocks_in_slots(
     `lengths[b]` tokens. Slot -1 stands for `own_cache`, (2, 1, H, S, D) for each layer. The products are computed for all
     texts together, and attention one text after another, each over its own tokens, so there is no padding.
     """
-    N, C = x.size(0), x.size(1)
+    N, each_has_one = x.size(0), x.size(0) == len(counts) and len(own_cache) == 0
     for i, block in enumerate(blocks):
         cache = caches[i]
         qkv = product(normed(x, block.norm_1), block.c_attn).view(N, 3, cache.size(2), cache.size(4))  # (N, 3, H, D)
-        ys: list[Tensor] = []
-        for b, of_text in enumerate(qkv.split_with_sizes(counts)):
-            heads = of_text.permute(1, 2, 0, 3)  # (3, H, T, D)
-            text = cache.select(1, slots[b]) if slots[b] >= 0 else own_cache[i].select(1, 0)  # (2, H, S, D)
-            text.narrow(2, lengths[b], counts[b]).copy_(heads[1:])
-            seen = text.narrow(2, 0, lengths[b] + counts[b]).unsqueeze(1)  # (2, 1, H, S, D)
-            mask = visible_slots(lengths[b], counts[b], None, x.device)
-            y = attention(heads.unsqueeze(1), seen, lengths[b], mask, block.scale)  # (1, H, T, D)
-            ys.append(y[0].transpose(0, 1).reshape(counts[b], C))
-        x += product(torch.cat(ys), block.attn_proj)  # (N, C)
+        if each_has_one:
+            y = attention_of_rows(qkv, lengths, slots, cache, block.scale)  # (N, C)
+        else:
+            y = attention_of_texts(qkv, counts, lengths, slots, cache, own_cache[i : i + 1], block.scale)  # (N, C)
+        x += product(y, block.attn_proj)  # (N, C)
         x += product(activated_product(normed(x, block.norm_2), block.c_fc, block.activation), block.mlp_proj)
     return x
+
+
+def attention_of_texts(
+    qkv: Tensor,
+    counts: list[int],
+    lengths: list[int],
+    slots: list[int],
+    cache: Tensor,
+    own_cache: list[Tensor],
+    scale: float,
+) -> Tensor:
+    """Store the keys and values of the next tokens of texts in their slots, and return their attention (N, C).
+
+    `qkv` (N, 3, H, D) has the queries, keys and values of all tokens. The rest is as in `run_blocks_in_slots`.
+    """
+    ys: list[Tensor] = []
+    for b, of_text in enumerate(qkv.split_with_sizes(counts)):
+        heads = of_text.permute(1, 2, 0, 3)  # (3, H, T, D)
+        text = cache.select(1, slots[b]) if slots[b] >= 0 else own_cache[0].select(1, 0)  # (2, H, S, D)
+        text.narrow(2, lengths[b], counts[b]).copy_(heads[1:])
+        seen = text.narrow(2, 0, lengths[b] + counts[b]).unsqueeze(1)  # (2, 1, H, S, D)
+        mask = visible_slots(lengths[b], counts[b], None, qkv.device)
+        y = attention(heads.unsqueeze(1), seen, lengths[b], mask, scale)  # (1, H, T, D)
+        ys.append(y[0].transpose(0, 1).reshape(counts[b], -1))
+    return torch.cat(ys)
+
+
+def attention_of_rows(qkv: Tensor, lengths: list[int], slots: list[int], cache: Tensor, scale: float) -> Tensor:
+    """Like `attention_of_texts` for one token of each text, with fewer operations: a tenth of a step of 8 rows."""
+    places: list[Tensor | None] = [torch.tensor(slots, device=qkv.device), torch.tensor(lengths, device=qkv.device)]
+    cache.permute(1, 3, 0, 2, 4).index_put_(places, qkv[:, 1:].to(cache.dtype))  # (N, 2, H, D) into (slots, S, 2, H, D)
+    q = qkv[:, 0].unsqueeze(2).to(cache.dtype)  # (N, H, 1, D)
+    ys: list[Tensor] = []
+    for b, query in enumerate(q.split(1)):
+        k, v = cache.narrow(1, slots[b], 1).narrow(3, 0, lengths[b] + 1).unbind()  # (1, H, S, D) each
+        ys.append(F.scaled_dot_product_attention(query, k, v, scale=scale))
+    return torch.cat(ys).to(qkv.dtype).view(qkv.size(0), -1)  # (N, C)
 
 
 def stored(qkv: Tensor, T: int, past: int, cache: Tensor) -> Tensor:

@@ -139,16 +139,20 @@ def test_in_int8_a_nan_after_the_end_of_the_text_does_no_harm(end: int | None) -
 def test_a_model_that_changes_its_dtype_while_decoding_is_refused(old: str, new: str) -> None:
     model, config = model_in(old), GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     rows = start(model, [[1]], config)
-    with pytest.raises(InputError, match=r"the cache is torch\.float32|converted from torch"):
+    with pytest.raises(InputError, match=r"the cache is torch\.|converted from torch"):
         for _ in decode(Batch(model), rows):
             model.to(getattr(torch, new))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_keys_and_values_in_16_bits_are_kept_in_float32(dtype: str) -> None:
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_keys_and_values_in_16_bits_are_kept_in_the_fastest_dtype(
+    dtype: str, has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model that was changed computes with its own cache, in its own dtype, also in the middle of a text."""
+    monkeypatch.setattr("gpt2.fast.plan.has_matrix_units", lambda: has_amx)
     model = model_in(dtype)
-    assert cache_dtype(model) == torch.float32
+    assert cache_dtype(model) == (torch.bfloat16 if has_amx and dtype == "bfloat16" else torch.float32)
     config = GenerationConfig(max_new_tokens=20, stop_at_eot=False)
     for batch in (Batch(model), SlotBatch(model, Slots(model, 1))):
         rows = start(model, [[1]], config)

@@ -111,6 +111,9 @@ class FastLimits:
     # takes only twice as long as one of 64.
     prompt_rows_together: int = 256
 
+    # Rows. A text that has no more tokens to compute begins in the step of other texts, without a pass of its own.
+    rows_to_join: int = 64
+
     # Whether the CPU multiplies matrices of bfloat16 and int8 faster than those of float32. None: `device` detects it.
     matrix_units: bool | None = None
 

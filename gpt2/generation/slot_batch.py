@@ -2,8 +2,9 @@
 
 Each row has a decoder of its own, whose cache is a slot. While one row runs, this decoder takes all steps, with its fast
 paths. Several rows take their steps in one pass over the weights, in which each row attends to its own tokens only: there is
-no padding, and a row that has ended costs nothing. In float32, short prompts that begin at once take one pass too. The
-`beginning` of a row is copied into its slot, in every dtype. It needs a model that `DecodePlan` fits, on a CPU.
+no padding, and a row that has ended costs nothing. A row with few tokens to compute begins in such a pass. In float32, short
+prompts that begin at once take one pass too. The `beginning` of a row is copied into its slot, in every dtype. It needs a
+model that `DecodePlan` fits, on a CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gpt2.generation.memory import memory_of_rows
 from gpt2.generation.prefix_cache import PrefixCache, n_common
 from gpt2.generation.row import Row
 from gpt2.generation.slot_steps import PromptPart, SlotSteps
-from gpt2.generation.steps import OneToken, Step
+from gpt2.generation.steps import OneToken, Prefill, Step
 from gpt2.kv_cache import KVCache
 from gpt2.model import GPT2
 from gpt2.quantization.derived import state_of
@@ -74,6 +75,7 @@ class SlotBatch(Batch):
         self._together: SlotSteps | None = None  # of all decoders; None without a plan
         self._state: object = None  # of the weights for which it was made
         self._along: PromptPart | None = None
+        self._joins = False  # whether the next row begins in the step of the others
 
     @staticmethod
     def fits(model: GPT2) -> bool:
@@ -98,9 +100,8 @@ class SlotBatch(Batch):
         self._places, self._decoders, self._taken, self._decoder = [], [], [], None
 
     def _prefill(self, n_rows: int) -> list[Row]:
-        """Prefill the first `n_rows` waiting rows, one after another, and give each its first token."""
-        self._retire()
-        rows = self._waiting[:n_rows]
+        """Prefill the first `n_rows` waiting rows, and give each its first token; a row that `_joins`, in a step of all."""
+        rows, others = self._waiting[:n_rows], self._places if self._joins else []
         if n_rows > len(self._slots.free):
             raise InputError(f"{n_rows} rows begin and {len(self._slots.free)} slots are free: admit fewer rows")
         self._check_plan()
@@ -109,7 +110,7 @@ class SlotBatch(Batch):
             decoders = [self._new_decoder(row, slot) for row, slot in zip(rows, taken, strict=True)]
             if len(rows) == 1 and not self._places:
                 self._drafts(rows[0], decoders[0])  # speculation counts this step too
-            logits = self._first_logits(decoders, taken)
+            logits = self._joint_logits(rows[0], decoders[0], taken[0]) if others else self._first_logits(decoders, taken)
         except BaseException:
             self._slots.free += taken
             raise
@@ -119,9 +120,9 @@ class SlotBatch(Batch):
         self._decoders, self._taken = self._decoders + decoders, self._taken + taken
         self._decoder = self._decoders[0]
         try:
-            return self._give(rows, logits)
+            return self._give([*others, *rows], logits)
         except BaseException:
-            for decoder in decoders:
+            for decoder in self._decoders if others else decoders:
                 decoder.forget()
             raise
 
@@ -166,6 +167,23 @@ class SlotBatch(Batch):
                 found[place] = found[first]
         return torch.cat([found[place] for place in range(len(decoders))])
 
+    def _can_join(self, row: Row) -> bool:
+        """Whether a row can begin in the step of the others. A few tokens cost less there than in a pass of their own."""
+        if self._together is None or not self._places or not DecodePlan.fits(self._model):
+            return False
+        if any(decoder.next_in_slot() is None for decoder in self._decoders):
+            return False
+        ids = row.window.visible_ids
+        n_known = len(row.beginning.ids) if row.beginning else self._prefix_cache.find(ids)[0]
+        return len(ids) - n_known <= self._fast.rows_to_join
+
+    def _joint_logits(self, row: Row, decoder: Decoder, slot: int) -> Tensor:
+        """Return the logits (B + 1, V) after the windows of the running rows and of a new one, with one pass for all."""
+        assert self._together is not None and self._decoder is not None
+        self._decoder.only_largest = all(one.takes_only_the_largest for one in [*self._places, row])
+        caches = [cache for one in self._decoders if (cache := one.next_in_slot()) is not None]
+        return self._together.next_logits(self._decoders, caches, self._taken, new=(decoder, slot))
+
     def _groups(self, decoders: Sequence[Decoder], windows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
         """The places of distinct windows, in groups that are computed together.
 
@@ -186,7 +204,12 @@ class SlotBatch(Batch):
             yield group
 
     def _next_step(self) -> Step | None:
-        if self._along is None or self._waiting or self._searches or not self._places:
+        self._joins = False
+        if self._waiting and not self._searches:
+            n_rows = self._n_rows_to_prefill()
+            self._joins = n_rows == 1 and self._can_join(self._waiting[0])
+            return Prefill(n_rows, n_running=len(self._places) if self._joins else 0)
+        if self._along is None or self._searches or not self._places:
             return super()._next_step()
         assert self._decoder is not None
         self._decoder.only_largest = False  # drafts, and several tokens at once, take a step without the prompt
@@ -217,7 +240,7 @@ class SlotBatch(Batch):
             places, caches = zip(*together, strict=True)
             decoders, slots = [self._decoders[place] for place in places], [self._taken[place] for place in places]
             assert self._together is not None
-            logits: Tensor = self._together.next_logits(decoders, caches, slots, along)
+            logits: Tensor = self._together.next_logits(decoders, caches, slots, along=along)
             if not found:
                 return logits
             found |= dict(zip(places, logits, strict=True))

@@ -55,26 +55,36 @@ class SlotSteps:
         decoders: Sequence[Decoder],
         caches: Sequence[KVCache],
         slots: Sequence[int],
+        *,
+        new: tuple[Decoder, int] | None = None,
         along: PromptPart | None = None,
     ) -> Tensor:
         """Return the logits (B, V) after the windows of B decoders, as `Decoder.next_logits` of each would.
 
-        `caches` are the results of `Decoder.next_in_slot`. The pass computes `along` too. Raises CheckpointError if the
-        model computes NaN.
+        `caches` are the results of `Decoder.next_in_slot`. With `new`, a decoder that begins and its slot, the result is
+        (B + 1, V). The pass computes `along` too. Raises CheckpointError if the model computes NaN.
         """
-        texts, lengths = [decoder.windows[0].ids[-1:] for decoder in decoders], [cache.length for cache in caches]
-        slots, own_cache = list(slots), list[Tensor]()
+        texts: list[Sequence[int]] = [decoder.windows[0].ids[-1:] for decoder in decoders]
+        lengths, slots, own_cache = [cache.length for cache in caches], list(slots), list[Tensor]()
+        begun = None if new is None else new[0].begin_in_slot()
+        if new is not None and begun is not None:
+            ids, cache = begun
+            texts, lengths, slots = [*texts, ids[cache.length :]], [*lengths, cache.length], [*slots, new[1]]
+        n_rows = len(texts)
         if along is not None:
             self.plan.check_fit(along.cache, 1, len(along.ids))
-            texts, lengths, slots = [*texts, list(along.ids)], [*lengths, along.cache.length], [*slots, -1]
+            texts, lengths, slots = [*texts, along.ids], [*lengths, along.cache.length], [*slots, -1]
             own_cache = along.cache.layers
         n_tokens = sum(map(len, texts))
-        with decoders[0].timed("slots", n_tokens if along is None else -n_tokens.bit_length(), work=n_tokens):
+        is_step = new is None and along is None
+        with decoders[0].timed("slots", n_tokens if is_step else -n_tokens.bit_length(), work=n_tokens):
             hidden = self.plan.hidden_states_of_slots(texts, lengths, slots, self.layers, own_cache)
-            logits = decoders[0].logits(hidden[: len(decoders)])
+            logits = decoders[0].logits(hidden[:n_rows])
         check_finite(logits)
         if along is not None:
             along.cache.advance(len(along.ids))
         for decoder, cache in zip(decoders, caches, strict=True):
             decoder.count_step(cache)
+        if new is not None and begun is not None:
+            new[0].count_first_step(*begun)
         return logits

@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Prefill:
-    """Prefill the prompts of `n_rows` new rows, and give each its first token."""
+    """Prefill the prompts of `n_rows` new rows, and give each its first token.
+
+    The same pass over the weights may give the `n_running` rows of the batch their next token.
+    """
 
     n_rows: int
+    n_running: int = 0
 
     name = "prefill"
 

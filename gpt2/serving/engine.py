@@ -8,7 +8,7 @@ It knows neither HTTP nor JSON. The rules:
 - A long prompt's keys and values are computed in parts. The next step of the running rows computes a part too, in one pass
   over the weights. A part has as many tokens as about double the time of that step.
 - A pass for the log-probabilities of a prompt or its embedding runs in such parts between the steps.
-- Short prompts join whole.
+- Short prompts join whole. A row with few tokens to compute begins in a step of the running rows.
 - After such a part, and after short prompts have joined, the running rows take steps for at least as long as that took.
   Prompts that come about double their mean time per token, however many come. Parts and joining rows take turns.
 - A cancelled job leaves before the next step.
@@ -259,8 +259,9 @@ class Engine:
         except Exception as error:
             self._isolate(lane, states, error)
         seconds = self._clock() - began
-        if isinstance(lane.step, Prefill):  # the rows that ran before got no token
-            self._charge(seconds, lane.n_joining)
+        if isinstance(lane.step, Prefill):
+            of_others = self._step_seconds if lane.step.n_running else 0.0  # the rows that ran before got a token, or not
+            self._charge(max(0.0, seconds - of_others), lane.n_joining)
             lane.n_joining = 0
         elif isinstance(lane.step, OneToken) and n_along:
             self._prompt_token_seconds = max(0.0, seconds - self._step_seconds) / n_along

@@ -155,6 +155,44 @@ def test_the_steps(model: GPT2) -> None:
     assert any(isinstance(step, GreedyTokens) for step in seen)
 
 
+def refuse(*_: Any) -> torch.Tensor:
+    raise InputError("no token is allowed")
+
+
+@pytest.mark.parametrize("fault", [None, "NaN", "no token"])
+def test_one_row_begins_in_the_step_of_the_others(model: GPT2, fault: str | None) -> None:
+    """If it has few tokens to compute. A fault of the new row leaves the others as they were before the step."""
+    options = [{"max_new_tokens": 9}, {"max_new_tokens": 20}, {"max_new_tokens": 12, "do_sample": True, "seed": 3}]
+    wanted = [
+        finished(Batch(model), rows(model, [prompt], **some))[0] for prompt, some in zip(PROMPTS, options, strict=True)
+    ]
+    seen, slots = list[Step](), Slots(model, 3)
+    batch = SlotBatch(model, slots, on_step=seen.append, fast=FastLimits(rows_to_join=len(PROMPTS[2])))
+    first, second, new = (rows(model, [prompt], **some)[0] for prompt, some in zip(PROMPTS, options, strict=True))
+    batch.admit([first, second])
+    for _ in range(3):
+        list(batch.step())
+    batch.admit([new])
+    if fault == "NaN":
+        new.beginning = Prefix(
+            (PROMPTS[2][0],), [torch.full_like(layer[:, 0, :, :1], float("nan")) for layer in slots.layers]
+        )
+    elif fault:
+        new.processors = (refuse,)
+    if fault:
+        with pytest.raises(CheckpointError if fault == "NaN" else InputError):
+            list(batch.step())
+        assert [len(row.ids) for row in (first, second, new)] == [3, 3, 0]
+        new.finish_reason = "stop"
+    else:
+        assert list(batch.step()) == [[first, second, new]]
+        assert seen[-1] == Prefill(1, n_running=2) and [len(row.ids) for row in (first, second, new)] == [4, 4, 1]
+    while batch.rows:
+        list(batch.step())
+    assert [first.ids, second.ids] == wanted[:2] and (fault or new.ids == wanted[2])
+    assert sorted(slots.free) == [0, 1, 2]
+
+
 def test_a_beginning_is_not_computed_again(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 9 tokens, 7 were computed before. When the windows slide, all of them is computed, with the same ids."""
     prompt, options = [4, 1, 5, 9, 2, 6, 5, 3, 5], {"max_new_tokens": CONFIG.n_positions}

@@ -233,7 +233,7 @@ class Decoder:
         return None if self._plan is None or cache is None or cache.length == cache.max_length else cache
 
     def count_step(self, cache: KVCache) -> None:
-        """Say that a step of several windows has computed the last token of the only one, in its `next_in_slot`."""
+        """Count a step that was computed for several windows. `cache` is the result of `next_in_slot`."""
         cache.advance(1)
         self._tokens_left -= 1
 
@@ -243,9 +243,9 @@ class Decoder:
         return self._plan is not None and self._is_exact and not self._vectors
 
     def begin_in_slot(self) -> tuple[tuple[int, ...], KVCache]:
-        """Return the visible ids of the only window, and a new cache with the beginning of them that is known.
+        """Return the visible ids of the only window, and a new cache that has what is known of them.
 
-        The caller computes the others in the cache, and calls `count_first_step`.
+        The caller computes the rest in the cache, and calls `count_first_step`.
         """
         self.windows[0].slide()
         ids = tuple(self.windows[0].visible_ids)
@@ -255,7 +255,7 @@ class Decoder:
         return ids, cache
 
     def count_first_step(self, ids: tuple[int, ...], cache: KVCache) -> None:
-        """Say that all of `ids` are computed: the results of `begin_in_slot`."""
+        """Count a prefill that the caller has computed. The arguments are the results of `begin_in_slot`."""
         cache.advance(len(ids) - cache.length)
         self._cache = cache
         self._tokens_left -= 1
@@ -421,7 +421,7 @@ class Decoder:
         return threads.step((id(self._model), *kind), self._device, work)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits (B, V) of hidden states (B, C), where `only_largest` from the greedy head."""
+        """Return the logits (B, V) of hidden states (B, C), with `only_largest` by the greedy head if it is due."""
         logits = self._greedy_head.logits(hidden) if self._greedy_head and self.only_largest else None
         return self._network.logits(hidden) if logits is None else logits
 

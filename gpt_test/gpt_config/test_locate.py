@@ -177,7 +177,8 @@ TINY = "from gpt_encoder import load_tokenizer; print(load_tokenizer('gpt2-tiny'
 
 
 def test_a_shipped_model_is_found_in_a_checkout_without_importing_its_package(without_gpt2: Callable) -> None:
-    code = f"{TINY}; import sys; print(*{{'torch', 'gpt2'}} & sys.modules.keys())"
+    not_installed = "import importlib.metadata as metadata; metadata.entry_points = lambda **_: []"  # it may be, by pip
+    code = f"{not_installed}; {TINY}; import sys; print(*{{'torch', 'gpt2'}} & sys.modules.keys())"
     assert without_gpt2(code).stdout == "4096\n\n"
     assert without_gpt2(f"import gpt2; {TINY}").stdout == "4096\n"
 

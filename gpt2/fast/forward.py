@@ -75,8 +75,8 @@ def run_blocks(
 ) -> Tensor:
     """Run all blocks on the residual stream `x` (B, T, C) after `past` cached tokens. Returns (B, T, C).
 
-    `mask` is the result of `visible_slots`. With `only_last`, the result is (B, 1, C), that of the last token. Of the others
-    the last block computes keys and values only.
+    `mask` is the result of `visible_slots`. With `only_last`, the result is (B, 1, C), that of the last token: the last
+    block computes only keys and values of the others.
     """
     B, T, C = x.size(0), x.size(1), x.size(2)
     x = x.view(B * T, C)  # a row for each token

@@ -111,7 +111,7 @@ class FastLimits:
     # takes only twice as long as one of 64.
     prompt_rows_together: int = 256
 
-    # Rows. A text that has no more tokens to compute begins in the step of other texts, without a pass of its own.
+    # Rows. A text with at most this many tokens to compute begins in a step of other texts, without a pass of its own.
     rows_to_join: int = 64
 
     # Whether the CPU multiplies matrices of bfloat16 and int8 faster than those of float32. None: `device` detects it.
@@ -124,7 +124,7 @@ class FastLimits:
     # operation. Steps with drafts have fewer rows, because each must have the bits of a single one.
     rows_to_activate: int = 64
 
-    # Rows. From here on, a CPU with instructions for float16 multiplies it faster than fbgemm, which computes in float32.
+    # Rows. From here on, torch's product is faster than fbgemm's on a CPU with instructions for float16.
     rows_for_own_float16: int = 128
 
     # Rows. From here on, Python runs the blocks: its share of the time is negligible, and Ctrl-C takes effect before all

@@ -20,7 +20,7 @@ from gpt_config.generation_config import GenerationConfig
 
 
 def is_finite(logits: Tensor) -> bool:
-    """Return whether each row of logits (B, V) has a largest one that is a number. A smaller one may be -inf."""
+    """Return whether the largest of each row of logits (B, V) is finite. The others may be -inf."""
     # `math.isfinite` in Python, because each operation on tensors adds to the overhead of a step.
     return all(map(math.isfinite, logits.amax(-1).tolist()))
 

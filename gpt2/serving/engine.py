@@ -260,8 +260,9 @@ class Engine:
             self._isolate(lane, states, error)
         seconds = self._clock() - began
         if isinstance(lane.step, Prefill):
-            of_others = self._step_seconds if lane.step.n_running else 0.0  # the rows that ran before got a token, or not
-            self._charge(max(0.0, seconds - of_others), lane.n_joining)
+            if lane.step.n_running:  # the running rows got their tokens in the same pass
+                seconds = max(0.0, seconds - self._step_seconds)
+            self._charge(seconds, lane.n_joining)
             lane.n_joining = 0
         elif isinstance(lane.step, OneToken) and n_along:
             self._prompt_token_seconds = max(0.0, seconds - self._step_seconds) / n_along

@@ -102,6 +102,17 @@ def test_each_row_has_the_bits_of_its_own_product(dtype: torch.dtype, n_in: int,
         torch.set_num_threads(n_threads_before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_rows_have_the_bits_of_their_own_products_too(dtype: torch.dtype) -> None:
+    """Also where a product of so many rows without this demand uses another kernel."""
+    limits = FastLimits(matrix_units=False, bfloat16_by_float16=True, rows_for_float32=128)
+    linear = of_each(fast_linear(bfloat16_layer(768, 1280).to(dtype), limits))
+    if linear.kind != "float16":
+        pytest.skip("torch has no such kernel for this processor")
+    x = torch.randn(130, 768).to(dtype)
+    assert torch.equal(product_of_each(x, linear), torch.cat([product(row, linear) for row in x.split(1)]))
+
+
 @pytest.mark.parametrize("n_embd", [64, 36])
 def test_if_bits_depend_on_other_rows_they_are_multiplied_one_by_one(n_embd: int) -> None:
     """For example, with a width that is not a multiple of 64, sums may depend on the number of rows."""
